@@ -1,0 +1,42 @@
+# make install | test | ablation | check | lint | clean      (PYTHON=python3.12 chooses the interpreter)
+PYTHON ?= python3
+VENV ?= .venv
+# Processes of the test suite; each holds one JAX.
+JOBS ?= 2
+
+# The stamp names the Python version, so that another PYTHON makes a new environment.
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+STAMP := $(VENV)/installed-$(VERSION)
+BIN := $(VENV)/bin
+
+.PHONY: install test ablation check lint clean
+.DEFAULT_GOAL := install
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'PYTHON=$(PYTHON) is $(or $(VERSION),not a Python that runs), and this project needs 3.11 or newer: try `make PYTHON=python3.12 $(or $(MAKECMDGOALS),install)`.' >&2; exit 1; }
+	@echo 'Installing into $(VENV) (Python $(VERSION)); about a minute, and the download.'
+	@test -x $(BIN)/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[test]'
+	@touch $@
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+
+ablation: $(STAMP)
+	$(BIN)/python -m experiments.run positions_and_windows --workdir=runs/positions_and_windows
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check: lint
+	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+clean:
+	rm -rf $(VENV) .cache build dist *.egg-info
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

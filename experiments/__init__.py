@@ -1,0 +1,1 @@
+"""Experiments: one file a question, and the runner, statistics and report that they share. See README.md here."""

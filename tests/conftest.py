@@ -1,0 +1,27 @@
+"""What every test shares: eight simulated devices, one compilation cache, and signatures that are checked."""
+
+import os
+from pathlib import Path
+
+# JAX reads these when it is first imported, and so do the commands that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+_CACHE = Path(__file__).parent.parent / ".cache"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The shapes in signatures are checked where arrays are handled. What reads people's input (config, data, the verbs)
+# is left as it runs for them: there a wrong type must end in the project's own sentence.
+install_import_hook(
+    ["transformer.model", "transformer.training", "transformer.decoding", "transformer.analysis"], "beartype.beartype"
+)
+
+# The first example of a shape compiles for seconds, so a deadline would only measure the compiler. The examples are
+# the same on every run: a failure can be run again.
+settings.register_profile("transformer", deadline=None, max_examples=25, derandomize=True)
+settings.load_profile("transformer")

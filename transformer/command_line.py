@@ -1,0 +1,83 @@
+"""What the verbs share: flags, one-sentence errors, and the compilation cache."""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+
+from transformer.config import Config, UserError, check_key, from_config_dict
+
+FLAGS = flags.FLAGS
+
+
+def define_config() -> None:
+    from ml_collections import config_flags
+
+    config_flags.DEFINE_config_file("config", None, "A file with get_config(), such as configs/quantities.py.")
+
+
+def config_from_flags() -> Config:
+    if FLAGS.config is None:
+        raise UserError("--config is missing: name a config file, such as --config=configs/quantities.py")
+    return from_config_dict(FLAGS.config)
+
+
+def workdir_from_flags() -> Path:
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/first")
+    return Path(FLAGS.workdir)
+
+
+def use_compilation_cache() -> None:
+    """Compiled programs are kept on disk, so that a second start is fast; JAX_COMPILATION_CACHE_DIR moves them."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/transformer/xla").expanduser()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def fail(error: Exception | str) -> None:
+    """Prints one sentence and exits with 2, as a mistake on the command line does."""
+    print(f"error: {str(error).strip()}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """absl's parser, with the config's mistakes told in one sentence each."""
+    try:
+        for i, argument in enumerate(argv):
+            if match := re.fullmatch(r"--?config(=(.*))?", argument):
+                path = match[2] if match[1] else (argv[i + 1] if i + 1 < len(argv) else "")
+                if not Path(path.split(":")[0]).is_file():
+                    raise UserError(f"there is no config file {path!r}: name one of configs/*.py")
+            elif match := re.fullmatch(r"--?(?:no)?config\.([^=]+)(=.*)?", argument):
+                check_key(match[1])
+        rest = FLAGS(argv)
+        if len(rest) > 1:
+            raise UserError(f"{rest[1]!r} is not a flag: write --name=value, and see --help")
+        return rest
+    except flags.Error as error:
+        fail(re.sub(r"\s+", " ", str(error)))
+    except (UserError, TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:
+        fail(re.sub(r"\s+", " ", str(error)))
+    return []
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs a verb; a `UserError` becomes one line on stderr."""
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            fail(error)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(141)
+
+    logging.set_verbosity(logging.WARNING)
+    use_compilation_cache()
+    app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,304 @@
+"""Spelled-out quantities, English to German: a translation corpus that is generated, with nothing to download.
+
+    Sie sagt, dass die Bäckerei ... vierundzwanzig Kilogramm Mehl ... bestellt hat.
+
+The task is small and yet has what makes translation hard: German turns the digits around ("vierundzwanzig"), puts the
+verb second in a main clause and last in a subordinate one, inflects articles and ordinals, and moves day and place
+before the quantity. The true translation of any length is known, so a model can be asked for exact matches
+
+* in `validation` and `test`: on sentences like those of `train`, each with a quantity above 100, and none of those occurs
+  in `train`;
+* in `longer`: on sentences with more quantities than any in `train`, every one longer than the longest of `train`, in
+  even steps up to more than twice its length. Only length is new there: every English word and every part of a German
+  number word (`parts_of`) occurs in `train`, and so does every pattern of clauses and lists, in a shorter form.
+
+The same constants, num2words and Babel give the same corpus on any machine; `fingerprint()` names it.
+"""
+
+import collections
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import itertools
+import json
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transformer.data import quantity_words as words
+from transformer.data.quantity_frames import CONTRASTS, FRAMES, OPENERS, REPORTS, Frame
+
+SIZES = {"train": 20_000, "validation": 500, "test": 1_000, "longer": 1_000}
+SEED = 2017
+# Parts of a sentence (see `measure`), in English and in German: no sentence of train, validation or test has more.
+MAX_PARTS = 26
+# `longer` is drawn evenly from these bands of length, as multiples of MAX_PARTS; no sentence goes past the last.
+LONGER_BANDS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
+QUANTITIES = {"train": (1, 3), "validation": (1, 3), "test": (1, 3), "longer": (4, 6)}
+# Numbers up to here belong to every split; each larger one belongs to one pool only, by a hash of its digits.
+SHARED_UP_TO = 100
+LARGEST = 999_999
+POOLS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "longer": range(8, 10)}
+# The largest number that makes sense for some kinds; all others go up to LARGEST.
+LIMITS = {"percent": 100, "temperature": 9_999, "room": 9_999, "page": 9_999, "seat": 99_999, "question": 999,
+          "chapter": 999, "row": 999, "edition": 999, "attempt": 9_999, "house": 9_999}  # fmt: skip
+_YEARS = (1100, 2099)
+
+
+def allowed(number: int, split: str) -> bool:
+    """Whether `number` may occur in `split`: up to 100 everywhere, above in exactly one of the pools."""
+    return number <= SHARED_UP_TO or hashlib.sha256(str(number).encode()).digest()[0] % 10 in POOLS[split]
+
+
+def measure(english: str, german: str) -> tuple[int, int]:
+    """Lengths of a pair in parts: words, with English hyphens and German number words taken apart."""
+    german_parts = sum(len(words.parts_of(word)) for word in tokens(german))
+    return len(english.replace("-", " ").split()), german_parts
+
+
+def tokens(sentence: str) -> list[str]:
+    """The words of a sentence, without punctuation, in lower case at its beginning only."""
+    found = re.findall(r"[\w'-]+", sentence)
+    return [found[0][0].lower() + found[0][1:], *found[1:]]
+
+
+@functools.cache
+def _frames(count: int) -> list[Frame]:
+    return [frame for frame in FRAMES if frame.takes(count)]
+
+
+class _Writer:
+    """Draws sentences of one split; all its randomness comes from one generator seeded by an integer."""
+
+    def __init__(self, split: str):
+        self.split = split
+        self.rng = random.Random(SEED + list(SIZES).index(split))
+        self.largest = 0  # number in the sentence that is being drawn
+
+    # -- numbers ---------------------------------------------------------------------------------------------------
+
+    def number(self, largest: int = LARGEST, smallest: int = 1) -> int:
+        """A number of the split: magnitudes mixed, a third of the larger ones round as in ordinary text."""
+        while True:
+            # Half of all numbers have at most two digits, as in ordinary text.
+            digits = self.rng.choices((1, 2, 3, 4, 5, 6), (14, 26, 22, 16, 10, 12))[0]
+            number = self.rng.randrange(10 ** (digits - 1), 10**digits)
+            if digits > 2 and self.rng.random() < 1 / 3:
+                unit = 10 ** (digits - self.rng.choice((1, 2)))
+                number -= number % unit
+            if smallest <= number <= largest and allowed(number, self.split):
+                self.largest = max(self.largest, number)
+                return number
+
+    def year(self) -> int:
+        while True:
+            number = self.rng.randint(*_YEARS)
+            # The last two centuries as often as the eight before them.
+            if (number >= 1900 or self.rng.random() < 0.25) and allowed(number, self.split):
+                self.largest = max(self.largest, number)
+                return number
+
+    # -- quantities: each a pair (English, German) ----------------------------------------------------------------
+
+    def quantity(self, kind: str, count: int) -> tuple[str, str]:
+        """`count` quantities of one kind as a list in both languages; `kind` is the name in a frame's slot."""
+        kind, _, place = kind.partition("@")
+        if kind in words.LABELS:
+            return self._labelled(kind, count)
+        if kind in words.RANKS:
+            return self._ranked(kind, count)
+        pairs = self._distinct(lambda: self._one(kind), count)
+        if place == "name":
+            names = self.rng.sample(words.NAMES, count)
+            pairs = [(f"{name} {en}", f"{name} {de}") for name, (en, de) in zip(names, pairs, strict=True)]
+        elif place:
+            known = words.PLACES[place]
+            # Days and months stand in the order of the calendar.
+            chosen = [known[i] for i in sorted(self.rng.sample(range(len(known)), count))]
+            pairs = [(f"{en} {where}", f"{wo} {de}") for (where, wo), (en, de) in zip(chosen, pairs, strict=True)]
+        english, german = zip(*pairs, strict=True)
+        return words.joined(list(english), list(german))
+
+    @staticmethod
+    def _distinct(draw: Callable[[], tuple[str, str]], count: int) -> list[tuple[str, str]]:
+        drawn: dict[tuple[str, str], None] = {}
+        while len(drawn) < count:
+            drawn[draw()] = None
+        return list(drawn)
+
+    def _one(self, kind: str) -> tuple[str, str]:
+        largest = LIMITS.get(kind, LARGEST)
+        if kind == "day":
+            return self._date()
+        if kind == "date":
+            english, german = self._date()
+            return f"on {english}", f"am {german}"
+        if kind == "goods":
+            return self.rng.choice(words.GOODS).counted(self.number(largest))
+        if kind in ("food", "cargo"):
+            return self._substance(kind)
+        return self.rng.choice(words.UNITS[kind]).counted(self.number(largest))
+
+    def _date(self) -> tuple[str, str]:
+        month = self.rng.randint(1, 12)
+        # February has 28 days here, so that a date without a year is always one.
+        day = self.rng.randint(1, 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31)
+        return words.date(day, month, self.year() if self.rng.random() < 0.6 else None)
+
+    def _substance(self, kind: str) -> tuple[str, str]:
+        form = self.rng.choice(("dry", "liquid"))
+        english, german = self.rng.choice(words.SUBSTANCES[form])
+        counted = self.rng.choice(words.UNITS[f"{kind} {form}"]).counted(self.number())
+        return f"{counted[0]} of {english}", f"{counted[1]} {german}"
+
+    def _labelled(self, kind: str, count: int) -> tuple[str, str]:
+        one_en, many_en, one_de, many_de = words.LABELS[kind]
+        pairs = self._distinct(lambda: words.cardinal(self.number(LIMITS.get(kind, LARGEST))), count)
+        english, german = words.joined([en for en, _ in pairs], [de for _, de in pairs])
+        return (f"{one_en} {english}", f"{one_de} {german}") if count == 1 else (f"{many_en} {english}", f"{many_de} {german}")
+
+    def _ranked(self, kind: str, count: int) -> tuple[str, str]:
+        noun_en, noun_de, gender = words.RANKS[kind]
+        article, ending = words.DEFINITE[gender]
+        pairs = self._distinct(lambda: words.ordinal(self.number(LIMITS.get(kind, LARGEST))), count)
+        english, german = words.joined([f"the {en}" for en, _ in pairs], [f"{article} {de}{ending}" for _, de in pairs])
+        return f"{english} {noun_en}", f"{german} {noun_de}"
+
+    # -- clauses and sentences ------------------------------------------------------------------------------------
+
+    def clause(self, count: int) -> tuple[str, Frame, list[str]]:
+        """A clause with `count` quantities: its English, its frame, and the German of its slots."""
+        frame = self.rng.choice(_frames(count))
+        counts = [1] * len(frame.slots)
+        if frame.slots[-1].endswith("+"):
+            counts[-1] = count - len(counts) + 1
+        pairs = [self.quantity(slot.rstrip("+"), c) for slot, c in zip(frame.slots, counts, strict=True)]
+        return frame.english([en for en, _ in pairs]), frame, [de for _, de in pairs]
+
+    def sentence(self, count: int) -> tuple[str, str]:
+        """A sentence with `count` quantities: one clause, dressed up, or several, joined."""
+        self.largest = 0
+        clauses = self.rng.choices(range(1, count + 1), [2.0**-i for i in range(count)])[0]
+        cuts = sorted(self.rng.sample(range(1, count), clauses - 1))
+        sizes = [right - left for left, right in itertools.pairwise((0, *cuts, count))]
+        drawn = [self.clause(size) for size in sizes]
+        english = [en for en, _, _ in drawn]
+        form = self.rng.random()
+        _, frame, slots = drawn[0]
+        if clauses == 1 and form < 0.3:
+            opener_en, opener_de = self.rng.choice(OPENERS)
+            pair = f"{opener_en}, {english[0]}", f"{opener_de} {frame.inverted(slots)}"
+        elif clauses == 1 and form < 0.6:
+            report_en, report_de = self.rng.choice(REPORTS)
+            pair = f"{report_en} that {english[0]}", f"{report_de}, dass {frame.subordinate(slots)}"
+        elif clauses == 2:
+            word_en, word_de, subordinate = self.rng.choice(CONTRASTS)
+            _, second, more = drawn[1]
+            if subordinate == "first":  # the main clause then begins with its verb
+                german = f"{word_de} {frame.subordinate(slots)}, {second.inverted(more)}"
+                pair = f"{word_en} {english[0]}, {english[1]}", german
+            else:
+                last = second.subordinate(more) if subordinate == "second" else second.main(more)
+                pair = f"{english[0]}, {word_en} {english[1]}", f"{frame.main(slots)}, {word_de} {last}"
+        else:
+            pair = words.joined(english, [frame.main(slots) for _, frame, slots in drawn])
+        return tuple(text[0].upper() + text[1:] + "." for text in pair)
+
+
+def _band(lengths: tuple[int, int]) -> int | None:
+    """Which of LONGER_BANDS a pair falls into, None if it is too short or too long."""
+    low, high = min(lengths) / MAX_PARTS, max(lengths) / MAX_PARTS
+    if low <= LONGER_BANDS[0] or high > LONGER_BANDS[-1]:
+        return None
+    return next(i for i, (_, end) in enumerate(itertools.pairwise(LONGER_BANDS)) if low <= end)
+
+
+@functools.cache
+def corpus() -> dict[str, list[dict[str, Any]]]:
+    """All splits: lists of {"en", "de", "quantities"}, in an order that is random but always the same."""
+    splits: dict[str, list[dict[str, Any]]] = {}
+    seen: set[str] = set()
+    known: set[str] = set()  # the words and number parts of train
+    for split, size in SIZES.items():
+        writer, low_high = _Writer(split), QUANTITIES[split]
+        bands: collections.Counter[int] = collections.Counter()
+        examples: list[dict[str, Any]] = []
+        while len(examples) < size:
+            count = writer.rng.randint(*low_high)
+            english, german = writer.sentence(count)
+            lengths = measure(english, german)
+            if split == "longer":
+                band = _band(lengths)
+                if band is None or bands[band] >= -(-size // (len(LONGER_BANDS) - 1)):
+                    continue
+            elif max(lengths) > MAX_PARTS:
+                continue
+            material = vocabulary(english, german)
+            if english in seen or (split != "train" and (writer.largest <= SHARED_UP_TO or not material <= known)):
+                continue
+            if split == "train":
+                known |= material
+            elif split == "longer":
+                bands[band] += 1
+            seen.add(english)
+            examples.append({"en": english, "de": german, "quantities": count})
+        splits[split] = examples
+    return splits
+
+
+def vocabulary(english: str, german: str) -> set[str]:
+    """What a pair is made of: "en:" and every English word, "de:" and every German word or part of a number word."""
+    return {f"en:{word}" for word in tokens(english)} | {
+        f"de:{part}" for word in tokens(german) for part in words.parts_of(word)
+    }
+
+
+def versions() -> dict[str, str]:
+    """The installed libraries that the corpus is made with."""
+    return {name: importlib.metadata.version(name) for name in ("babel", "num2words")}
+
+
+def identity() -> str:
+    """A short name for what the corpus will be, known before it is generated: the libraries and this code."""
+    code = "".join(
+        inspect.getsource(sys.modules[name])
+        for name in (__name__, words.__name__, FRAMES[0].__class__.__module__)
+    )
+    return hashlib.sha256(json.dumps([versions(), code], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def fingerprint() -> str:
+    """SHA-256 of every sentence of every split, in order (hex). Figures compare only within one fingerprint."""
+    return hashlib.sha256(json.dumps(corpus(), sort_keys=True).encode()).hexdigest()
+
+
+class Quantities(tfds.core.GeneratorBasedBuilder):
+    """Spelled-out quantities, English to German, generated on the spot (see the module)."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Numbers below a million, units, currencies, dates, ordinals and counted things."}
+    # Its name is the folder of the prepared data: another Babel or other code never reads an older corpus.
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=identity(), description="The installed num2words and Babel.")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict(
+                {"en": tfds.features.Text(), "de": tfds.features.Text(), "quantities": np.int32}
+            ),
+            supervised_keys=("en", "de"),
+            metadata=tfds.core.MetadataDict(versions=versions()),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        self.info.metadata["fingerprint"] = fingerprint()
+        return {split: self._generate_examples(split) for split in SIZES}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        yield from enumerate(corpus()[split])

@@ -1,0 +1,429 @@
+"""Where examples come from: TFDS builders prepared as ArrayRecord files, read at random without TensorFlow.
+
+`load_source` turns the `data` part of a config into a `Source`: its splits are sequences of dicts of strings. SOURCES
+holds the names of our own; any other name is looked up among the TFDS datasets. Preparing happens once, under a lock
+and into a temporary folder, so that neither a second process nor a kill half-way leaves a broken cache.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import fcntl
+import functools
+import hashlib
+import importlib
+import io
+import json
+import operator
+import os
+import re
+import secrets
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transformer.config import DataConfig, UserError
+from transformer.data.parallel import ParallelText, TextFiles
+
+SPLIT_ORDER = ("train", "validation", "test")
+
+
+# --- The cache folder
+
+
+def cache_root(data: DataConfig) -> Path:
+    """The folder of prepared data, vocabularies and tokens; it exists. UserError: it cannot be made."""
+    root = Path(data.cache or "~/.cache/transformer").expanduser()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write.") from error
+    return root
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the right to make `path`, among all processes of the machine, and sweeps up what a killed one left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / f".{path.name}.lock", "w") as handle:
+        fcntl.lockf(handle, fcntl.LOCK_EX)  # the lock goes with the handle, even when the process is killed
+        for stale in path.parent.glob(f".{path.name}.*.part"):
+            _remove(stale)
+        yield
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Gives a temporary sibling to write (a file or a folder), and moves it to `path` once the block has succeeded."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# --- A source
+
+
+class Examples(Sequence[dict[str, Any]]):
+    """The examples of one split, at random access: text fields as str, other scalars as NumPy scalars."""
+
+    def __init__(self, records: Sequence[Any], texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]):
+        self._records = records
+        self._texts = texts
+        self._others = others
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return self.many(range(*index.indices(len(self))))
+        position = operator.index(index)
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"example {position} of {len(self)}")
+        return self._example(self._records[position % len(self)])
+
+    def many(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples at `indices`, read in one go: about three times as fast as one by one."""
+        return [self._example(record) for record in self._records.__getitems__(list(indices))] if len(indices) else []
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for start in range(0, len(self), 1000):
+            yield from self.many(range(start, min(start + 1000, len(self))))
+
+    def _example(self, record: Any) -> dict[str, Any]:
+        example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
+        example.update({name: _leaf(record, path) for name, path in self._others.items()})
+        return example
+
+
+def _leaf(record: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(operator.getitem, path, record)
+
+
+def _text(value: Any) -> str:
+    value = value.item() if isinstance(value, np.ndarray) else value
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A prepared dataset. `fingerprint` is a hex digest of what it holds: equal digests, equal data."""
+
+    name: str
+    builder: tfds.core.DatasetBuilder
+    fields: tuple[str, ...]
+    splits: tuple[str, ...]
+    fingerprint: str
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
+
+    def split(self, name: str) -> Examples:
+        """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
+        if name not in self.splits:
+            raise UserError(f"{self.name} has no split {name!r}: {_choose(name, self.splits)}.")
+        texts, others = _features(self.builder)
+        try:
+            with _quiet():
+                records = self.builder.as_data_source(split=name)
+        except NotImplementedError as error:
+            raise UserError(
+                f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "
+                'download_and_prepare(file_format="array_record").'
+            ) from error
+        return Examples(records, texts, others)
+
+    def field(self, name: str) -> str:
+        """The text field that `name` means. UserError: there is none."""
+        name = self.aliases.get(name, name)
+        if name not in self.fields:
+            raise UserError(f"{self.name} has no text field {name!r}: {_choose(name, self.fields)}.")
+        return name
+
+    def pair(self, data: DataConfig) -> tuple[str, str]:
+        """The fields to translate from and into. UserError: one does not exist, or both are the same."""
+        source, target = self.field(data.source), self.field(data.target)
+        if source == target:
+            raise UserError(f"data.source and data.target are both {data.source!r}: name two fields.")
+        return source, target
+
+    def chosen_fields(self, data: DataConfig) -> tuple[str, ...]:
+        """The fields that the config names: source and target, or the target alone where the source is no field."""
+        target = self.field(data.target)
+        source = self.aliases.get(data.source, data.source)
+        return (source, target) if source in self.fields and source != target else (target,)
+
+
+def load_source(data: DataConfig) -> Source:
+    """The dataset that `data.name` and `data.dir` mean, prepared if it was not. Errors are UserErrors of one sentence."""
+    factory = SOURCES.get(data.name)
+    return factory(data) if factory else _by_name(data)
+
+
+def _choose(wrong: str, names: Iterable[str]) -> str:
+    """The way out of a wrong name: the nearest of `names`, and all of them."""
+    names = list(names)
+    near = difflib.get_close_matches(wrong, names, n=1)
+    listed = ", ".join(names)
+    return f"did you mean {near[0]!r} (of {listed})" if near else f"choose one of {listed}"
+
+
+# --- TFDS
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """TFDS without progress bars, log lines and prints; everything is as before afterwards."""
+    verbosity = absl.logging.get_verbosity()
+    progress = tfds.core.utils.tqdm_utils._active
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+        tfds.display_progress_bar(progress)
+
+
+def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Prepares a builder of the cache folder, once; other processes wait meanwhile."""
+    path = Path(builder.data_path)
+    with locked(path):
+        if (path / "dataset_info.json").exists():
+            builder.info.read_from_directory(path)
+            return
+        for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own temporary folders, of killed processes
+            _remove(stale)
+        with _quiet():
+            builder.download_and_prepare(file_format="array_record")
+
+
+def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+    """Paths of the text fields and of the other scalars, by the shortest name that is unique."""
+    texts, others = [], []
+
+    def walk(feature: Any, path: tuple[str, ...]) -> None:
+        if isinstance(feature, tfds.features.FeaturesDict):  # Translation is one
+            for name in feature:
+                walk(feature[name], (*path, name))
+        elif path and isinstance(feature, tfds.features.Tensor) and feature.shape == ():
+            is_text = isinstance(feature, tfds.features.Text) or tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
+            (texts if is_text else others).append(path)
+
+    walk(builder.info.features, ())
+    leaves = [path[-1] for path in texts + others]
+    named = {path: path[-1] if leaves.count(path[-1]) == 1 else "/".join(path) for path in texts + others}
+    return {named[path]: path for path in texts}, {named[path]: path for path in others}
+
+
+def _from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str = "", **aliases: str) -> Source:
+    texts, _ = _features(builder)
+    if not texts:
+        raise UserError(f"{name} has no text field: choose a dataset of texts.")
+    present = [split for split, info in builder.info.splits.items() if info.num_examples]
+    splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]
+    source = Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases)
+    return source if fingerprint else dataclasses.replace(source, fingerprint=_content_fingerprint(source))
+
+
+def _content_fingerprint(source: Source) -> str:
+    """Digest of name, configuration, version, sizes, and 100 examples of each split spread evenly over it."""
+    builder = source.builder
+    digest = hashlib.sha256(json.dumps([builder.info.full_name, source.fields, source.splits]).encode())
+    for name in source.splits:
+        split = builder.info.splits[name]
+        digest.update(json.dumps([name, split.shard_lengths, split.num_bytes]).encode())
+        examples = source.split(name)
+        indices = sorted(set(np.linspace(0, len(examples) - 1, 100).astype(int).tolist()))
+        for example in examples.many(indices):
+            digest.update(json.dumps([example[field] for field in source.fields]).encode())
+    return digest.hexdigest()
+
+
+# TFDS registers its older datasets only as far as the first folder that wants TensorFlow; those of text come after it.
+TFDS_TEXT_MODULES = ("text", "translate", "summarization", "question_answering", "text_simplification")
+
+
+def _by_name(data: DataConfig) -> Source:
+    """Any TFDS dataset: of data.dir, of TFDS's own folder, or downloaded and prepared in the cache folder."""
+    with _quiet():
+        for module in TFDS_TEXT_MODULES:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{module}")
+        try:
+            builder = tfds.builder(data.name, data_dir=data.dir or None)
+            if not data.dir and not builder.is_prepared():
+                builder = tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
+            prepared = builder.is_prepared()
+        except tfds.core.DatasetNotFoundError as error:
+            raise UserError(_no_such_dataset(data)) from error
+        except Exception as error:  # no such configuration or version, or whatever else a dataset's code raises
+            raise UserError(f"data.name={data.name!r} cannot be opened ({_brief(error)}): check the name.") from error
+    if not prepared and data.dir:
+        raise UserError(
+            f"{data.name} is not prepared in data.dir={data.dir}: prepare it there with TFDS, or leave data.dir empty "
+            "to download it."
+        )
+    if not prepared:
+        try:
+            _prepare(builder)
+        except Exception as error:  # whatever a dataset's own code and the network raise
+            raise UserError(
+                f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
+                'it where that works, with file_format="array_record", and name its folder in data.dir.'
+            ) from error
+    return _from_builder(data.name, builder)
+
+
+def _no_such_dataset(data: DataConfig) -> str:
+    name = re.split("[/:]", data.name)[0]
+    names = [*SOURCES, *tfds.list_builders(with_community_datasets=False)]
+    if name in names:  # the code is there, and the folder of prepared data is not
+        return f"{data.name} is not prepared in data.dir={data.dir}: prepare it there with TFDS."
+    near = difflib.get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"choose one of {', '.join(SOURCES)}"
+    return f"There is no dataset {name!r}: {hint}, or name any dataset of TFDS."
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+# --- Our own
+
+
+def _embedded(builder: str, data: DataConfig) -> Source:
+    from transformer.data import embedded  # only here: what it generates from is slow to import
+
+    with _quiet():
+        made = getattr(embedded, builder)(data_dir=cache_root(data) / "tfds")
+    _prepare(made)
+    return _from_builder(data.name, made)
+
+
+def _parallel(data: DataConfig, files: TextFiles, **aliases: str) -> Source:
+    """Prepares text files; the folder is named after what they hold, so that changed files are prepared anew."""
+    fingerprint = files.fingerprint(data.name)
+    with _quiet():
+        builder = ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=cache_root(data) / "tfds")
+    _prepare(builder)
+    return _from_builder(data.name, builder, fingerprint, **aliases)
+
+
+MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d/data/task1/raw/"
+MULTI30K_LANGUAGES = ("en", "de", "fr", "cs")
+MULTI30K_STEMS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+
+
+def _multi30k(data: DataConfig) -> Source:
+    """Captions of Flickr30k images (Elliott et al., 2016): 29,000, 1,014 and 1,000 (test_2016_flickr) sentences.
+
+    Read from `data.dir` in the layout of the dataset's repository, or with its files directly in the folder, plain or
+    gzipped; else downloaded from that repository. Only the languages asked for need be there.
+    """
+    languages = _languages(data)
+    for language in languages:
+        if language not in MULTI30K_LANGUAGES:
+            raise UserError(f"multi30k has no language {language!r}: {_choose(language, MULTI30K_LANGUAGES)}.")
+    if data.dir:
+        folder = Path(data.dir).expanduser()
+        folders = [folder / "data" / "task1" / "raw", folder]
+        splits = {
+            split: {language: _existing(folders, [f"{stem}.{language}"]) for language in languages}
+            for split, stem in MULTI30K_STEMS.items()
+        }
+    else:
+        splits = {
+            split: {language: _downloaded(data, f"{stem}.{language}.gz") for language in languages}
+            for split, stem in MULTI30K_STEMS.items()
+        }
+    return _parallel(data, TextFiles(splits))
+
+
+def _languages(data: DataConfig) -> tuple[str, ...]:
+    """The two languages; the target alone where data.source is empty, as for a language model."""
+    if not data.target or data.source == data.target:
+        raise UserError(f"data.source={data.source!r} and data.target={data.target!r} must name two languages.")
+    return (data.source, data.target) if data.source else (data.target,)
+
+
+def _existing(folders: Sequence[Path], names: Sequence[str]) -> Path:
+    """The first of the names, plain or gzipped, that is in one of the folders. UserError: none is."""
+    for folder in folders:
+        for name in names:
+            for path in (folder / name, folder / f"{name}.gz"):
+                if path.is_file():
+                    return path
+    others = f" (nor as {', '.join(names[1:])})" if len(names) > 1 else ""
+    raise UserError(f"There is no file {folders[-1] / names[0]}, plain or as .gz{others}: add it or change data.dir.")
+
+
+def _downloaded(data: DataConfig, name: str) -> Path:
+    path = cache_root(data) / "downloads" / "multi30k" / name
+    with locked(path):
+        if not path.exists():
+            try:
+                with urllib.request.urlopen(MULTI30K_URL + name, timeout=60) as response:
+                    content = response.read()
+            except (urllib.error.URLError, TimeoutError, OSError) as error:
+                raise UserError(
+                    f"{MULTI30K_URL}{name} could not be downloaded ({error}): clone that repository elsewhere and name "
+                    "its folder in data.dir."
+                ) from error
+            with writing(path) as temporary:
+                temporary.write_bytes(content)
+    return path
+
+
+FOLDER_STEMS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+def _files(data: DataConfig) -> Source:
+    """Any parallel text: `data.dir` with {train,validation,test}.{source,target}, or the paths of one pair of files.
+
+    The folder's validation files may be called val, valid or dev, and every file may be gzipped. A pair of files is
+    split by a hash of the source line into 90 / 5 / 5 percent, so that no source sentence is in two splits; its fields
+    are called source and target. With an empty `data.source` there is one text only, for a language model.
+    """
+    names = _languages(data)
+    if data.dir:
+        folder = Path(data.dir).expanduser()
+        return _parallel(
+            data,
+            TextFiles({
+                split: {name: _existing([folder], [f"{stem}.{name}" for stem in stems]) for name in names}
+                for split, stems in FOLDER_STEMS.items()
+            }),
+        )
+    fields = ("source", "target")[-len(names) :]
+    paths = {field: Path(name).expanduser() for field, name in zip(fields, names, strict=True)}
+    for field, path in paths.items():
+        if not path.is_file():
+            raise UserError(f"There is no file data.{field}={path}: give a text file, or name a folder in data.dir.")
+    return _parallel(data, TextFiles({"all": paths}, hashed=True), **dict(zip(names, fields, strict=True)))
+
+
+SOURCES: dict[str, Callable[[DataConfig], Source]] = {
+    "quantities": functools.partial(_embedded, "Quantities"),
+    "docstrings": functools.partial(_embedded, "Docstrings"),
+    "multi30k": _multi30k,
+    "files": _files,
+}

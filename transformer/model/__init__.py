@@ -1,0 +1,1 @@
+"""Pure functions and Flax modules; knows nothing of data or training."""

@@ -1,0 +1,56 @@
+"""Who may attend to whom, as functions of positions and segment ids, never of array shapes.
+
+A query at position p sees a key at position s when both stand in the same segment and
+`-left <= s - p <= right`. Causal means right = 0. For window w=2 and five tokens (rows are queries):
+
+    bidirectional, (2, 2)      causal, (2, 0)
+        1 1 1 . .                1 . . . .
+        1 1 1 1 .                1 1 . . .
+        1 1 1 1 1                1 1 1 . .
+        . 1 1 1 1                . 1 1 1 .
+        . . 1 1 1                . . 1 1 1
+
+The width counts visible neighbours besides oneself, as `jax.nn.dot_product_attention(local_window_size=)` does.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+Window = int | tuple[int, int] | None
+Band = tuple[int | None, int | None]  # visible neighbours to the left and to the right; None = no limit
+
+
+def band(causal: bool, window: Window) -> Band:
+    """(left, right) neighbours that are visible besides oneself; None where there is no limit.
+
+    `window=w` means (w, w), or (w, 0) when causal; a causal pair keeps its left side.
+    """
+    if window is None:
+        left, right = None, None
+    elif isinstance(window, int):
+        left, right = window, window
+    else:
+        left, right = window
+    if (left is not None and left < 0) or (right is not None and right < 0):
+        raise ValueError(f"window={window} is negative: a window counts visible neighbours, 0 or more")
+    return left, 0 if causal else right
+
+
+def visible(
+    q_positions: Int[Array, "*B L"],
+    k_positions: Int[Array, "*B S"],
+    q_segments: Int[Array, "*B L"] | None,
+    k_segments: Int[Array, "*B S"] | None,
+    limits: Band,
+) -> Bool[Array, "*B L S"]:
+    """True where a query may see a key. Segments are compared for equality; padding has a segment of its own (0)."""
+    offset = k_positions[..., None, :] - q_positions[..., :, None]
+    mask = jnp.ones(offset.shape, bool)
+    left, right = limits
+    if left is not None:
+        mask &= offset >= -left
+    if right is not None:
+        mask &= offset <= right
+    if q_segments is not None and k_segments is not None:
+        mask &= q_segments[..., :, None] == k_segments[..., None, :]
+    return mask

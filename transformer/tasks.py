@@ -1,0 +1,132 @@
+"""A task = data + features + model family + loss: TASKS, name -> class.
+
+The verbs hand a task's pieces (init, loss, batches) to training and decoding, which know neither models nor data.
+"""
+
+import dataclasses
+import difflib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from transformer.config import Config, UserError
+from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
+from transformer.data.sources import Source
+from transformer.data.tokenizers import Tokenizer
+from transformer.model.families import build
+from transformer.model.layers import Tokens
+from transformer.model.noise import step_noise
+from transformer.model.positions import longest
+from transformer.training.losses import Pair, cross_entropy
+
+Batch = dict[str, Any]
+
+
+class Task:
+    """One configuration of a task. `model` is its module; `limit` the longest sequence it takes (None = any)."""
+
+    family: str  # the row of FAMILIES whose call signature the task's batches fit
+    batch_class: Any  # PairBatches or PackedBatches
+
+    def __init__(self, config: Config, tokenizer: Tokenizer):
+        if config.model.family != self.family:
+            raise UserError(
+                f"task {config.task!r} needs model.family={self.family!r}, not {config.model.family!r}: change either"
+            )
+        vocab_size = config.model.vocab_size or tokenizer.vocab_size
+        if vocab_size < tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size={vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size} pieces: set it "
+                "to 0 to take the tokenizer's size"
+            )
+        self.config, self.tokenizer = config, tokenizer
+        self.model_config = dataclasses.replace(config.model, vocab_size=vocab_size)
+        self.model: nn.Module = build(self.model_config)
+        self.limit = longest(self.model_config)
+        if self.limit is not None and config.data.max_len > self.limit:
+            raise UserError(
+                f"data.max_len={config.data.max_len} is longer than the learned position table of "
+                f"model.max_positions={self.limit}: lower the one or raise the other"
+            )
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        """The text fields of the source that the task reads."""
+        raise NotImplementedError
+
+    def batches(self, source: Source, split: str) -> Batches:
+        """The batches of a split, from cached tokens."""
+        tokens = tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
+        return self.batch_class(
+            tokens,
+            seed=self.config.seed,
+            data=self.config.data,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+
+    def init(self, key: Array) -> Any:
+        """Parameters from a key; they depend on it and on the configuration, not on any batch."""
+        ids = jnp.zeros((1, 2), jnp.int32)
+        names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
+        return self.model.init(key, *self.arguments({name: ids for name in names}))
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        """What the model is called with."""
+        raise NotImplementedError
+
+    def loss(self, params: Any, batch: Batch, seed: Array | None, step: Array | None) -> dict[str, Pair]:
+        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed."""
+        noise, smoothing = None, 0.0
+        if seed is not None and step is not None:
+            noise = step_noise(seed, step, jnp.arange(batch["targets"].shape[0]))
+            smoothing = self.config.label_smoothing
+        logits = self.model.apply(params, *self.arguments(batch), noise)
+        weights = (batch["target_segments"] > 0).astype(jnp.float32)
+        return cross_entropy(logits, batch["targets"], weights, smoothing)
+
+
+class Translation(Task):
+    """Text to text with an encoder-decoder: `data.source` to `data.target`."""
+
+    family = "encoder_decoder"
+    batch_class = PairBatches
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return source.pair(config.data)
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return (
+            batch["inputs"],
+            Tokens(batch["input_positions"], batch["input_segments"]),
+            batch["target_inputs"],
+            Tokens(batch["target_positions"], batch["target_segments"]),
+        )
+
+
+class LanguageModel(Task):
+    """The next token of `data.target`, a text field, with a decoder."""
+
+    family = "decoder_only"
+    batch_class = PackedBatches
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["target_inputs"], Tokens(batch["target_positions"], batch["target_segments"])
+
+
+TASKS: dict[str, type[Task]] = {"translation": Translation, "language_model": LanguageModel}
+
+
+def task_class(name: str) -> type[Task]:
+    if name not in TASKS:
+        near = difflib.get_close_matches(name, TASKS, 1)
+        raise UserError(f"there is no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose {list(TASKS)}"))
+    return TASKS[name]

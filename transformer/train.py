@@ -1,0 +1,135 @@
+"""python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
+
+Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json, metrics.jsonl and checkpoints/.
+"""
+
+import json
+import time
+from pathlib import Path
+
+from absl import flags
+
+from transformer import command_line
+from transformer.config import MAY_CHANGE, Config, UserError, differences, from_dict, to_dict
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Writes config.json, or checks that the one there is of the same run.
+
+    Raises UserError, naming the keys, where anything but the steps, the mesh and the logging differs.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = {
+            key: values
+            for key, values in differences(read_config(workdir), config).items()
+            if key.split(".")[0] not in MAY_CHANGE
+        }
+        if changed:
+            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
+            raise UserError(f"{str(workdir)!r} holds a run of another config ({listed}): choose another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
+
+
+def read_config(workdir: Path) -> Config:
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
+    try:
+        return from_dict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
+
+
+def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float]:
+    """Trains a run to `config.steps` and returns its validation metrics (means over tokens, not smoothed)."""
+    import jax
+    import jax.numpy as jnp
+
+    from transformer.data.sources import load_source
+    from transformer.data.tokenizers import load_or_train
+    from transformer.tasks import task_class
+    from transformer.training import losses, loop, optim, sharding, step
+    from transformer.training.checkpoint import Checkpoints
+    from transformer.training.writer import Writer
+
+    began = time.monotonic()
+    kind = task_class(config.task)
+    mesh = sharding.make_mesh(config.mesh, config.data.row_multiple)
+    source = load_source(config.data)
+    tokenizer = load_or_train(source, config.data, kind.fields(config, source))
+    task = kind(config, tokenizer)
+    training, validation = task.batches(source, "train"), task.batches(source, "validation")
+    per_epoch = training.steps_per_epoch
+
+    claim(workdir, config)
+    tokenizer.save(workdir / "tokenizer.json")
+    (workdir / "data.json").write_text(json.dumps({"fingerprint": source.fingerprint} | training.report, default=str))
+
+    optimizer = optim.make_optimizer(config)
+    create = step.make_init(task.init, optimizer, mesh)
+    seed = jnp.asarray(config.seed, jnp.uint32)
+    checkpoints = Checkpoints(workdir, config.logging.keep)
+    if checkpoints.latest is None:
+        state = create(seed)
+    else:
+        shapes = jax.eval_shape(create, seed)
+        everywhere = sharding.replicated(mesh)
+        state = checkpoints.restore(
+            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+        )
+    start = int(state.step)
+    writer = Writer(workdir, start, config.steps, quiet)
+    eval_step = step.make_eval_step(task.loss, mesh)
+
+    def evaluate(state: step.State) -> dict[str, float]:
+        total: dict[str, losses.Pair] = {}
+        for batch in validation.evaluation(config.data.max_len):
+            metrics = eval_step(state.params, batch)
+            total = losses.add(total, metrics) if total else metrics
+        return losses.means(total)
+
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    writer.show(
+        start,
+        f"{parameters:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), {per_epoch} steps an epoch"
+        + (f", resumed at step {start}" if start else ""),
+    )
+    batches = training.iterate(start, max(start, config.steps))
+    try:
+        state = loop.train(
+            config,
+            state,
+            step.make_train_step(task.loss, optimizer, mesh),
+            batches,
+            optim.schedule(config),
+            evaluate,
+            checkpoints,
+            writer,
+            lambda: writer.show(start + 1, f"first step after {time.monotonic() - began:.1f} s"),
+        )
+        metrics = evaluate(state)
+        writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
+        writer.show(config.steps, f"validation loss {metrics['nll']:.4f} in {str(workdir)!r}")
+    except loop.Diverged as error:
+        raise UserError(str(error)) from error
+    finally:
+        batches.close()
+        checkpoints.close()
+        writer.close()
+    return metrics
+
+
+def main() -> None:
+    config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
+    train(config, workdir)
+
+
+if __name__ == "__main__":
+    command_line.define_config()
+    flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
+    command_line.run(main)

@@ -1,0 +1,62 @@
+"""What a run says: metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Writer:
+    """Appends one JSON object a line to `metrics.jsonl`. Lines after `step` (of a run that was cut off) are dropped."""
+
+    def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False):
+        self.path = workdir / "metrics.jsonl"
+        if self.path.exists():
+            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+        self.steps, self.quiet, self.began = steps, quiet, time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty() and not quiet:
+            self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
+
+    def write(self, step: int, **metrics: Any) -> None:
+        line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def show(self, step: int, message: str) -> None:
+        """A line that stays."""
+        if self.quiet:
+            return
+        if self.bar is not None:
+            self.bar.write(message, file=sys.stderr)
+        else:
+            elapsed = time.monotonic() - self.began
+            print(f"[{elapsed:6.1f} s] step {step}/{self.steps}  {message}", file=sys.stderr, flush=True)
+
+    def progress(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
+        if self.bar is None:
+            if loss is not None:
+                self.show(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s")
+            return
+        self.bar.update(step - self.bar.n)
+        if loss is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")  # a line that was cut off while it was written
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.8g}") if isinstance(value, float) else value
