@@ -16,11 +16,11 @@ from transformer.config import Config, UserError
 from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
 from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
-from transformer.model.families import build
+from transformer.model.families import build, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
 from transformer.model.positions import longest
-from transformer.training.losses import Pair, cross_entropy
+from transformer.training.losses import Pair, output_cross_entropy
 
 Batch = dict[str, Any]
 
@@ -84,9 +84,9 @@ class Task:
         if seed is not None and step is not None:
             noise = step_noise(seed, step, jnp.arange(batch["targets"].shape[0]))
             smoothing = self.config.label_smoothing
-        logits = self.model.apply(params, *self.arguments(batch), noise)
+        features = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = (batch["target_segments"] > 0).astype(jnp.float32)
-        return cross_entropy(logits, batch["targets"], weights, smoothing)
+        return output_cross_entropy(features, output_table(params), batch["targets"], weights, smoothing)
 
 
 class Translation(Task):

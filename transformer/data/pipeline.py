@@ -18,7 +18,8 @@ import grain
 import numpy as np
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import Source, cache_root, locked, writing
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]

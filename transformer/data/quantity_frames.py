@@ -104,9 +104,9 @@ the computer has to copy {data+} | der Computer | muss | {0} | kopieren
 the file is {data} in size | die Datei | ist | {0} | groß
 the athletes burned {energy@day+} | die Sportler | haben | {0} | verbrannt
 the party received {percent@city+} | die Partei | hat | {0} | erhalten
-the elephant weighs {mass} | der Elefant | wiegt | {0} |
+the elephant weighs {weight} | der Elefant | wiegt | {0} |
 the parcels for Japan weigh {mass+} | die Pakete für Japan | wiegen | {0} |
-the truck carried {mass@day+} | der Lastwagen | hat | {0} | befördert
+the truck carried {weight@day+} | der Lastwagen | hat | {0} | befördert
 the teacher wrote {number+} on the board | die Lehrerin | hat | {0} an die Tafel | geschrieben
 the children must learn {number+} by heart | die Kinder | müssen | {0} auswendig | lernen
 the computer has chosen {number+} at random | der Computer | hat | zufällig {0} | ausgewählt

@@ -132,6 +132,7 @@ _UNIT_TABLE = {
     "distance": "length-kilometer m, length-meter m, length-mile f",
     "space": "length-kilometer m, length-mile f, length-light-year n",
     "sea": "length-nautical-mile f, length-kilometer m",
+    "weight": "mass-tonne f, mass-kilogram n, mass-pound n",
     "mass": "mass-tonne f, mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
     "time": "duration-hour f, duration-minute f, duration-second f",
     "span": "duration-day m, duration-week f, duration-month m, duration-hour f",

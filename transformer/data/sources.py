@@ -8,18 +8,16 @@ and into a temporary folder, so that neither a second process nor a kill half-wa
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import functools
 import hashlib
+import http.client
 import importlib
 import io
 import json
 import operator
-import os
 import re
-import secrets
-import shutil
-import urllib.error
+import socket
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,52 +28,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
+from transformer.data.caching import cache_root, locked, remove, writing
 from transformer.data.parallel import ParallelText, TextFiles
 
 SPLIT_ORDER = ("train", "validation", "test")
-
-
-# --- The cache folder
-
-
-def cache_root(data: DataConfig) -> Path:
-    """The folder of prepared data, vocabularies and tokens; it exists. UserError: it cannot be made."""
-    root = Path(data.cache or "~/.cache/transformer").expanduser()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write.") from error
-    return root
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the right to make `path`, among all processes of the machine, and sweeps up what a killed one left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as handle:
-        fcntl.lockf(handle, fcntl.LOCK_EX)  # the lock goes with the handle, even when the process is killed
-        for stale in path.parent.glob(f".{path.name}.*.part"):
-            _remove(stale)
-        yield
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling to write (a file or a folder), and moves it to `path` once the block has succeeded."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        _remove(temporary)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
 
 
 # --- A source
@@ -210,7 +166,7 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
             builder.info.read_from_directory(path)
             return
         for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own temporary folders, of killed processes
-            _remove(stale)
+            remove(stale)
         with _quiet():
             builder.download_and_prepare(file_format="array_record")
 
@@ -246,7 +202,8 @@ def _from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str
 def _content_fingerprint(source: Source) -> str:
     """Digest of name, configuration, version, sizes, and 100 examples of each split spread evenly over it."""
     builder = source.builder
-    digest = hashlib.sha256(json.dumps([builder.info.full_name, source.fields, source.splits]).encode())
+    own = (builder.info.metadata or {}).get("fingerprint")  # some builders say themselves what they hold
+    digest = hashlib.sha256(json.dumps([builder.info.full_name, own, source.fields, source.splits]).encode())
     for name in source.splits:
         split = builder.info.splits[name]
         digest.update(json.dumps([name, split.shard_lengths, split.num_bytes]).encode())
@@ -283,6 +240,7 @@ def _by_name(data: DataConfig) -> Source:
         )
     if not prepared:
         try:
+            _check_network(builder)
             _prepare(builder)
         except Exception as error:  # whatever a dataset's own code and the network raise
             raise UserError(
@@ -290,6 +248,20 @@ def _by_name(data: DataConfig) -> Source:
                 'it where that works, with file_format="array_record", and name its folder in data.dir.'
             ) from error
     return _from_builder(data.name, builder)
+
+
+def _check_network(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises at once where none of a dataset's hosts has an address; TFDS itself would try for minutes."""
+    hosts = {host for url in builder.url_infos or {} if (host := urllib.parse.urlsplit(url).hostname)}
+    failure = None
+    for host in [] if urllib.request.getproxies() else sorted(hosts):
+        try:
+            socket.getaddrinfo(host, 443)
+            return
+        except OSError as error:
+            failure = ConnectionError(f"{host}: {error.strerror}")
+    if failure:
+        raise failure
 
 
 def _no_such_dataset(data: DataConfig) -> str:
@@ -328,9 +300,18 @@ def _parallel(data: DataConfig, files: TextFiles, **aliases: str) -> Source:
     return _from_builder(data.name, builder, fingerprint, **aliases)
 
 
-MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d/data/task1/raw/"
+MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
 MULTI30K_LANGUAGES = ("en", "de", "fr", "cs")
 MULTI30K_STEMS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
+# Of the files as of revision a3d2e0d, which our figures are of; files that are not listed are taken as they come.
+MULTI30K_SHA256 = {
+    "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
+    "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
+    "train.de.gz": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "train.en.gz": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "val.de.gz": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+    "val.en.gz": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+}
 
 
 def _multi30k(data: DataConfig) -> Source:
@@ -383,11 +364,16 @@ def _downloaded(data: DataConfig, name: str) -> Path:
             try:
                 with urllib.request.urlopen(MULTI30K_URL + name, timeout=60) as response:
                     content = response.read()
-            except (urllib.error.URLError, TimeoutError, OSError) as error:
+            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
                 raise UserError(
                     f"{MULTI30K_URL}{name} could not be downloaded ({error}): clone that repository elsewhere and name "
                     "its folder in data.dir."
                 ) from error
+            if hashlib.sha256(content).hexdigest() != MULTI30K_SHA256.get(name, hashlib.sha256(content).hexdigest()):
+                raise UserError(
+                    f"{MULTI30K_URL}{name} is not the file of revision a3d2e0d: clone the revision that you want and "
+                    "name its folder in data.dir."
+                )
             with writing(path) as temporary:
                 temporary.write_bytes(content)
     return path

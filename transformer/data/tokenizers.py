@@ -17,7 +17,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from transformer.config import DataConfig, UserError
-from transformer.data.sources import Source, cache_root, locked, writing
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources import Source
 
 if TYPE_CHECKING:
     from typing import Self

@@ -1,6 +1,7 @@
 """The model families, each a short composition of the rooms: FAMILIES, and `build(config)`.
 
-Every family is called with what a batch of its task holds, and decodes by `start` and `step`:
+Every family is called with what a batch of its task holds and gives logits; `features` stops before the output table
+(`output_table(params)`), for a loss that never holds all logits. Decoding is by `start` and `step`:
 `start(...)` gives the caches, `step(tokens, where, caches)` the logits of the new tokens and the caches with them.
 """
 
@@ -44,6 +45,18 @@ class EncoderDecoder(nn.Module):
         encoded, _ = self.encoder(self.embedder(inputs), where, noise)
         return self.decoder.memory(encoded, where)
 
+    def features(
+        self,
+        inputs: Int[Array, "B S"],
+        inputs_where: Tokens,
+        target_inputs: Int[Array, "B L"],
+        targets_where: Tokens,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B L D"]:
+        """The decoder's output for each of `target_inputs` (which begin with BOS), before the output table."""
+        memory = self.encode(inputs, inputs_where, noise)
+        return self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)[0]
+
     def __call__(
         self,
         inputs: Int[Array, "B S"],
@@ -52,10 +65,8 @@ class EncoderDecoder(nn.Module):
         targets_where: Tokens,
         noise: Noise | None = None,
     ) -> Float[Array, "B L V"]:
-        """Logits of the token after each of `target_inputs` (which begin with BOS)."""
-        memory = self.encode(inputs, inputs_where, noise)
-        decoded, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
-        return self.embedder.logits(decoded)
+        """Logits of the token after each of `target_inputs`."""
+        return self.embedder.logits(self.features(inputs, inputs_where, target_inputs, targets_where, noise))
 
     def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Decoding:
         """Encodes the inputs once, and makes room for `slots` target tokens."""
@@ -77,11 +88,15 @@ class DecoderOnly(nn.Module):
         self.embedder = TokenEmbedder(self.config)
         self.decoder = Stack(self.config, causal=True)
 
+    def features(
+        self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
+    ) -> Float[Array, "B L D"]:
+        return self.decoder(self.embedder(target_inputs), targets_where, noise)[0]
+
     def __call__(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
     ) -> Float[Array, "B L V"]:
-        decoded, _ = self.decoder(self.embedder(target_inputs), targets_where, noise)
-        return self.embedder.logits(decoded)
+        return self.embedder.logits(self.features(target_inputs, targets_where, noise))
 
     def start(self, batch: int, slots: int) -> Decoding:
         return Decoding(_empty_caches(self.config, batch, slots))
@@ -104,3 +119,8 @@ def build(config: ModelConfig) -> nn.Module:
     if config.vocab_size < 1:
         raise UserError("model.vocab_size is 0: it is set from the tokenizer, or give a number")
     return FAMILIES[config.family](config)
+
+
+def output_table(params: Any) -> Float[Array, "V D"]:
+    """The table whose product with the features gives the logits: the embedding's (tied)."""
+    return params["params"]["embedder"]["table"]

@@ -1,0 +1,170 @@
+"""The docstrings of the installed scientific stack: human English for language models, with nothing to download.
+
+Every docstring of at least `MIN_CHARACTERS` in the source files of JAX, NumPy, SciPy, Flax, Optax and Python's
+standard library: about 11 million characters. Files are parsed, never imported, and test folders are left out.
+
+The splits are whole packages, because a docstring's neighbours are written alike: JAX, NumPy, SciPy and Python train,
+Flax validates and Optax tests. Packages copy from each other, so an exact repetition counts once, and a docstring of
+validation is dropped when it shares a line of at least `LONG_LINE` characters with training, one of test when it
+shares a line with training or validation. The builder's metadata says how many were dropped.
+
+What is installed decides what the corpus is: `identity()` names the versions before anything is read, and
+`Corpus.fingerprint` the text itself. Figures compare only within one fingerprint.
+"""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+
+PYTHON = "python"  # the standard library, as a package among the others
+SPLITS: dict[str, tuple[str, ...]] = {
+    "train": ("jax", "numpy", PYTHON, "scipy"),
+    "validation": ("flax",),
+    "test": ("optax",),
+}
+MIN_CHARACTERS = 40
+LONG_LINE = 40
+# Folders whose text is about tests, or belongs to another package.
+_SKIPPED = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Docstring:
+    """One docstring, without its indentation, and the package that it comes from."""
+
+    text: str
+    package: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The docstrings of every split, and how many of a split were dropped for a long line seen elsewhere."""
+
+    splits: dict[str, tuple[Docstring, ...]]
+    dropped: dict[str, int]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of every docstring of every split, in order (hex)."""
+        rows = {split: [(row.package, row.text) for row in rows] for split, rows in self.splits.items()}
+        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+
+
+def root(package: str) -> Path:
+    """The folder that holds a package's source files, found without importing it."""
+    if package == PYTHON:
+        return Path(sysconfig.get_path("stdlib"))
+    spec = importlib.util.find_spec(package)
+    locations = spec.submodule_search_locations if spec else None
+    assert locations  # `versions` has found the package installed
+    return Path(locations[0])
+
+
+def docstrings_of(folder: Path) -> Iterator[str]:
+    """The docstrings of all modules, classes and functions under a folder, files in the order of their paths."""
+    for file in sorted(folder.rglob("*.py"), key=lambda path: path.relative_to(folder).as_posix()):
+        if not _SKIPPED.intersection(file.relative_to(folder).parts):
+            yield from _docstrings_in(file)
+
+
+def _docstrings_in(file: Path) -> Iterator[str]:
+    if file.name.startswith("test_") or file.name.endswith("_test.py"):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # other people's invalid escapes
+            tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):  # templates and examples of broken code
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)  # cleaned of its indentation
+            # A lone surrogate, written as an escape, has no UTF-8.
+            if text and len(text) >= MIN_CHARACTERS and text == text.encode(errors="ignore").decode():
+                yield text
+
+
+def long_lines(text: str) -> set[str]:
+    """The lines of at least `LONG_LINE` characters, whatever the space around and between their words."""
+    return {line for line in (" ".join(line.split()) for line in text.splitlines()) if len(line) >= LONG_LINE}
+
+
+def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
+    """The corpus of `folders`: for every split, in order, the folders of its packages.
+
+    A docstring belongs to the first split and package that has it. A later split loses those that share a long line
+    with an earlier one.
+    """
+    seen: set[str] = set()
+    seen_lines: set[str] = set()
+    splits: dict[str, tuple[Docstring, ...]] = {}
+    dropped: dict[str, int] = {}
+    for split, packages in folders.items():
+        unique: list[Docstring] = []
+        for package, folder in packages.items():
+            for text in docstrings_of(folder):
+                if text not in seen:
+                    seen.add(text)
+                    unique.append(Docstring(text, package))
+        kept = tuple(row for row in unique if seen_lines.isdisjoint(long_lines(row.text)))
+        splits[split], dropped[split] = kept, len(unique) - len(kept)
+        for row in kept:
+            seen_lines |= long_lines(row.text)
+    return Corpus(splits, dropped)
+
+
+@functools.cache
+def corpus() -> Corpus:
+    """What is installed here, as one corpus (about ten seconds, once a process)."""
+    return collect({split: {package: root(package) for package in packages} for split, packages in SPLITS.items()})
+
+
+def versions() -> dict[str, str]:
+    """The installed packages that the text comes from."""
+    packages = sorted(package for packages in SPLITS.values() for package in packages)
+    return {p: platform.python_version() if p == PYTHON else importlib.metadata.version(p) for p in packages}
+
+
+def identity() -> str:
+    """A short name for what the corpus will be, known before anything is read: the packages and this code."""
+    code = inspect.getsource(sys.modules[__name__])
+    return hashlib.sha256(json.dumps([versions(), code], sort_keys=True).encode()).hexdigest()[:12]
+
+
+class Docstrings(tfds.core.GeneratorBasedBuilder):
+    """Docstrings of the installed scientific stack, split by package (see the module)."""
+
+    code_path = None  # TFDS would look for checksums of downloads beside it, with a library that it does not require
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "JAX, NumPy, SciPy, Flax, Optax and Python's standard library."}
+    # Its name is the folder of the prepared data: other versions or other code never read an older corpus.
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=identity(), description="The installed versions.")]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=__doc__,
+            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "package": tfds.features.Text()}),
+            metadata=tfds.core.MetadataDict(versions=versions()),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+        made = corpus()
+        self.info.metadata["fingerprint"] = made.fingerprint
+        self.info.metadata["dropped"] = made.dropped
+        return {split: self._generate_examples(rows) for split, rows in made.splits.items()}
+
+    def _generate_examples(self, rows: tuple[Docstring, ...]) -> Iterator[tuple[int, dict[str, str]]]:
+        yield from enumerate(dataclasses.asdict(row) for row in rows)
