@@ -10,12 +10,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from transformer.config import Config, UserError
 from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
 from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
+from transformer.decoding import greedy
+from transformer.decoding.greedy import Step
 from transformer.model.families import build, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
@@ -68,6 +70,22 @@ class Task:
             process_count=jax.process_count(),
         )
 
+    def prompt(self, ids: list[int]) -> list[int]:
+        """What the model reads for the tokens of a line."""
+        raise NotImplementedError
+
+    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
+        """Greedy output for padded prompts; the first EOS ends a row."""
+        raise NotImplementedError
+
+    def _step(self, params: Any) -> Step:
+        def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
+            where = Tokens(positions, jnp.ones_like(positions))
+            logits, state = self.model.apply(params, tokens, where, state, method="step")
+            return logits[:, -1], state
+
+        return step
+
     def init(self, key: Array) -> Any:
         """Parameters from a key; they depend on it and on the configuration, not on any batch."""
         ids = jnp.zeros((1, 2), jnp.int32)
@@ -107,6 +125,17 @@ class Translation(Task):
             Tokens(batch["target_positions"], batch["target_segments"]),
         )
 
+    def prompt(self, ids: list[int]) -> list[int]:
+        return [*ids, Tokenizer.eos_id]
+
+    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
+        """At most 2 S + 16 tokens, or as many as a learned position table has."""
+        rows, width = tokens.shape
+        longest = 2 * width + 16 if self.limit is None else min(2 * width + 16, self.limit)
+        state = self.model.apply(params, tokens, _places(lengths, width), longest, method="start")
+        first = jnp.full(rows, Tokenizer.bos_id)
+        return greedy(self._step(params), state, first, jnp.zeros(rows, jnp.int32), longest, Tokenizer.eos_id)
+
 
 class LanguageModel(Task):
     """The next token of `data.target`, a text field, with a decoder."""
@@ -120,6 +149,25 @@ class LanguageModel(Task):
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return batch["target_inputs"], Tokens(batch["target_positions"], batch["target_segments"])
+
+    def prompt(self, ids: list[int]) -> list[int]:
+        return [Tokenizer.bos_id, *ids]
+
+    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
+        """Up to `data.max_len` more tokens, or as many as a learned position table leaves."""
+        rows, width = tokens.shape
+        longest = self.config.data.max_len if self.limit is None else max(1, self.limit - width)
+        state = self.model.apply(params, rows, width + longest, method="start")
+        # The last token of each prompt is not cached but read by the first step.
+        _, state = self.model.apply(params, tokens, _places(lengths - 1, width), state, method="step")
+        last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
+        return greedy(self._step(params), state, last, lengths - 1, longest, Tokenizer.eos_id)
+
+
+def _places(lengths: Int[Array, " B"], width: int) -> Tokens:
+    """Positions 0, 1, ... and segment 1 up to the length of each row."""
+    positions = jnp.broadcast_to(jnp.arange(width), (lengths.shape[0], width))
+    return Tokens(positions, (positions < lengths[:, None]).astype(jnp.int32))
 
 
 TASKS: dict[str, type[Task]] = {"translation": Translation, "language_model": LanguageModel}

@@ -17,7 +17,9 @@ def cache_root(data: DataConfig) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write.") from error
+        raise UserError(
+            f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write."
+        ) from error
     return root
 
 

@@ -54,9 +54,9 @@ class TextFiles:
                 logger.warning("%d examples of %s are left out: one side is an empty line", dropped, paths)
         for split in self.split_names:
             if not counts[split]:
-                files = " and ".join(str(path) for path in next(iter(self.splits.values())).values())
-                where = f"{files} hold {counts.total()} examples" if self.hashed else f"The split {split!r} holds 0 examples"
-                raise UserError(f"{where}, too few for training, validation and test: give more text.")
+                named = " and ".join(map(str, self.splits[self._part_of(split)].values()))
+                found = f"{counts.total()} examples in all" if self.hashed else f"no example in {split}"
+                raise UserError(f"{named} give {found}, too few for {', '.join(self.split_names)}: add text.")
         return digest.hexdigest()
 
     @property
@@ -65,10 +65,14 @@ class TextFiles:
 
     def examples(self, split: str) -> Iterator[dict[str, str]]:
         """The examples of a split in the order of the files; those with an empty line on one side are left out."""
-        part = next(iter(self.splits)) if self.hashed else split
+        part = self._part_of(split)
         for lines in _aligned(self.splits[part]):
             if all(lines) and self._split_of(part, lines) == split:
                 yield dict(zip(self.fields, lines, strict=True))
+
+    def _part_of(self, split: str) -> str:
+        """The entry of `splits` that holds the examples of a split."""
+        return next(iter(self.splits)) if self.hashed else split
 
     def _split_of(self, part: str, lines: tuple[str, ...]) -> str:
         if not self.hashed:
@@ -83,8 +87,10 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
     readers = [_lines(path) for path in files.values()]
     for number, lines in enumerate(zip_longest(*readers)):
         if None in lines:
-            lengths = [number + (line is not None) + sum(1 for _ in reader) for line, reader in zip(lines, readers)]
-            counted = " but ".join(f"{path} has {n} lines" for path, n in zip(files.values(), lengths, strict=True))
+            counted = " but ".join(
+                f"{path} has {number + (line is not None) + sum(1 for _ in reader)} lines"
+                for path, line, reader in zip(files.values(), lines, readers, strict=True)
+            )
             raise UserError(f"{counted}: line n of one must translate line n of the other.")
         yield lines
 

@@ -77,8 +77,8 @@ def tokenize(
     tokens = {}
     for number, name in enumerate(names):
         flat = folder / f"{number}.flat.npy"
-        mode = "r" if flat.stat().st_size > MAP_ABOVE else None
-        tokens[name] = Tokens(np.load(flat, mmap_mode=mode), np.load(folder / f"{number}.offsets.npy"))
+        ids = np.load(flat, mmap_mode="r") if flat.stat().st_size > MAP_ABOVE else np.load(flat)
+        tokens[name] = Tokens(ids, np.load(folder / f"{number}.offsets.npy"))
     return tokens
 
 
@@ -125,10 +125,10 @@ class Batches(abc.ABC):
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._local(*self._plan(epoch)[index])
 
-    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+    def iterate(self, start: int, stop: int) -> grain.DatasetIterator[Batch]:
         """The batches of steps start, ..., stop - 1, made ahead by one thread, which ends with the iterator.
 
-        The iterator is Grain's and has `close()`; its own state is not needed for resuming, the step is enough.
+        `close()` ends it early. Its own state is not needed for resuming: the step is enough.
         """
         steps = grain.MapDataset.range(start, stop).map(self.batch)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
@@ -220,8 +220,8 @@ class PairBatches(Batches):
         steps = sum(count for _, count in self._counts)
         if not steps:
             raise UserError(
-                f"No pair of {len(self._lengths)} fits into data.max_len={self.data.max_len}: raise it, or give shorter "
-                "sentences."
+                f"None of {len(self._lengths)} pairs fits into data.max_len={self.data.max_len}: raise it, or give "
+                "shorter sentences."
             )
         return steps
 

@@ -38,10 +38,12 @@ from transformer.data.quantity_frames import CONTRASTS, FRAMES, OPENERS, REPORTS
 
 SIZES = {"train": 20_000, "validation": 500, "test": 1_000, "longer": 1_000}
 SEED = 2017
-# Parts of a sentence (see `measure`), in English and in German: no sentence of train, validation or test has more.
+# Parts of a sentence (see `measure`) and characters, in English and in German: no sentence of train, validation or
+# test has more. The characters keep a few sentences of long words from being the longest in tokens.
 MAX_PARTS = 26
+MAX_CHARACTERS = 160
 # `longer` is drawn evenly from these bands of length, as multiples of MAX_PARTS; no sentence goes past the last.
-LONGER_BANDS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.25)
+LONGER_BANDS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 QUANTITIES = {"train": (1, 3), "validation": (1, 3), "test": (1, 3), "longer": (4, 6)}
 # Numbers up to here belong to every split; each larger one belongs to one pool only, by a hash of its digits.
 SHARED_UP_TO = 100
@@ -236,24 +238,25 @@ def generate(sizes: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
     known: set[str] = set()  # the words and number parts of train
     for split, size in sizes.items():
         writer, low_high = _Writer(split), QUANTITIES[split]
+        quota = -(-size // (len(LONGER_BANDS) - 1))  # of each band, rounded up
         bands: collections.Counter[int] = collections.Counter()
         examples: list[dict[str, Any]] = []
         while len(examples) < size:
             count = writer.rng.randint(*low_high)
             english, german = writer.sentence(count)
             lengths = measure(english, german)
+            band = _band(lengths)
             if split == "longer":
-                band = _band(lengths)
-                if band is None or bands[band] >= -(-size // (len(LONGER_BANDS) - 1)):
+                if band is None or bands[band] == quota:
                     continue
-            elif max(lengths) > MAX_PARTS:
+            elif max(lengths) > MAX_PARTS or max(len(english), len(german)) > MAX_CHARACTERS:
                 continue
             material = vocabulary(english, german)
             if english in seen or (split != "train" and (writer.largest <= SHARED_UP_TO or not material <= known)):
                 continue
             if split == "train":
                 known |= material
-            elif split == "longer":
+            if band is not None:
                 bands[band] += 1
             seen.add(english)
             examples.append({"en": english, "de": german, "quantities": count})

@@ -14,6 +14,7 @@ import http.client
 import importlib
 import io
 import json
+import logging
 import operator
 import re
 import socket
@@ -31,6 +32,8 @@ from transformer.config import DataConfig, UserError
 from transformer.data.caching import cache_root, locked, remove, writing
 from transformer.data.parallel import ParallelText, TextFiles
 
+logger = logging.getLogger(__name__)
+
 SPLIT_ORDER = ("train", "validation", "test")
 
 
@@ -40,7 +43,9 @@ SPLIT_ORDER = ("train", "validation", "test")
 class Examples(Sequence[dict[str, Any]]):
     """The examples of one split, at random access: text fields as str, other scalars as NumPy scalars."""
 
-    def __init__(self, records: Sequence[Any], texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]):
+    def __init__(
+        self, records: Any, texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]
+    ) -> None:
         self._records = records
         self._texts = texts
         self._others = others
@@ -127,7 +132,7 @@ class Source:
 
 
 def load_source(data: DataConfig) -> Source:
-    """The dataset that `data.name` and `data.dir` mean, prepared if it was not. Errors are UserErrors of one sentence."""
+    """The dataset that `data.name` and `data.dir` mean, prepared if it was not. UserError: there is none."""
     factory = SOURCES.get(data.name)
     return factory(data) if factory else _by_name(data)
 
@@ -173,7 +178,8 @@ def _prepare(builder: tfds.core.DatasetBuilder) -> None:
 
 def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Paths of the text fields and of the other scalars, by the shortest name that is unique."""
-    texts, others = [], []
+    texts: list[tuple[str, ...]] = []
+    others: list[tuple[str, ...]] = []
 
     def walk(feature: Any, path: tuple[str, ...]) -> None:
         if isinstance(feature, tfds.features.FeaturesDict):  # Translation is one
@@ -241,6 +247,7 @@ def _by_name(data: DataConfig) -> Source:
     if not prepared:
         try:
             _check_network(builder)
+            logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
             _prepare(builder)
         except Exception as error:  # whatever a dataset's own code and the network raise
             raise UserError(
@@ -392,13 +399,11 @@ def _files(data: DataConfig) -> Source:
     names = _languages(data)
     if data.dir:
         folder = Path(data.dir).expanduser()
-        return _parallel(
-            data,
-            TextFiles({
-                split: {name: _existing([folder], [f"{stem}.{name}" for stem in stems]) for name in names}
-                for split, stems in FOLDER_STEMS.items()
-            }),
-        )
+        splits = {
+            split: {name: _existing([folder], [f"{stem}.{name}" for stem in stems]) for name in names}
+            for split, stems in FOLDER_STEMS.items()
+        }
+        return _parallel(data, TextFiles(splits))
     fields = ("source", "target")[-len(names) :]
     paths = {field: Path(name).expanduser() for field, name in zip(fields, names, strict=True)}
     for field, path in paths.items():

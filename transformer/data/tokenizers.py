@@ -103,7 +103,9 @@ class Tokenizer:
         try:
             bpe = tokenizers.Tokenizer.from_str(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise UserError(f"There is no tokenizer at {os.fspath(path)}: name the file that Tokenizer.save wrote.") from None
+            raise UserError(
+                f"There is no tokenizer at {os.fspath(path)}: name the file that Tokenizer.save wrote."
+            ) from None
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{os.fspath(path)} is no tokenizer file ({error}): delete it to train another.") from error
         if [bpe.id_to_token(i) for i in range(len(SPECIALS))] != list(SPECIALS):

@@ -1,0 +1,207 @@
+"""What an experiment measures on a trained model, unless it brings a `measure` of its own.
+
+Translation: loss, token accuracy, exact match and BLEU of greedy translations, on each split and by length.
+Language models: loss and perplexity, over all and by position.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from transformer.config import Config
+
+BINS = 8  # of length, half of them within the lengths of training
+SPLITS = ("test", "longer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """How a metric is shown: its values times `scale` are in `unit`; `better` is +1 where more is better."""
+
+    label: str
+    unit: str = ""
+    scale: float = 1.0
+    digits: int = 2
+    better: int = 1
+
+
+METRICS = {
+    "exact_match": Metric("exact match", "%", 100.0, 1),
+    "token_accuracy": Metric("token accuracy", "%", 100.0, 2),
+    "bleu": Metric("BLEU", "", 1.0, 2),
+    "loss": Metric("loss", "nats a token", 1.0, 4, -1),
+    "perplexity": Metric("perplexity", "", 1.0, 2, -1),
+}
+SPLIT_NAMES = {"test": "test", "longer": "longer than in training"}
+
+
+def describe(name: str) -> Metric:
+    """How a metric named "split/metric" is shown; an unknown one is shown under its own name."""
+    split, _, kind = name.rpartition("/")
+    known = METRICS.get(kind, Metric(kind, digits=4))
+    return dataclasses.replace(known, label=f"{known.label}, {SPLIT_NAMES.get(split, split)}" if split else known.label)
+
+
+def main_metrics(config: Config) -> list[str]:
+    """The metrics that a report compares; the answer is given for the first of each split."""
+    if config.task == "language_model":
+        return ["test/loss", "test/token_accuracy"]
+    if config.data.name == "quantities":
+        return ["test/exact_match", "longer/exact_match", "test/bleu", "test/loss"]
+    return ["test/bleu", "test/loss", "test/token_accuracy"]
+
+
+def measure(trained: Any) -> dict[str, Any]:
+    """Metrics of a trained run (`transformer.evaluate.Trained`).
+
+    Returns {"metrics": {"split/metric": value, or None where the model cannot take the split},
+    "notes": sentences on what could not be measured, "by_length": see `by_length`}.
+    """
+    if trained.config.task == "language_model":
+        return _language_model(trained)
+    return _translation(trained)
+
+
+def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
+    """A compiled batch -> (nll [B, L] in nats, right [B, L] as 0 or 1) under teacher forcing."""
+    import jax
+    import jax.numpy as jnp
+
+    from transformer.model.families import output_table
+    from transformer.training.losses import cross_entropy
+
+    task = trained.task
+
+    def scores(params: Any, batch: Any) -> tuple[Any, Any]:
+        features = task.model.apply(params, *task.arguments(batch), None, method="features")
+        table = output_table(params)
+
+        def one(x: Any, target: Any) -> tuple[Any, Any]:
+            metrics = cross_entropy((x @ table.T)[None, None], target[None, None], jnp.ones((1, 1)))
+            return metrics["nll"][0], metrics["token_accuracy"][0]
+
+        # A row at a time: the logits of a whole batch would not stay in the processor's cache.
+        return jax.lax.map(lambda row: jax.vmap(one)(*row), (features, batch["targets"]))
+
+    compiled = jax.jit(scores)
+    return lambda batch: jax.device_get(compiled(trained.params, batch))
+
+
+def _translation(trained: Any) -> dict[str, Any]:
+    from transformer.data.pipeline import tokenize
+    from transformer.data.sources import load_source
+    from transformer.generate import generate
+
+    config, task = trained.config, trained.task
+    source = load_source(config.data)
+    fields = task.fields(config, source)
+
+    def lengths_of(split: str) -> np.ndarray:
+        sides = tokenize(source, split, fields, trained.tokenizer, config.data).values()
+        return np.max([side.lengths for side in sides], axis=0) + 1
+
+    training = lengths_of("train")
+    longest = int(training[training <= config.data.max_len].max())
+    limit = task.limit if task.limit is not None else math.inf
+    scores = token_scores(trained)
+
+    metrics: dict[str, float | None] = {}
+    notes, columns = [], []
+    for split in [name for name in SPLITS if name in source.splits]:
+        lengths = lengths_of(split)
+        fits = lengths <= limit
+        examples = source.split(split)
+        table = np.zeros((len(lengths), 3))  # summed nll, tokens, tokens that are right
+        for batch in task.batches(source, split).evaluation(None if task.limit is None else task.limit):
+            nll, right = scores(batch)
+            weights = batch["target_segments"] > 0
+            rows = batch["example_ids"] >= 0
+            sums = np.stack([(nll * weights).sum(1), weights.sum(1), (right * weights).sum(1)], axis=1)
+            table[batch["example_ids"][rows]] = sums[rows]
+        chosen = np.flatnonzero(fits)
+        pairs = [(examples[int(i)][fields[0]], examples[int(i)][fields[1]]) for i in chosen]
+        outputs = np.full(len(lengths), None, object)
+        references = np.full(len(lengths), None, object)
+        outputs[chosen] = generate(trained, [text for text, _ in pairs])
+        references[chosen] = [text for _, text in pairs]
+        everything = summary(table, outputs, references) if fits.all() else dict.fromkeys(summary_names())
+        metrics |= {f"{split}/{name}": value for name, value in everything.items()}
+        if not fits.all():
+            notes.append(
+                f"The position table has {task.limit} rows, and {int((~fits).sum())} of the {len(fits)} sentences of "
+                f"{split!r} are longer (in tokens): a model with learned positions has no entry for them, so there is no value."
+            )
+        columns.append((lengths, table, outputs, references))
+    lengths, table, outputs, references = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+    edges = np.unique(np.round(np.linspace(0, 2 * longest, BINS + 1)).astype(int))
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        inside = (lengths > low) & (lengths <= high)
+        known = inside.any() and high <= limit
+        values = summary(table[inside], outputs[inside], references[inside]) if known else dict.fromkeys(summary_names())
+        rows.append({"low": int(low), "high": int(high), "count": int(inside.sum()), **values})
+    return {
+        "metrics": metrics,
+        "notes": notes,
+        "by_length": {
+            "axis": "length of the longer side (tokens)",
+            "trained_to": longest,
+            "limit": task.limit,
+            "metrics": ["exact_match" if config.data.name == "quantities" else "bleu", "token_accuracy"],
+            "rows": rows,
+        },
+    }
+
+
+def summary_names() -> tuple[str, ...]:
+    """What `summary` gives."""
+    return ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")
+
+
+def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    """Metrics over n examples: table [n, 3] of nll, tokens and right tokens; texts [n]."""
+    import sacrebleu
+
+    nll, tokens, right = table.sum(axis=0)
+    bleu = sacrebleu.corpus_bleu(list(outputs), [list(references)])
+    exact = float(np.mean([out.strip() == ref.strip() for out, ref in zip(outputs, references, strict=True)]))
+    loss = float(nll / tokens)
+    return dict(zip(summary_names(), (exact, float(bleu.score), float(right / tokens), loss, math.exp(loss)), strict=True))
+
+
+def _language_model(trained: Any) -> dict[str, Any]:
+    from transformer.data.sources import load_source
+
+    config, task = trained.config, trained.task
+    source = load_source(config.data)
+    scores = token_scores(trained)
+    size = config.data.max_len
+    sums = np.zeros((3, size))  # by position: nll, tokens, tokens that are right
+    for batch in task.batches(source, "test").evaluation(size):
+        nll, right = scores(batch)
+        real = batch["target_segments"] > 0
+        for row, values in enumerate((nll, np.ones_like(nll), right)):
+            sums[row] += np.bincount(batch["target_positions"][real], weights=values[real], minlength=size)[:size]
+    edges = [0] + [2**power for power in range(4, 32) if 2**power < size] + [size]  # 16, 32, 64, ...
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:], strict=True):
+        nll, tokens, right = sums[:, low:high].sum(axis=1)
+        known = tokens > 0
+        rows.append({"low": low, "high": high, "count": int(tokens), "loss": float(nll / tokens) if known else None,
+                     "token_accuracy": float(right / tokens) if known else None})  # fmt: skip
+    nll, tokens, right = sums.sum(axis=1)
+    loss = float(nll / tokens)
+    return {
+        "metrics": {"test/loss": loss, "test/perplexity": math.exp(loss), "test/token_accuracy": float(right / tokens)},
+        "notes": [],
+        "by_length": {
+            "axis": "position of the predicted token in its context (tokens)",
+            "trained_to": size,
+            "limit": task.limit,
+            "metrics": ["loss"],
+            "rows": rows,
+        },
+    }

@@ -1,0 +1,210 @@
+"""Figures of the reports: arrays in, a figure out.
+
+Every figure stands on white, so that it reads the same on a light and on a dark page, and is one panel, so that it
+still reads on a narrow one. Colours are Okabe and Ito's, which colour-blind readers tell apart.
+"""
+
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+SIZE = (5.4, 3.9)  # inches, one panel
+SETTINGS = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#555555",
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "legend.handlelength": 2.8,
+    "svg.hashsalt": "transformer",  # the same figure, the same file
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    color: str
+    line: str
+    marker: str
+
+
+def styles(names: Sequence[str]) -> dict[str, Style]:
+    """A style for each name: the part before the first "-" chooses the colour, what follows line and marker."""
+    heads, tails = [], []
+    for name in names:
+        head, _, tail = name.partition("-")
+        heads.append(head)
+        tails.append(tail)
+    colors, kinds = list(dict.fromkeys(heads)), list(dict.fromkeys(tails))
+    return {
+        name: Style(
+            COLORS[colors.index(head) % len(COLORS)],
+            LINES[kinds.index(tail) % len(LINES)],
+            MARKERS[kinds.index(tail) % len(MARKERS)],
+        )
+        for name, head, tail in zip(names, heads, tails, strict=True)
+    }
+
+
+def learning_curves(
+    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], look: Mapping[str, Style], ylabel: str
+) -> Figure:
+    """Mean over seeds, and a band from the lowest to the highest seed.
+
+    Args:
+        curves: name -> (steps [T], values [n seeds, T]).
+        look: name -> style.
+        ylabel: what the values are, with their unit.
+    """
+    figure, axes = _panel()
+    tops = []
+    for name, (steps, values) in curves.items():
+        style = look[name]
+        axes.fill_between(steps, values.min(0), values.max(0), color=style.color, alpha=0.15, linewidth=0)
+        axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name)
+        tops.append(values[:, min(1, values.shape[1] - 1)].max())
+    if len(tops):  # the first steps are far above the rest, and say little
+        lowest = min(float(values.min()) for _, values in curves.values())
+        span = max(tops) - lowest
+        axes.set_ylim(lowest - 0.05 * span - 1e-3, max(tops) + 0.05 * span + 1e-3)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(ylabel)
+    axes.margins(x=0.01)
+    _legend(figure, axes)
+    return figure
+
+
+def against_length(
+    series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    edges: np.ndarray,
+    look: Mapping[str, Style],
+    xlabel: str,
+    ylabel: str,
+    trained_to: float | None = None,
+    percent: bool = False,
+) -> Figure:
+    """Quality by bins of length; the range of lengths that training held is shaded.
+
+    Args:
+        series: name -> (bin [P], mean [P], low [P], high [P]); bins without a value are left out; NaN bounds draw none.
+        edges: bin b holds lengths above edges[b] and up to edges[b + 1], shape [bins + 1].
+        look: name -> style.
+        xlabel, ylabel: with units.
+        trained_to: the longest training length, on the scale of `edges`.
+        percent: the values are shares of 1, shown in percent.
+    """
+    figure, axes = _panel()
+    scale = 100.0 if percent else 1.0
+    bins = len(edges) - 1
+    if trained_to is not None:
+        end = float(np.interp(trained_to, edges, np.arange(bins + 1))) - 0.5
+        axes.axvspan(-0.5, end, color="#f0f0f0", zorder=0, linewidth=0)
+        axes.text(0.01 * bins - 0.5, 1.01, "lengths in training", color="#555555", fontsize=9, va="bottom",
+                  transform=axes.get_xaxis_transform())  # fmt: skip
+    for place, (name, (at, mean, low, high)) in enumerate(series.items()):
+        style = look[name]
+        x = at + (place - (len(series) - 1) / 2) * 0.6 / max(len(series), 1)  # side by side, not on top of each other
+        errors = np.abs(np.stack([mean - low, high - mean])) * scale
+        axes.errorbar(
+            x, mean * scale, yerr=np.nan_to_num(errors), color=style.color, linestyle=style.line, marker=style.marker,
+            markersize=4.5, linewidth=1.3, elinewidth=1, label=name,
+            markerfacecolor=style.color if style.line == "-" else "white",
+        )  # fmt: skip
+    axes.set_xticks(range(bins), [f"{int(a) + 1}–{int(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    axes.tick_params(axis="x", labelsize=8.5, rotation=30 if bins > 6 else 0)
+    axes.set_xlim(-0.5, bins - 0.5)
+    axes.grid(visible=False, axis="x")
+    if percent:
+        axes.set_ylim(-3, 103)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def differences(
+    names: Sequence[str],
+    means: np.ndarray,
+    lows: np.ndarray,
+    highs: np.ndarray,
+    look: Mapping[str, Style],
+    xlabel: str,
+) -> Figure:
+    """One line for each name: its difference to the reference [n], with the interval [lows, highs] (NaN: none)."""
+    height = 1.1 + 0.36 * len(names)
+    figure, axes = _panel((SIZE[0], height))
+    axes.axvline(0, color="#333333", linewidth=1)
+    for row, name in enumerate(names):
+        style = look[name]
+        if np.isfinite(lows[row]):
+            axes.plot([lows[row], highs[row]], [row, row], color=style.color, linewidth=2, linestyle=style.line)
+        axes.plot(means[row], row, color=style.color, marker=style.marker, markersize=7,
+                  markerfacecolor=style.color if style.line == "-" else "white")  # fmt: skip
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel(xlabel)
+    return figure
+
+
+def cost(series: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> Figure:
+    """Time against length, both on logarithmic axes: name -> (lengths [n], times [n])."""
+    figure, axes = _panel()
+    for place, (name, (lengths, times)) in enumerate(series.items()):
+        axes.plot(
+            lengths, times, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)],
+            marker=MARKERS[place % len(MARKERS)], markersize=5, linewidth=1.6, label=name,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
+def save(figure: Figure, stem: Path) -> None:
+    """Writes stem.png and stem.svg; the same figure gives the same bytes."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(SETTINGS):
+        stem.with_suffix(".svg").write_bytes(to_svg(figure))
+        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG, without the date of its making."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(SETTINGS):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def _panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        axes = figure.add_subplot()
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure, axes
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        with mpl.rc_context(SETTINGS):
+            figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) in (2, 4) else 3)

@@ -1,0 +1,59 @@
+"""python -m transformer.describe --config=configs/quantities.py [--config.key=value ...]
+
+Prints the parameters by module, and `{"parameters": N}` as its last line. Nothing is allocated.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+
+from absl import flags
+
+from transformer import command_line
+from transformer.config import Config
+
+FLAGS = flags.FLAGS
+
+
+def shapes(config: Config) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of every parameter. A vocabulary that only training will know counts as `data.vocab_size`."""
+    import jax
+
+    from transformer.tasks import task_class
+
+    class Vocabulary:
+        vocab_size = config.model.vocab_size or config.data.vocab_size
+
+    task = task_class(config.task)(dataclasses.replace(config), Vocabulary())
+    tree = jax.eval_shape(task.init, jax.random.key(0))["params"]
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in flat}
+
+
+def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
+    """(module, parameters) for modules down to `depth`, in the order of the model."""
+    import math
+
+    counts: Counter[str] = Counter()
+    for path, shape in shapes(config).items():
+        counts["/".join(path.split("/")[:depth])] += math.prod(shape)
+    return sorted(counts.items())
+
+
+def main() -> None:
+    config = command_line.config_from_flags()
+    rows = table(config)
+    total = sum(count for _, count in rows)
+    width = max(len(name) for name, _ in [*rows, ("module", 0)])
+    print(f"{'module':{width}}  {'parameters':>14}   share")
+    for name, count in rows:
+        print(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
+    print(f"{'total':{width}}  {total:14,}")
+    if not config.model.vocab_size:
+        print(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
+    print(json.dumps({"parameters": total}))
+
+
+if __name__ == "__main__":
+    command_line.define_config()
+    command_line.run(main)
