@@ -5,6 +5,7 @@ Language models: loss and perplexity, over all and by position.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from transformer.config import Config
 
 BINS = 8  # of length, half of them within the lengths of training
 SPLITS = ("test", "longer")
+SUMMARY = ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")  # what is computed for translations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Metric:
     scale: float = 1.0
     digits: int = 2
     better: int = 1
+
+    @property
+    def points(self) -> str:
+        """The unit of a difference, with a space before it."""
+        return " points" if self.unit == "%" else f" {self.unit}" if self.unit else ""
 
 
 METRICS = {
@@ -92,11 +99,9 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 def _translation(trained: Any) -> dict[str, Any]:
     from transformer.data.pipeline import tokenize
-    from transformer.data.sources import load_source
     from transformer.generate import generate
 
-    config, task = trained.config, trained.task
-    source = load_source(config.data)
+    config, task, source = trained.config, trained.task, trained.source
     fields = task.fields(config, source)
 
     def lengths_of(split: str) -> np.ndarray:
@@ -115,7 +120,7 @@ def _translation(trained: Any) -> dict[str, Any]:
         fits = lengths <= limit
         examples = source.split(split)
         table = np.zeros((len(lengths), 3))  # summed nll, tokens, tokens that are right
-        for batch in task.batches(source, split).evaluation(None if task.limit is None else task.limit):
+        for batch in task.batches(source, split).evaluation(task.limit):
             nll, right = scores(batch)
             weights = batch["target_segments"] > 0
             rows = batch["example_ids"] >= 0
@@ -127,21 +132,21 @@ def _translation(trained: Any) -> dict[str, Any]:
         references = np.full(len(lengths), None, object)
         outputs[chosen] = generate(trained, [text for text, _ in pairs])
         references[chosen] = [text for _, text in pairs]
-        everything = summary(table, outputs, references) if fits.all() else dict.fromkeys(summary_names())
+        everything = summary(table, outputs, references) if fits.all() else dict.fromkeys(SUMMARY)
         metrics |= {f"{split}/{name}": value for name, value in everything.items()}
         if not fits.all():
             notes.append(
                 f"The position table has {task.limit} rows, and {int((~fits).sum())} of the {len(fits)} sentences of "
-                f"{split!r} are longer (in tokens): a model with learned positions has no entry for them, so there is no value."
+                f"{split!r} are longer (in tokens): learned positions have no entry for them, so there is no value."
             )
         columns.append((lengths, table, outputs, references))
     lengths, table, outputs, references = (np.concatenate(parts) for parts in zip(*columns, strict=True))
     edges = np.unique(np.round(np.linspace(0, 2 * longest, BINS + 1)).astype(int))
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         inside = (lengths > low) & (lengths <= high)
         known = inside.any() and high <= limit
-        values = summary(table[inside], outputs[inside], references[inside]) if known else dict.fromkeys(summary_names())
+        values = summary(table[inside], outputs[inside], references[inside]) if known else dict.fromkeys(SUMMARY)
         rows.append({"low": int(low), "high": int(high), "count": int(inside.sum()), **values})
     return {
         "metrics": metrics,
@@ -156,38 +161,30 @@ def _translation(trained: Any) -> dict[str, Any]:
     }
 
 
-def summary_names() -> tuple[str, ...]:
-    """What `summary` gives."""
-    return ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")
-
-
 def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float]:
-    """Metrics over n examples: table [n, 3] of nll, tokens and right tokens; texts [n]."""
-    import sacrebleu
+    """The SUMMARY of n examples: table [n, 3] of nll, tokens and right tokens; texts [n]."""
+    from transformer.evaluate import translation_metrics
 
     nll, tokens, right = table.sum(axis=0)
-    bleu = sacrebleu.corpus_bleu(list(outputs), [list(references)])
-    exact = float(np.mean([out.strip() == ref.strip() for out, ref in zip(outputs, references, strict=True)]))
+    texts = translation_metrics(list(outputs), list(references))
     loss = float(nll / tokens)
-    return dict(zip(summary_names(), (exact, float(bleu.score), float(right / tokens), loss, math.exp(loss)), strict=True))
+    values = (texts["exact_match"], texts["bleu"], float(right / tokens), loss, math.exp(loss))
+    return dict(zip(SUMMARY, values, strict=True))
 
 
 def _language_model(trained: Any) -> dict[str, Any]:
-    from transformer.data.sources import load_source
-
     config, task = trained.config, trained.task
-    source = load_source(config.data)
     scores = token_scores(trained)
     size = config.data.max_len
     sums = np.zeros((3, size))  # by position: nll, tokens, tokens that are right
-    for batch in task.batches(source, "test").evaluation(size):
+    for batch in task.batches(trained.source, "test").evaluation(size):
         nll, right = scores(batch)
         real = batch["target_segments"] > 0
         for row, values in enumerate((nll, np.ones_like(nll), right)):
             sums[row] += np.bincount(batch["target_positions"][real], weights=values[real], minlength=size)[:size]
     edges = [0] + [2**power for power in range(4, 32) if 2**power < size] + [size]  # 16, 32, 64, ...
     rows = []
-    for low, high in zip(edges[:-1], edges[1:], strict=True):
+    for low, high in itertools.pairwise(edges):
         nll, tokens, right = sums[:, low:high].sum(axis=1)
         known = tokens > 0
         rows.append({"low": low, "high": high, "count": int(tokens), "loss": float(nll / tokens) if known else None,

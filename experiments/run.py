@@ -5,216 +5,27 @@ The same command again goes on where it stopped: finished runs are kept, unfinis
 """
 
 import argparse
-import ast
 import dataclasses
 import datetime
-import difflib
 import fcntl
-import importlib
-import importlib.metadata
-import importlib.util
 import json
 import math
 import os
-import platform
-import re
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import IO, Any
 
 from tqdm import tqdm
 
 from experiments import report, workers
+from experiments.definitions import FOLDER, available, build, load, parse_setting
+from experiments.measures import main_metrics
+from experiments.results import flat
+from experiments.single import Cost, Run, read_lines
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, UserError, check_key, differences, load_file, override, to_dict
-
-FOLDER = Path(__file__).parent
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "sacrebleu")
-
-
-# --- Experiments
-
-
-def available() -> list[str]:
-    """The experiments of this folder: its files with a `variants()`."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if re.search(r"^def variants\(", p.read_text("utf-8"), re.M))
-
-
-def load(name: str) -> ModuleType:
-    """The experiment of a name, or of a path that ends in .py. UserError: there is none."""
-    if name.endswith(".py"):
-        path = Path(name)
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        if not path.is_file() or spec is None or spec.loader is None:
-            raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        names = available()
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}? There are: " if near else "choose one of: "
-            raise UserError(f"there is no experiment {name!r}: {hint}{', '.join(names)}")
-        module = importlib.import_module(f"experiments.{name}")
-    missing = [part for part in ("variants", "BASE", "REFERENCE") if not hasattr(module, part)]
-    if missing:
-        raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
-    if not (module.__doc__ or "").strip():
-        raise UserError(f"experiment {name!r} has no docstring: it states the question and the hypothesis")
-    return module
-
-
-def build(module: ModuleType, base: Config) -> dict[str, Config]:
-    """Variant -> its configuration. UserError: an unknown key, an impossible value, a name that is no folder's."""
-    variants = module.variants()
-    if module.REFERENCE not in variants:
-        raise UserError(f"REFERENCE is {module.REFERENCE!r}, which is no variant: choose one of {', '.join(variants)}")
-    for name in variants:
-        if not re.fullmatch(r"\w[\w.+-]*", name):
-            raise UserError(f"variant {name!r} cannot name a folder: use letters, digits, '-', '_', '+' and '.'")
-    return {name: override(base, changes) for name, changes in variants.items()}
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """'model.d_model=64' -> ("model.d_model", 64); what is no Python literal is a string."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set {text!r} has no value: write --set KEY=VALUE, such as --set model.d_model=64")
-    check_key(key)
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
-
-
-# --- One run, in a worker
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One variant with one seed."""
-
-    experiment: str
-    variant: str
-    seed: int
-    config: Config
-    difference: dict[str, Any]
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.variant} seed {self.seed}"
-
-    def run(self) -> dict[str, Any]:
-        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
-        module = load(self.experiment)
-        resumed = (self.folder / "metrics.jsonl").exists()
-        began = time.monotonic()
-        if hasattr(module, "train"):
-            module.train(self.config, self.folder)
-        else:
-            from transformer.train import train
-
-            train(self.config, self.folder)
-        trained_after = time.monotonic() - began
-        if hasattr(module, "restore"):
-            trained = module.restore(self.folder)
-        else:
-            from transformer.evaluate import restore
-
-            trained = restore(self.folder)
-        if hasattr(module, "measure"):
-            measured = module.measure(trained)
-        else:
-            from experiments.measures import measure
-
-            measured = measure(trained)
-        for name, value in measured["metrics"].items():
-            if value is not None and not math.isfinite(value):
-                raise UserError(f"{name} is {value}: the run diverged, so lower optimizer.learning_rate")
-
-        import jax
-
-        lines = read_lines(self.folder / "metrics.jsonl")
-        steps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]  # the first one compiles
-        data = self.folder / "data.json"
-        return {
-            "variant": self.variant,
-            "seed": self.seed,
-            **measured,
-            "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
-            "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(trained.params))),
-            "seconds_per_step": statistics.median(steps) if steps else None,
-            "train_seconds": trained_after,
-            "measure_seconds": time.monotonic() - began - trained_after,
-            "resumed": resumed,
-            "difference": self.difference,
-            "config": to_dict(self.config),
-            "fingerprint": json.loads(data.read_text()).get("fingerprint") if data.exists() else None,
-            **provenance(),
-        }
-
-
-@dataclasses.dataclass(frozen=True)
-class Cost:
-    """The experiment's own measurement of cost, in a worker with all cores, after the runs."""
-
-    experiment: str
-    folder: Path
-    name: str = "the cost measurement"
-
-    def run(self) -> dict[str, Any]:
-        return {"rows": load(self.experiment).cost(), **provenance()}
-
-
-def provenance() -> dict[str, Any]:
-    """What the figures came from: commit, versions, device."""
-    import jax
-
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = jax.devices()[0]
-    return {
-        "commit": commit(),
-        "versions": versions,
-        "device": f"{platform.machine()} processor" if device.platform == "cpu" else device.device_kind,
-        "cores": cores,
-    }
-
-
-def commit() -> str | None:
-    """The git commit of this code, with "+" where files differ from it; None outside a repository."""
-    try:
-        git = ["git", "-C", str(FOLDER)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head[:12] + ("+" if changed.stdout.strip() else "")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a last line that is still being written is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines
-
-
-# --- The sweep
+from transformer.config import MAY_CHANGE, Config, UserError, differences, load_file, override, to_dict
 
 
 class Progress:
@@ -248,7 +59,8 @@ class Progress:
         self.complete += self.steps
         ended = self.done + self.failures - self.first
         left = (time.monotonic() - self.began) / ended * (self.runs - self.first - ended)
-        more = f"; about {math.ceil(left / 60)} min left" if left > 0 and self.bar is None else ""
+        rest = f"{math.ceil(left / 60)} min" if left > 90 else f"{math.ceil(left)} s"
+        more = f"; about {rest} left" if left > 0 and self.bar is None else ""
         self.say(f"[{self.done + self.failures}/{self.runs}] {task.name}: {text}{more}")
 
     def tick(self, running: Sequence[Any]) -> None:
@@ -279,7 +91,7 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
                 f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {sweep['experiment']!r}: choose "
                 "another --workdir"
             )
-        kept = override(Config(), flatten_dict(old["config"]))
+        kept = override(Config(), flat(old["config"]))
         changed = {
             key: pair
             for key, pair in differences(kept, base).items()
@@ -287,13 +99,15 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
         }
         if changed:
             listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
-            raise UserError(f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir")
+            raise UserError(
+                f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir"
+            )
         sweep = sweep | {"created": old["created"], "seeds": sorted({*old["seeds"], *sweep["seeds"]})}
     for variant, config in configs.items():
         for file in sorted((workdir / "runs" / variant).glob("seed*/result.json")):
             result = json.loads(file.read_text(encoding="utf-8"))
             expected = to_dict(dataclasses.replace(config, seed=result["seed"], **ignored(config)))
-            found = to_dict(override(Config(), flatten_dict(result["config"])))
+            found = to_dict(override(Config(), flat(result["config"])))
             found |= {key: expected[key] for key in ignored(config)}
             if found != expected:
                 raise UserError(
@@ -310,21 +124,15 @@ def ignored(config: Config) -> dict[str, Any]:
     return {"mesh": config.mesh, "logging": config.logging}
 
 
-def flatten_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flatten_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
-
-
 def only_one(workdir: Path) -> IO[str]:
     """Holds the workdir for this process. UserError: another one is at work there."""
     handle = (workdir / ".lock").open("w")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UserError(f"another sweep is at work in {str(workdir)!r}: wait for it, or choose another --workdir") from None
+        raise UserError(
+            f"another sweep is at work in {str(workdir)!r}: wait for it, or choose another --workdir"
+        ) from None
     return handle
 
 
@@ -348,15 +156,16 @@ def sweep(arguments: argparse.Namespace) -> int:
         "config": to_dict(base),
         "variants": {name: module.variants()[name] for name in configs},
         "reference": module.REFERENCE,
+        "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
         "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
     }
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = only_one(workdir)
-        plan = claim(workdir, plan, configs, base)
     except OSError as error:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
     with lock:
+        plan = claim(workdir, plan, configs, base)
         runs = [
             Run(
                 arguments.experiment,
@@ -390,9 +199,9 @@ def sweep(arguments: argparse.Namespace) -> int:
             finally:
                 progress.close()
                 progress.bar = None
-        written = report.write(workdir)
-        print(written)
-        return 1 if progress.failures else 0
+        said, failures = report.write(workdir)
+        print(said)
+        return 1 if failures else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -408,14 +217,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, help="folder of the sweep: created, or resumed")
     p.add_argument("--base", help="config file that the variants change (default: the experiment's BASE)")
     p.add_argument("--seeds", type=_positive, default=3, help="number of seeds a variant (default: %(default)s)")
-    p.add_argument("--first_seed", type=int, default=0, metavar="K", help="seeds count from here (default: 0)")
+    p.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds count from here (default: 0)")
     p.add_argument("--jobs", type=_positive, default=2, help="runs at the same time, the cores shared out among them")
     p.add_argument("--steps", type=_positive, help="steps of each run, in place of the base's")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a key of the base to change, such as --set model.d_model=64; may be repeated",
     )  # fmt: skip
-    p.add_argument("--report_only", action="store_true", help="train nothing, report what is finished")
+    p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     return p
 
 

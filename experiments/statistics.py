@@ -13,7 +13,7 @@ LEVEL = 0.95  # of every interval in a report
 
 
 class Interval(NamedTuple):
-    """A mean and its two-sided interval, in the unit of the values; the bounds are None when there is one value only."""
+    """A mean and its two-sided interval, in the unit of the values; no bounds where there is one value."""
 
     mean: float
     low: float | None
@@ -61,7 +61,9 @@ def paired_difference(a: Sequence[float], b: Sequence[float], name: str = "the m
         UserError: a NaN or an infinite value, no pair, or sequences of unequal length.
     """
     if len(a) != len(b):
-        raise UserError(f"{name} has {len(a)} values against {len(b)}: a paired difference needs the same seeds on both sides.")
+        raise UserError(
+            f"{name} has {len(a)} values against {len(b)}: a paired difference needs the same seeds on both sides."
+        )
     delta = _finite(a, name) - _finite(b, name)
     mean = float(delta.mean())
     if delta.size == 1:
@@ -102,6 +104,7 @@ def _finite(values: Sequence[float], name: str) -> np.ndarray:
     bad = array[~np.isfinite(array)]
     if bad.size:
         raise UserError(
-            f"{name} is {bad[0]} in {bad.size} of {array.size} runs: such a run diverged, so lower its learning rate or leave it out."
+            f"{name} is {bad[0]} in {bad.size} of {array.size} runs: such a run diverged, so lower its learning rate "
+            "or leave it out."
         )
     return array

@@ -192,5 +192,3 @@ def _death(code: int | None, log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f"{why}; the last line of its log is: {last[-200:]}" if last else why
-
-

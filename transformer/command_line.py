@@ -14,18 +14,21 @@ FLAGS = flags.FLAGS
 
 
 def define_config() -> None:
+    """The --config flag, and --config.key=value for every key."""
     from ml_collections import config_flags
 
     config_flags.DEFINE_config_file("config", None, "A file with get_config(), such as configs/quantities.py.")
 
 
 def config_from_flags() -> Config:
+    """The config that the flags make. UserError: none was named, or it is not a good one."""
     if FLAGS.config is None:
         raise UserError("--config is missing: name a config file, such as --config=configs/quantities.py")
     return from_config_dict(FLAGS.config)
 
 
 def workdir_from_flags() -> Path:
+    """The folder that --workdir names. UserError: it is missing."""
     if not FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/first")
     return Path(FLAGS.workdir)

@@ -95,6 +95,7 @@ def defaults() -> ConfigDict:
 
 
 def to_config_dict(config: Config) -> ConfigDict:
+    """The form that flags can change."""
     return ConfigDict(dataclasses.asdict(config))
 
 
@@ -104,6 +105,7 @@ def from_config_dict(config: ConfigDict) -> Config:
 
 
 def from_dict(values: dict[str, Any]) -> Config:
+    """Strict conversion of nested plain values, as `config.json` holds them; missing keys take their defaults."""
     config = _build(Config, values, "")
     _check(config)
     return config
@@ -116,7 +118,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Dotted key -> value."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):

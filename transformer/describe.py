@@ -3,9 +3,9 @@
 Prints the parameters by module, and `{"parameters": N}` as its last line. Nothing is allocated.
 """
 
-import dataclasses
 import json
 from collections import Counter
+from typing import Any, cast
 
 from absl import flags
 
@@ -24,7 +24,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     class Vocabulary:
         vocab_size = config.model.vocab_size or config.data.vocab_size
 
-    task = task_class(config.task)(dataclasses.replace(config), Vocabulary())
+    task = task_class(config.task)(config, cast(Any, Vocabulary()))
     tree = jax.eval_shape(task.init, jax.random.key(0))["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in flat}
@@ -41,6 +41,7 @@ def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
 
 
 def main() -> None:
+    """The verb, with its flags parsed."""
     config = command_line.config_from_flags()
     rows = table(config)
     total = sum(count for _, count in rows)

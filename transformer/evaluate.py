@@ -73,6 +73,7 @@ def evaluate(trained: Trained, split: str = "test") -> dict[str, Any]:
 
 
 def main() -> None:
+    """The verb, with its flags parsed."""
     trained = restore(command_line.workdir_from_flags(), FLAGS.average)
     print(json.dumps(evaluate(trained, FLAGS.split)))
 
@@ -82,4 +83,3 @@ if __name__ == "__main__":
     flags.DEFINE_string("split", "test", "Split to evaluate on.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
     command_line.run(main)
-

@@ -42,7 +42,8 @@ class _Lazy:
     """The data source, prepared at its first use only: translating needs the tokenizer, not the data."""
 
     def __init__(self, config: Config):
-        self._config, self._source = config, None
+        self._config = config
+        self._source: Any = None
 
     def __getattr__(self, name: str) -> Any:
         if self._source is None:
@@ -90,6 +91,7 @@ def generate(trained: Trained, lines: list[str]) -> list[str]:
     import numpy as np
 
     from transformer.data.tokenizers import Tokenizer
+    from transformer.decoding import DECODERS
 
     ids = trained.tokenizer.encode_batch(lines)
     limit = trained.task.limit
@@ -102,7 +104,11 @@ def generate(trained: Trained, lines: list[str]) -> list[str]:
     outputs = [""] * len(lines)
     todo = [i for i, line in enumerate(lines) if line.strip()]
     widths = {i: _width(len(ids[i]) + 1, trained.config.data.buckets, limit) for i in todo}
-    decode = jax.jit(trained.task.decode)  # compiles once a width
+    strategy = DECODERS["greedy"]
+    # Compiles once a width.
+    decode = jax.jit(
+        lambda params, tokens, lengths: strategy(*trained.task.begin(params, tokens, lengths), Tokenizer.eos_id)
+    )
     for width in sorted(set(widths.values())):
         members = [i for i in todo if widths[i] == width]
         rows = _rows(width, trained.config)
@@ -134,13 +140,16 @@ def _rows(width: int, config: Config) -> int:
 
 
 def main() -> None:
+    """The verb, with its flags parsed."""
     trained = restore(command_line.workdir_from_flags(), FLAGS.average)
     lines = []
     for number, line in enumerate(sys.stdin.buffer.read().split(b"\n"), start=1):
         try:
             lines.append(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            raise UserError(f"line {number} of the input is not UTF-8 (byte {error.start}): convert it first") from error
+            raise UserError(
+                f"line {number} of the input is not UTF-8 (byte {error.start}): convert it first"
+            ) from error
     if lines and not lines[-1]:
         lines.pop()  # what follows the last newline
     for output in generate(trained, lines):

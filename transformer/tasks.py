@@ -5,7 +5,8 @@ The verbs hand a task's pieces (init, loss, batches) to training and decoding, w
 
 import dataclasses
 import difflib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -16,8 +17,6 @@ from transformer.config import Config, UserError
 from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
 from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
-from transformer.decoding import greedy
-from transformer.decoding.greedy import Step
 from transformer.model.families import build, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
@@ -25,6 +24,16 @@ from transformer.model.positions import longest
 from transformer.training.losses import Pair, output_cross_entropy
 
 Batch = dict[str, Any]
+
+
+class Beginning(NamedTuple):
+    """What a decoder needs: `step(tokens [B, 1], positions [B, 1], state) -> (logits [B, V], state)`, and its start."""
+
+    step: Callable[[Array, Array, Any], tuple[Array, Any]]
+    state: Any
+    first_tokens: Int[Array, " B"]
+    first_positions: Int[Array, " B"]
+    max_new: int
 
 
 class Task:
@@ -74,14 +83,14 @@ class Task:
         """What the model reads for the tokens of a line."""
         raise NotImplementedError
 
-    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
-        """Greedy output for padded prompts; the first EOS ends a row."""
+    def begin(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
+        """How decoding begins after padded prompts, and how far it may go."""
         raise NotImplementedError
 
-    def _step(self, params: Any) -> Step:
+    def _step(self, params: Any) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
         def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
             where = Tokens(positions, jnp.ones_like(positions))
-            logits, state = self.model.apply(params, tokens, where, state, method="step")
+            logits, state = cast(Any, self.model.apply(params, tokens, where, state, method="step"))
             return logits[:, -1], state
 
         return step
@@ -90,7 +99,7 @@ class Task:
         """Parameters from a key; they depend on it and on the configuration, not on any batch."""
         ids = jnp.zeros((1, 2), jnp.int32)
         names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
-        return self.model.init(key, *self.arguments({name: ids for name in names}))
+        return self.model.init(key, *self.arguments(dict.fromkeys(names, ids)))
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What the model is called with."""
@@ -102,7 +111,7 @@ class Task:
         if seed is not None and step is not None:
             noise = step_noise(seed, step, jnp.arange(batch["targets"].shape[0]))
             smoothing = self.config.label_smoothing
-        features = self.model.apply(params, *self.arguments(batch), noise, method="features")
+        features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = (batch["target_segments"] > 0).astype(jnp.float32)
         return output_cross_entropy(features, output_table(params), batch["targets"], weights, smoothing)
 
@@ -128,13 +137,13 @@ class Translation(Task):
     def prompt(self, ids: list[int]) -> list[int]:
         return [*ids, Tokenizer.eos_id]
 
-    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
-        """At most 2 S + 16 tokens, or as many as a learned position table has."""
+    def begin(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
+        """From BOS; at most 2 S + 16 tokens, or as many as a learned position table has."""
         rows, width = tokens.shape
-        longest = 2 * width + 16 if self.limit is None else min(2 * width + 16, self.limit)
-        state = self.model.apply(params, tokens, _places(lengths, width), longest, method="start")
+        most = 2 * width + 16 if self.limit is None else min(2 * width + 16, self.limit)
+        state = self.model.apply(params, tokens, _places(lengths, width), most, method="start")
         first = jnp.full(rows, Tokenizer.bos_id)
-        return greedy(self._step(params), state, first, jnp.zeros(rows, jnp.int32), longest, Tokenizer.eos_id)
+        return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most)
 
 
 class LanguageModel(Task):
@@ -153,15 +162,15 @@ class LanguageModel(Task):
     def prompt(self, ids: list[int]) -> list[int]:
         return [Tokenizer.bos_id, *ids]
 
-    def decode(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Int[Array, "B written"]:
-        """Up to `data.max_len` more tokens, or as many as a learned position table leaves."""
+    def begin(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
+        """From the last token of each prompt; at most `data.max_len` tokens, or what a learned table leaves."""
         rows, width = tokens.shape
-        longest = self.config.data.max_len if self.limit is None else max(1, self.limit - width)
-        state = self.model.apply(params, rows, width + longest, method="start")
+        most = self.config.data.max_len if self.limit is None else max(1, self.limit - width)
+        state = self.model.apply(params, rows, width + most, method="start")
         # The last token of each prompt is not cached but read by the first step.
         _, state = self.model.apply(params, tokens, _places(lengths - 1, width), state, method="step")
         last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
-        return greedy(self._step(params), state, last, lengths - 1, longest, Tokenizer.eos_id)
+        return Beginning(self._step(params), state, last, lengths - 1, most)
 
 
 def _places(lengths: Int[Array, " B"], width: int) -> Tokens:
@@ -174,7 +183,10 @@ TASKS: dict[str, type[Task]] = {"translation": Translation, "language_model": La
 
 
 def task_class(name: str) -> type[Task]:
+    """The row of TASKS. UserError: there is none of that name."""
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
-        raise UserError(f"there is no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose {list(TASKS)}"))
+        raise UserError(
+            f"there is no task {name!r}: " + (f"did you mean {near[0]!r}?" if near else f"choose {list(TASKS)}")
+        )
     return TASKS[name]

@@ -36,6 +36,7 @@ def claim(workdir: Path, config: Config) -> None:
 
 
 def read_config(workdir: Path) -> Config:
+    """The config of the run in a workdir. UserError: there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
@@ -53,7 +54,7 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
     from transformer.tasks import task_class
-    from transformer.training import losses, loop, optim, sharding, step
+    from transformer.training import loop, losses, optim, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.writer import Writer
 
@@ -125,6 +126,7 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
 
 
 def main() -> None:
+    """The verb, with its flags parsed."""
     config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
     train(config, workdir)
 

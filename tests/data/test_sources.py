@@ -192,7 +192,9 @@ def test_missing_files(tmp_path: Path) -> None:
     for stem in ("train", "test"):
         for language in ("en", "de"):
             write(tmp_path / f"{stem}.{language}", MANY)
-    with pytest.raises(UserError, match=r"no file .*validation\.en, plain or as \.gz \(nor as val\.en, valid\.en, dev\.en\)"):
+    with pytest.raises(
+        UserError, match=r"no file .*validation\.en, plain or as \.gz \(nor as val\.en, valid\.en, dev\.en\)"
+    ):
         load_source(config(tmp_path))
     with pytest.raises(UserError, match=r"data\.cache=.*text\.en/cache cannot be made"):
         load_source(dataclasses.replace(data, cache=str(tmp_path / "text.en" / "cache")))

@@ -26,7 +26,9 @@ def test_any_text_survives(text: str) -> None:
     assert all(len(SPECIALS) <= i < tokenizer.vocab_size for i in ids)
 
 
-@pytest.mark.parametrize("text", [*SPECIALS, "<s>", "</s><pad>", "[CLS]", "Ġ", " leading", "trailing \n", "\x00", "\ufeff"])
+@pytest.mark.parametrize(
+    "text", [*SPECIALS, "<s>", "</s><pad>", "[CLS]", "Ġ", " leading", "trailing \n", "\x00", "\ufeff"]
+)
 def test_nothing_in_a_text_is_a_special_token(text: str) -> None:
     ids = trained().encode(text)
     assert min(ids) >= len(SPECIALS)

@@ -6,20 +6,25 @@ still reads on a narrow one. Colours are Okabe and Ito's, which colour-blind rea
 
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+Points = Float[np.ndarray, " _"]
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", ":", "-.")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIZE = (5.4, 3.9)  # inches, one panel
-SETTINGS = {
+SETTINGS: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -61,7 +66,9 @@ def styles(names: Sequence[str]) -> dict[str, Style]:
 
 
 def learning_curves(
-    curves: Mapping[str, tuple[np.ndarray, np.ndarray]], look: Mapping[str, Style], ylabel: str
+    curves: Mapping[str, tuple[Float[np.ndarray, " T"], Float[np.ndarray, "n T"]]],
+    look: Mapping[str, Style],
+    ylabel: str,
 ) -> Figure:
     """Mean over seeds, and a band from the lowest to the highest seed.
 
@@ -89,12 +96,12 @@ def learning_curves(
 
 
 def against_length(
-    series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
-    edges: np.ndarray,
+    series: Mapping[str, tuple[Points, Points, Points, Points]],
+    edges: Float[np.ndarray, " bins_and_1"],
     look: Mapping[str, Style],
     xlabel: str,
     ylabel: str,
-    trained_to: float | None = None,
+    trained_to: int | None = None,
     percent: bool = False,
 ) -> Figure:
     """Quality by bins of length; the range of lengths that training held is shaded.
@@ -124,7 +131,7 @@ def against_length(
             markersize=4.5, linewidth=1.3, elinewidth=1, label=name,
             markerfacecolor=style.color if style.line == "-" else "white",
         )  # fmt: skip
-    axes.set_xticks(range(bins), [f"{int(a) + 1}–{int(b)}" for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    axes.set_xticks(range(bins), [f"{int(a) + 1}–{int(b)}" for a, b in itertools.pairwise(edges)])
     axes.tick_params(axis="x", labelsize=8.5, rotation=30 if bins > 6 else 0)
     axes.set_xlim(-0.5, bins - 0.5)
     axes.grid(visible=False, axis="x")
@@ -138,9 +145,9 @@ def against_length(
 
 def differences(
     names: Sequence[str],
-    means: np.ndarray,
-    lows: np.ndarray,
-    highs: np.ndarray,
+    means: Float[np.ndarray, " n"],
+    lows: Float[np.ndarray, " n"],
+    highs: Float[np.ndarray, " n"],
     look: Mapping[str, Style],
     xlabel: str,
 ) -> Figure:
@@ -161,7 +168,9 @@ def differences(
     return figure
 
 
-def cost(series: Mapping[str, tuple[np.ndarray, np.ndarray]], xlabel: str, ylabel: str) -> Figure:
+def cost(
+    series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], xlabel: str, ylabel: str
+) -> Figure:
     """Time against length, both on logarithmic axes: name -> (lengths [n], times [n])."""
     figure, axes = _panel()
     for place, (name, (lengths, times)) in enumerate(series.items()):

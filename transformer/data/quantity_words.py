@@ -95,9 +95,9 @@ def date(day: int, month: int, of_year: int | None) -> tuple[str, str]:
     for index, language in enumerate(("en", "de")):
         locale = (_EN, _DE)[index]
         pattern = locale.date_formats["long"].pattern if of_year else locale.datetime_skeletons["MMMMd"].pattern
-        words = {"MMMM": locale.months["format"]["wide"][month], "y": year(of_year)[index] if of_year else ""}
+        words: dict[str, str] = {"MMMM": locale.months["format"]["wide"][month], "y": year(of_year)[index] if of_year else ""}
         words["d" if language == "en" else "d."] = ordinal(day)[index] + ("" if language == "en" else "n")
-        texts.append(re.sub(r"MMMM|y|d\.?", lambda field, words=words: words[field.group()], pattern))
+        texts.append("".join(words.get(field, field) for field in re.split(r"(MMMM|y|d\.?)", pattern)))
     return texts[0], texts[1]
 
 

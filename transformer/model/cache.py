@@ -22,6 +22,7 @@ class Cache(NamedTuple):
 
 
 def empty(batch: int, slots: int, heads: int, head_dim: int) -> Cache:
+    """A cache of `slots` tokens with nothing in it."""
     return Cache(
         k=jnp.zeros((batch, slots, heads, head_dim)),
         v=jnp.zeros((batch, slots, heads, head_dim)),

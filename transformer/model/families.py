@@ -72,9 +72,7 @@ class EncoderDecoder(nn.Module):
         """Encodes the inputs once, and makes room for `slots` target tokens."""
         return Decoding(_empty_caches(self.config, inputs.shape[0], slots), self.encode(inputs, where))
 
-    def step(
-        self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding
-    ) -> tuple[Float[Array, "B L V"], Decoding]:
+    def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
         return self.embedder.logits(decoded), Decoding(caches, state.memory)
 
@@ -101,9 +99,7 @@ class DecoderOnly(nn.Module):
     def start(self, batch: int, slots: int) -> Decoding:
         return Decoding(_empty_caches(self.config, batch, slots))
 
-    def step(
-        self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding
-    ) -> tuple[Float[Array, "B L V"], Decoding]:
+    def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches)
         return self.embedder.logits(decoded), Decoding(caches)
 

@@ -45,9 +45,7 @@ class MultiHeadAttention(nn.Module):
 
     def setup(self) -> None:
         width = self.config.d_model
-        self.query, self.key, self.value, self.out = (
-            Linear(width, use_bias=False) for _ in range(4)
-        )
+        self.query, self.key, self.value, self.out = (Linear(width, use_bias=False) for _ in range(4))
 
     def heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         return x.reshape(*x.shape[:2], self.config.num_heads, -1)
@@ -106,8 +104,9 @@ class FeedForward(nn.Module):
         return self.outer(nn.relu(self.inner(x)))
 
 
-def layer_norm(name: str | None = None) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=1e-6, name=name)
+def layer_norm() -> nn.LayerNorm:
+    """The norm of every residual (Ba et al. 2016)."""
+    return nn.LayerNorm(epsilon=1e-6)
 
 
 class Residual(nn.Module):
@@ -128,5 +127,3 @@ class Residual(nn.Module):
 def final_norm(config: ModelConfig) -> nn.Module | None:
     """Pre-norm stacks end in a norm of their own; post-norm stacks have just had one."""
     return layer_norm() if config.norm == "pre" else None
-
-

@@ -31,7 +31,7 @@ def step_noise(seed: int | Array, step: int | Array, rows: Int[Array, " B"]) -> 
     return Noise(mix(mix(jnp.asarray(seed, jnp.uint32)) ^ jnp.asarray(step, jnp.uint32)), rows)
 
 
-def keep_mask(noise: Noise, path: str, shape: tuple[int, int, int], rate: float) -> Bool[Array, "B L D"]:
+def keep_mask(noise: Noise, path: str, shape: tuple[int, ...], rate: float) -> Bool[Array, "B L D"]:
     """True with probability 1 - rate (to 2^-32), independently for each (row, position, feature) of [B, L, D]."""
     seed = mix(noise.seed ^ jnp.uint32(zlib.crc32(path.encode())))
     row = mix(seed + noise.rows.astype(jnp.uint32))

@@ -69,4 +69,3 @@ def check_length(config: ModelConfig, length: int) -> None:
             f"a sequence of {length} tokens needs position {length - 1}, but the learned position table ends at "
             f"{limit - 1}: shorten the input, or train with model.max_positions={length} or more"
         )
-

@@ -1,6 +1,6 @@
 """The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -94,9 +94,10 @@ class Stack(nn.Module):
         noise: Noise | None = None,
         caches: tuple[kv.Cache, ...] | None = None,
         memory: Memory | None = None,
-    ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...] | None]:
+    ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...]]:
+        """The stack's output, and the caches with the new tokens (none without `caches`)."""
         x = self.input(x, where.positions, noise)
-        written = []
+        written: list[Any] = []
         for i, layer in enumerate(self.layers):
             x, cache = layer(
                 x,
@@ -109,4 +110,4 @@ class Stack(nn.Module):
             written.append(cache)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return x, None if caches is None else tuple(written)
+        return x, () if caches is None else tuple(written)

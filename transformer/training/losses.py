@@ -61,7 +61,7 @@ def output_cross_entropy(
     A scan over slices of the length axis, which leaves the row axis to the devices; the gradient of "loss" is taken in
     the same pass ("nll" and "token_accuracy" have none).
     """
-    batch, length, width = x.shape
+    batch, length = targets.shape
     slice_length = min(length, max(1, CHUNK // batch))
     slices = -(-length // slice_length)
 
@@ -83,7 +83,7 @@ def _slice_loss(
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _sliced(x: Array, table: Array, targets: Array, weights: Array, label_smoothing: float) -> tuple[Array, ...]:
-    def one(sums: tuple[Array, ...], part: tuple[Array, ...]) -> tuple[tuple[Array, ...], None]:
+    def one(sums: Any, part: Any) -> tuple[Any, None]:
         loss, others = _slice_loss(part[0], table, part[1], part[2], label_smoothing)
         return jax.tree.map(jnp.add, sums, (loss, *others)), None
 
@@ -116,6 +116,7 @@ _sliced.defvjp(_sliced_forward, _sliced_backward)
 
 
 def add(left: dict[str, Pair], right: dict[str, Pair]) -> dict[str, Pair]:
+    """Sums and weights of both."""
     return jax.tree.map(jnp.add, left, right)
 
 

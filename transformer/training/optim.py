@@ -40,6 +40,7 @@ SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {"inverse_sqrt": i
 
 
 def schedule(config: Config) -> Schedule:
+    """The learning rate as a function of the steps done so far (0, 1, ...)."""
     optimizer = config.optimizer
     return SCHEDULES[optimizer.schedule](optimizer.learning_rate, optimizer.warmup_steps, config.steps)
 

@@ -12,7 +12,9 @@ def make_mesh(config: MeshConfig, row_multiple: int) -> Mesh:
     devices = len(jax.devices())
     data = devices if config.data == -1 else config.data
     if not 1 <= data <= devices:
-        raise UserError(f"mesh.data={config.data}, but there are {devices} devices: choose 1 to {devices}, or -1 for all")
+        raise UserError(
+            f"mesh.data={config.data}, but there are {devices} devices: choose 1 to {devices}, or -1 for all"
+        )
     if row_multiple % data:
         raise UserError(
             f"the rows of a batch are multiples of data.row_multiple={row_multiple}, which do not divide over {data} "
@@ -22,6 +24,7 @@ def make_mesh(config: MeshConfig, row_multiple: int) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

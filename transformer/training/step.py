@@ -1,6 +1,6 @@
 """The train state, and the compiled steps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 from transformer.training import sharding
 from transformer.training.losses import Pair
 
-Batch = dict[str, Array]
+Batch = Mapping[str, Any]
 # loss(params, batch, seed, step) -> metrics with a "loss"; seed None = deterministic
 Loss = Callable[..., dict[str, Pair]]
 
@@ -25,7 +25,9 @@ class State(NamedTuple):
     optimizer: Any
 
 
-def make_init(init: Callable[[Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh) -> Callable[..., State]:
+def make_init(
+    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[..., State]:
     """`create(seed) -> State`, compiled so that the state is born where it will live."""
 
     def create(seed: Array) -> State:
@@ -61,6 +63,7 @@ def make_train_step(
 
 
 def make_eval_step(loss: Loss, mesh: Mesh) -> Callable[[Any, Batch], dict[str, Pair]]:
+    """Metrics of a batch, deterministic."""
     everywhere, rows = sharding.replicated(mesh), sharding.over_rows(mesh)
     return jax.jit(
         lambda params, batch: loss(params, batch, None, None), in_shardings=(everywhere, rows), out_shardings=everywhere

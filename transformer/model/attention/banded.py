@@ -64,6 +64,7 @@ def banded(
     k_segments: Int[Array, "B L"] | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
+    """`dense` for a window on both sides, at its cost. Queries that are padding give something finite, but unspecified."""
     batch, length, heads, _ = q.shape
     groups = k.shape[2]
     # A band wider than the sequence is the sequence.

@@ -1,0 +1,137 @@
+"""One run of a sweep, and one measurement of cost: what a worker does."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.definitions import FOLDER, load
+from transformer.config import Config, UserError, to_dict
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "sacrebleu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    experiment: str
+    variant: str
+    seed: int
+    config: Config
+    difference: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+    def run(self) -> dict[str, Any]:
+        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
+        module = load(self.experiment)
+        resumed = (self.folder / "metrics.jsonl").exists()
+        began = time.monotonic()
+        if hasattr(module, "train"):
+            module.train(self.config, self.folder)
+        else:
+            from transformer.train import train
+
+            train(self.config, self.folder)
+        trained_after = time.monotonic() - began
+        if hasattr(module, "restore"):
+            trained = module.restore(self.folder)
+        else:
+            from transformer.evaluate import restore
+
+            trained = restore(self.folder)
+        if hasattr(module, "measure"):
+            measured = module.measure(trained)
+        else:
+            from experiments.measures import measure
+
+            measured = measure(trained)
+        for name, value in measured["metrics"].items():
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} is {value}: the run diverged, so lower optimizer.learning_rate")
+
+        import jax
+
+        lines = read_lines(self.folder / "metrics.jsonl")
+        steps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]  # the first one compiles
+        data = self.folder / "data.json"
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            **measured,
+            "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
+            "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(trained.params))),
+            "seconds_per_step": statistics.median(steps) if steps else None,
+            "train_seconds": trained_after,
+            "measure_seconds": time.monotonic() - began - trained_after,
+            "resumed": resumed,
+            "difference": self.difference,
+            "config": to_dict(self.config),
+            "fingerprint": json.loads(data.read_text()).get("fingerprint") if data.exists() else None,
+            **provenance(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The experiment's own measurement of cost, in a worker with all cores, after the runs."""
+
+    experiment: str
+    folder: Path
+    name: str = "the cost measurement"
+
+    def run(self) -> dict[str, Any]:
+        return {"rows": load(self.experiment).cost(), **provenance()}
+
+
+def provenance() -> dict[str, Any]:
+    """What the figures came from: commit, versions, device."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = jax.devices()[0]
+    return {
+        "commit": commit(),
+        "versions": versions,
+        "device": f"{platform.machine()} processor" if device.platform == "cpu" else device.device_kind,
+        "cores": cores,
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "+" where files differ from it; None outside a repository."""
+    try:
+        git = ["git", "-C", str(FOLDER)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + ("+" if changed.stdout.strip() else "")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line that is still being written is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,0 +1,209 @@
+"""The words of a report follow from its numbers; the page needs nothing but itself."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import report
+from experiments.measures import Metric
+from experiments.render import Bullets, Heading, Paragraph, Table, markdown, page
+from experiments.results import compare, factors, read
+from transformer.analysis import plots
+from transformer.config import Config, UserError, to_dict
+
+VARIANTS = {
+    "a-x": {"model.positions": "sinusoidal"},
+    "a-y": {"model.positions": "sinusoidal", "model.attention": ["window:4"]},
+    "b-x": {"model.positions": "learned"},
+    "b-y": {"model.positions": "learned", "model.attention": ["window:4"]},
+}
+
+
+def _write(workdir: Path, values: dict[str, list[float | None]], seeds: int = 3, **more: Any) -> None:
+    """A sweep of plain files: variant -> exact match of each seed."""
+    plan = {
+        "experiment": "question", "docstring": "Is it so?\n\nHypothesis: yes.\n\nSource: none.", "base": "configs/x.py",
+        "settings": {}, "command": "python -m experiments.run question", "created": "2026-01-01T00:00:00+00:00",
+        "config": to_dict(Config()), "variants": VARIANTS, "reference": "a-x", "main_metrics": ["test/exact_match"],
+        "seeds": list(range(seeds)),
+    }  # fmt: skip
+    workdir.mkdir(exist_ok=True)
+    (workdir / "sweep.json").write_text(json.dumps(plan))
+    for variant, scores in values.items():
+        for seed, score in enumerate(scores):
+            folder = workdir / "runs" / variant / f"seed{seed}"
+            folder.mkdir(parents=True)
+            result = {"seed": seed, "metrics": {"test/exact_match": score}, "curve": [[1, 2.0], [2, 1.0]],
+                      "parameters": 10, "train_seconds": 3.0, "seconds_per_step": 0.1, "commit": "abc", "cores": 1,
+                      "fingerprint": "f"} | more  # fmt: skip
+            (folder / "result.json").write_text(json.dumps(result))
+
+
+BASE = [0.90, 0.91, 0.95]
+SCORES: dict[str, list[float | None]] = {
+    "a-x": list(BASE),
+    "a-y": [0.91, 0.90, 0.95],
+    "b-x": [v - 0.1 - e for v, e in zip(BASE, (0, 0.001, 0.002), strict=True)],
+    "b-y": [v + 0.02 + e for v, e in zip(BASE, (0, 0.02, 0.002), strict=True)],
+}
+
+
+def test_the_answer_follows_from_the_numbers(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    said, failures = report.write(tmp_path)
+    assert failures == 0
+    text = (tmp_path / "report.md").read_text()
+    assert "Worse: b-x (−10.1 points [−10.3, −9.9])" in said
+    none = said.split("No difference was seen, as the interval contains 0: ")[1].split(".\n")[0]
+    assert "a-y (0.0 points [−2.5, +2.5])" in none
+    assert "b-y" in none
+    assert "reached 92.0 % (95 % interval [85.4, 98.6], 3 seeds)" in text
+    assert "| a-x (the paper's) | 92.0 [85.4, 98.6] | 3 |" in text
+    assert "x instead" not in text
+    assert "b instead of a" in text
+
+
+def test_a_factor_averages_over_all_else(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    found = factors(read(tmp_path), "test/exact_match")
+    assert list(found) == ["b instead of a", "y instead of x"]
+    mean = {name: np.mean(np.asarray(values, float)) for name, values in SCORES.items()}
+    assert found["b instead of a"].mean == pytest.approx((mean["b-x"] + mean["b-y"] - mean["a-x"] - mean["a-y"]) / 2)
+    assert found["y instead of x"].mean == pytest.approx((mean["a-y"] + mean["b-y"] - mean["a-x"] - mean["b-x"]) / 2)
+
+
+def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES | {"a-y": [0.95, 0.93]})
+    found = compare(read(tmp_path), "test/exact_match")
+    assert found["a-y"].n == 2
+    assert found["a-y"].mean == pytest.approx(0.035)
+    report.write(tmp_path)
+    assert "not finished: 11 of 12 runs are done" in (tmp_path / "report.md").read_text()
+
+
+def test_what_holm_takes_back_is_said(tmp_path: Path) -> None:
+    shifted = [v - 0.02 - e for v, e in zip(BASE, (0, 0.006, 0.014), strict=True)]
+    _write(tmp_path, {"a-x": list(BASE), "a-y": shifted, "b-x": list(SCORES["a-y"]), "b-y": list(SCORES["a-y"])})
+    said, _ = report.write(tmp_path)
+    assert re.search(
+        r"Worse: a-y \(−2\.7 points \[[^]]*\]; not beyond doubt, p = 0\.\d+ after Holm's correction\)", said
+    )
+
+
+def test_one_seed_gives_no_interval(tmp_path: Path) -> None:
+    _write(tmp_path, {name: values[:1] for name, values in SCORES.items()}, seeds=1)
+    said, _ = report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "There is one seed, so no interval can be given" in text
+    assert "cannot tell a difference from chance" in said
+    assert "[" not in said
+
+
+def test_a_missing_reference_is_said(tmp_path: Path) -> None:
+    _write(tmp_path, {"b-x": list(SCORES["b-x"])})
+    said, _ = report.write(tmp_path)
+    assert "has no value yet" in said
+    assert "no difference can be given" in (tmp_path / "report.md").read_text()
+
+
+def test_a_value_that_cannot_be_is_left_out_in_words(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES | {"b-x": [None, None, None], "b-y": [None, None, None]})
+    said, _ = report.write(tmp_path)
+    assert "No value: b-x, b-y." in said
+
+
+def test_different_commits_and_data_are_warned_of(tmp_path: Path) -> None:
+    _write(tmp_path, {"a-x": list(BASE)}, commit="one", fingerprint="first")
+    _write(tmp_path, {"b-x": list(BASE)}, commit="two", fingerprint="second")
+    report.write(tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert "different commits (`one`, `two`)" in text
+    assert "different data" in text
+
+
+def test_no_sweep_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no sweep"):
+        report.write(tmp_path)
+
+
+def test_a_report_written_twice_is_the_same(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    report.write(tmp_path)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    report.write(tmp_path)
+    assert {path: path.read_bytes() for path in files} == before
+
+
+class _Links(HTMLParser):
+    """Collects what a page would load, and checks that its tags close."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href", "srcset")]
+        if tag not in ("meta", "img", "link", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    report.write(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    links = _Links()
+    links.feed(text)
+    assert links.open == []
+    assert links.loads
+    assert all(link.startswith("data:image/svg+xml;base64,") for link in links.loads)
+    assert "prefers-color-scheme: dark" in text
+    assert "url(" not in text
+    assert "@import" not in text
+
+
+def test_text_is_escaped() -> None:
+    blocks = [Heading("a"), Paragraph("x < y & `k<e>y` *z*"), Bullets(["<b>"]), Table(["h|1", "2"], [["<i>", "v"]])]
+    shown = page("t<", blocks, Path())
+    assert "<b>" not in shown
+    assert "<i>" not in shown
+    assert "x &lt; y &amp; <code>k&lt;e&gt;y</code>" in shown
+    plain = markdown("t", blocks)
+    assert r"x \< y & `k<e>y` \*z\*" in plain
+    assert r"h\|1" in plain
+
+
+def test_numbers_read_as_numbers() -> None:
+    percent = Metric("exact match", "%", 100.0, 1)
+    assert report.number(-0.0001, percent, True) == "0.0"
+    assert report.number(-0.021, percent, True) == "−2.1"
+    assert report.number(0.021, percent, True) == "+2.1"
+    assert report.interval(None, None, percent) == ""
+
+
+def test_styles_keep_colour_and_line_apart() -> None:
+    look = plots.styles(list(VARIANTS))
+    assert look["a-x"].color == look["a-y"].color != look["b-x"].color == look["b-y"].color
+    assert look["a-x"].line == look["b-x"].line != look["a-y"].line == look["b-y"].line
+
+
+def test_figures_hold_what_they_were_given() -> None:
+    look = plots.styles(["a-x", "b-x"])
+    steps, edges = np.arange(1.0, 5.0), np.array([0.0, 4.0, 8.0, 16.0])
+    curve = plots.learning_curves({"a-x": (steps, np.stack([steps, steps + 2]))}, look, "loss")
+    assert curve.axes[0].lines[0].get_ydata() == pytest.approx(steps + 1)
+    at, mean = np.array([0.0, 1.0]), np.array([0.5, 0.25])
+    by_length = plots.against_length({"a-x": (at, mean, mean - 0.1, mean + 0.1)}, edges, look, "x", "y", 8, True)
+    assert by_length.axes[0].lines[0].get_ydata() == pytest.approx([50, 25])
+    shaded = by_length.axes[0].patches[0].get_extents().transformed(by_length.axes[0].transData.inverted())
+    assert shaded.x1 == pytest.approx(1.5)  # between the second and the third bin
+    assert plots.to_svg(curve) == plots.to_svg(curve)

@@ -1,0 +1,216 @@
+"""A sweep with a fake trainer, end to end: faults, resuming, mixing, and what the command line says."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from experiments import run
+from experiments.definitions import available, build, load, parse_setting
+from experiments.single import Run
+from transformer.config import UserError, load_file, override
+
+ROOT = Path(__file__).parents[2]
+FAKE = str(Path(__file__).with_name("fake_question.py"))
+FAULTS = "learned-full/0=raise;none-full/0=exit;none-window/0=kill;sinusoidal-window/1=nan;learned-window/1=mistake"
+
+
+def _sweep(workdir: Path, *more: str) -> int:
+    return run.main([FAKE, f"--workdir={workdir}", "--steps=100", *more])
+
+
+def _rows(workdir: Path) -> list[dict[str, str]]:
+    with (workdir / "results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _quality(workdir: Path) -> list[dict[str, str]]:
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in _rows(workdir)]
+
+
+@pytest.fixture(autouse=True)
+def _no_real_faults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAKE_FAULT", raising=False)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert _sweep(workdir, "--seeds=2") == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with a run for every way to fail."""
+    workdir = tmp_path_factory.mktemp("faulty")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FAKE_FAULT", FAULTS)
+        assert _sweep(workdir, "--seeds=2") == 1
+    return workdir
+
+
+def test_every_file_of_the_report_is_there(whole: Path) -> None:
+    rows = _rows(whole)
+    assert [(row["variant"], row["seed"]) for row in rows[:3]] == [
+        ("sinusoidal-full", "0"),
+        ("sinusoidal-full", "1"),
+        ("sinusoidal-window", "0"),
+    ]
+    assert len(rows) == 12
+    assert {row["status"] for row in rows} == {"finished"}
+    assert [row["longer/exact_match"] == "" for row in rows] == [row["variant"].startswith("learned") for row in rows]
+    for name in ("report.md", "report.html", "by_length.csv", "cost.csv", "figures/cost.svg", "figures/learning.png"):
+        assert (whole / name).stat().st_size > 100, name
+
+
+def test_all_variants_of_a_seed_come_before_the_next_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+    monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: order.extend(tasks))
+    with pytest.raises(SystemExit):  # nothing was run, so there is nothing to report
+        _sweep(tmp_path, "--seeds=2", "--first-seed=7")
+    runs = [task for task in order if isinstance(task, Run)]
+    assert [task.seed for task in runs] == [7] * 6 + [8] * 6
+    assert [task.config.seed for task in runs] == [7] * 6 + [8] * 6
+    assert [task.variant for task in runs[:6]] == [task.variant for task in runs[6:]] == list(load(FAKE).variants())
+
+
+def test_a_result_says_where_it_came_from(whole: Path) -> None:
+    result = json.loads((whole / "runs/learned-window/seed1/result.json").read_text())
+    assert result["difference"] == {"model.positions": "learned", "model.attention": ["window:8"]}
+    assert result["config"]["seed"] == 1
+    assert result["config"]["model"]["attention"] == ["window:8"]
+    assert result["versions"]["jax"]
+    assert result["parameters"] == 1064
+    assert len(result["curve"]) > 10
+    assert "training learned-window/1" in (whole / "runs/learned-window/seed1/log.txt").read_text()
+
+
+def test_failed_runs_are_reported_and_the_others_go_on(faulty: Path, whole: Path) -> None:
+    failed = {(row["variant"], row["seed"]) for row in _rows(faulty) if row["status"] == "failed"}
+    assert failed == {tuple(part.split("=")[0].split("/")) for part in FAULTS.split(";")}
+    reasons = {
+        "learned-full/seed0": "ValueError: the fake broke",
+        "none-full/seed0": "exit code 3; the last line of its log is: about to go",
+        "none-window/seed0": "ended by SIGKILL, as the system does when memory runs out",
+        "sinusoidal-window/seed1": "test/exact_match is nan: the run diverged",
+        "learned-window/seed1": "the fake is too small: take a larger one",
+    }
+    report = (faulty / "report.md").read_text()
+    for place, reason in reasons.items():
+        assert reason in (faulty / "runs" / place / "error.txt").read_text()
+        assert reason in report
+    assert "5 runs of 12 failed" in report
+    finished = [row for row in _quality(faulty) if row["status"] == "finished"]
+    assert [row for row in _quality(whole) if (row["variant"], row["seed"]) not in failed] == finished
+
+
+def test_a_resumed_sweep_keeps_what_is_finished_and_tries_again(faulty: Path, whole: Path) -> None:
+    kept = faulty / "runs/sinusoidal-full/seed0/result.json"
+    before = kept.stat().st_mtime_ns
+    assert _sweep(faulty, "--seeds=2") == 0
+    assert kept.stat().st_mtime_ns == before
+    assert not list(faulty.glob("runs/*/*/error.txt"))
+    assert _quality(faulty) == _quality(whole)  # to the byte, whatever went before
+    assert (faulty / "by_length.csv").read_bytes() == (whole / "by_length.csv").read_bytes()
+
+
+def test_another_base_or_experiment_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for more in (["--set", "model.d_model=64"], ["--steps=200"]):
+        with pytest.raises(SystemExit) as stopped:
+            _sweep(whole, *more)
+        assert stopped.value.code == 2
+        assert "another base config" in capsys.readouterr().err
+    other = tmp_path / "other_question.py"
+    other.write_text(Path(FAKE).read_text())
+    with pytest.raises(SystemExit):
+        run.main([str(other), f"--workdir={whole}", "--steps=100"])
+    assert "holds the experiment 'fake_question', not 'other_question'" in capsys.readouterr().err
+
+
+def test_a_variant_that_changed_its_meaning_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    changed = tmp_path / "fake_question.py"
+    changed.write_text(Path(FAKE).read_text().replace("window:8", "window:16"))
+    with pytest.raises(SystemExit):
+        run.main([str(changed), f"--workdir={whole}", "--steps=100", "--report-only"])
+    message = capsys.readouterr().err
+    assert "sinusoidal-window" in message
+    assert "trained as another variant" in message
+
+
+def test_nothing_finished_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        _sweep(tmp_path, "--report-only")
+    assert stopped.value.code == 2
+    assert "none of the 18 runs" in capsys.readouterr().err
+
+
+def test_two_sweeps_in_one_workdir_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with run.only_one(tmp_path), pytest.raises(SystemExit):
+        _sweep(tmp_path)
+    assert "another sweep is at work" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", available())
+def test_variants_of_every_experiment_build(name: str) -> None:
+    module = load(name)
+    bases = {load_file(ROOT / module.BASE), *(load_file(path) for path in (ROOT / "configs").glob("*.py"))}
+    for base in bases:
+        configs = build(module, base)
+        assert module.REFERENCE in configs
+        assert len({str(config) for config in configs.values()}) == len(configs), "two variants are the same"
+
+
+def test_the_main_experiment_is_the_whole_grid() -> None:
+    module = load("positions_and_windows")
+    configs = build(module, load_file(ROOT / module.BASE))
+    grid = {(config.model.positions, config.model.attention) for config in configs.values()}
+    assert grid == {(p, (a,)) for p in ("sinusoidal", "learned", "none") for a in ("full", f"window:{module.WINDOW}")}
+    reference = configs[module.REFERENCE].model
+    assert (reference.positions, reference.attention) == ("sinusoidal", ("full",))
+
+
+def test_an_experiment_is_found_by_name_or_path() -> None:
+    assert "positions_and_windows" in available()
+    assert "run" not in available()
+    with pytest.raises(UserError, match="did you mean 'positions_and_windows'"):
+        load("position_and_window")
+    with pytest.raises(UserError, match=r"choose one of: .*positions_and_windows"):
+        load("zzz")
+    with pytest.raises(UserError, match="no experiment file"):
+        load("nowhere.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "error"),
+    [
+        ('REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoid"', "REFERENCE is 'sinusoid'"),
+        ('"model.positions": positions', '"model.position": positions', "did you mean 'model.positions'"),
+        ('f"{positions}-{name}"', 'f"{positions}/{name}"', "cannot name a folder"),
+        ("BASE = ", "BASIS = ", "has no BASE"),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_one_sentence(tmp_path: Path, text: str, change: str, error: str) -> None:
+    path = tmp_path / "question.py"
+    source = Path(FAKE).read_text()
+    assert text in source
+    path.write_text(source.replace(text, change, 1))
+    with pytest.raises(UserError, match=error):
+        build(load(str(path)), load_file(ROOT / "configs/quantities.py"))
+
+
+def test_settings_are_literals_or_strings() -> None:
+    assert parse_setting("model.d_model=64") == ("model.d_model", 64)
+    assert parse_setting("model.attention=('window:4', 'full')") == ("model.attention", ("window:4", "full"))
+    assert parse_setting("data.dir=some/folder") == ("data.dir", "some/folder")
+    assert parse_setting("data.dir=") == ("data.dir", "")
+    with pytest.raises(UserError, match=r"did you mean 'model.d_model'"):
+        parse_setting("model.dmodel=64")
+    with pytest.raises(UserError, match="has no value"):
+        parse_setting("model.d_model")
+    base = load_file(ROOT / "configs/quantities.py")
+    assert override(base, dict([parse_setting("optimizer.learning_rate=1e-3")])).optimizer.learning_rate == 1e-3

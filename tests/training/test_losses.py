@@ -1,0 +1,125 @@
+"""Losses against float64 sums over explicit distributions, and the sliced output loss against the whole one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformer.training import losses
+from transformer.training.losses import CHUNK, cross_entropy, output_cross_entropy
+
+
+def _batch(seed: int, rows: int, length: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    logits = random.normal(0, 3, (rows, length, vocabulary)).astype(np.float32)
+    targets = random.integers(0, vocabulary, (rows, length)).astype(np.int32)
+    weights = (random.random((rows, length)) < 0.6).astype(np.float32)
+    return logits, targets, weights
+
+
+def _explicit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float) -> dict[str, float]:
+    """-Σ q log p token by token, q an explicit distribution that sums to 1."""
+    vocabulary = logits.shape[-1]
+    sums = {"loss": 0.0, "nll": 0.0, "token_accuracy": 0.0}
+    for row, place in np.argwhere(weights > 0):
+        z = logits[row, place].astype(np.float64)
+        log_p = z - np.log(np.exp(z - z.max()).sum()) - z.max()
+        q = np.full(vocabulary, smoothing / vocabulary)
+        q[targets[row, place]] += 1 - smoothing
+        assert q.sum() == pytest.approx(1)
+        sums["loss"] -= (q * log_p).sum()
+        sums["nll"] -= log_p[targets[row, place]]
+        sums["token_accuracy"] += np.argmax(z) == targets[row, place]
+    return sums
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_is_the_sum_over_an_explicit_distribution(smoothing: float) -> None:
+    logits, targets, weights = _batch(1, 3, 7, 11)
+    expected = _explicit(logits, targets, weights, smoothing)
+    found = cross_entropy(jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights), smoothing)
+    assert set(found) == set(expected)
+    for name, (total, weight) in found.items():
+        np.testing.assert_allclose(total, expected[name], rtol=2e-6, err_msg=name)
+        assert weight == weights.sum()
+
+
+def test_the_smoothed_loss_is_least_where_the_model_gives_the_smoothed_distribution() -> None:
+    """So the smoothing is spread over the whole vocabulary, the target included (its share is 1 - ε + ε / V)."""
+    vocabulary, smoothing = 5, 0.2
+    q = np.full(vocabulary, smoothing / vocabulary)
+    q[3] += 1 - smoothing
+    logits = jnp.log(jnp.asarray(q, jnp.float32))[None, None]
+    gradient = jax.grad(lambda z: cross_entropy(z, jnp.array([[3]]), jnp.ones((1, 1)), smoothing)["loss"][0])(logits)
+    np.testing.assert_allclose(gradient, 0, atol=1e-7)
+
+
+def test_large_logits_stay_finite() -> None:
+    logits = jnp.array([[[1e4, -1e4, 0.0]]])
+    found = cross_entropy(logits, jnp.array([[1]]), jnp.ones((1, 1)), 0.1)
+    assert found["nll"][0] == 2e4
+    assert np.isfinite(found["loss"][0])
+
+
+def test_ties_count_as_right() -> None:
+    found = cross_entropy(jnp.zeros((1, 2, 3)), jnp.array([[0, 2]]), jnp.ones((1, 2)))
+    assert losses.means(found)["token_accuracy"] == 1
+
+
+# Rows x length around the slice: one slice, a whole number of slices, a rest, slices of one token, more rows than CHUNK.
+SHAPES = [(1, 1), (3, 5), (2, CHUNK // 2), (2, CHUNK // 2 + 1), (7, 3 * (CHUNK // 7) + 11), (CHUNK // 2 + 3, 5)]
+SHAPES += [(CHUNK + 1, 2)]
+
+
+@pytest.mark.parametrize(("rows", "length"), SHAPES)
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: float) -> None:
+    random = np.random.default_rng(rows * 1000 + length)
+    x = jnp.asarray(random.normal(size=(rows, length, 3)), jnp.float32)
+    table = jnp.asarray(random.normal(size=(13, 3)), jnp.float32)
+    _, targets, weights = _batch(2, rows, length, 13)
+    weights[: rows // 2] = 0  # rows of padding only
+    targets, weights = jnp.asarray(targets), jnp.asarray(weights)
+
+    def whole(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, losses.Pair]]:
+        found = cross_entropy(x @ table.T, targets, weights, smoothing)
+        return 1.7 * found["loss"][0], found
+
+    def sliced(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, losses.Pair]]:
+        found = output_cross_entropy(x, table, targets, weights, smoothing)
+        return 1.7 * found["loss"][0], found
+
+    (_, expected), expected_gradients = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(x, table)
+    (_, found), gradients = jax.jit(jax.value_and_grad(sliced, (0, 1), has_aux=True))(x, table)
+    assert set(found) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
+    # Without a gradient the loss takes another path: custom_vjp's primal.
+    plain = output_cross_entropy(x, table, targets, weights, smoothing)
+    np.testing.assert_allclose(plain["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(gradients[0], expected_gradients[0], atol=1e-5)
+    np.testing.assert_allclose(gradients[1], expected_gradients[1], rtol=1e-4, atol=1e-4)
+    assert not np.any(gradients[0][: rows // 2])
+
+
+def test_a_batch_of_padding_only_is_zero_and_not_nan() -> None:
+    x, table, zeros = jnp.ones((2, 3, 4)), jnp.ones((5, 4)), jnp.zeros((2, 3))
+    found = output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)
+    assert losses.means(found) == {"loss": 0, "nll": 0, "token_accuracy": 0}
+    loss = lambda x: output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)["loss"][0]  # noqa: E731
+    assert not np.any(jax.grad(loss)(x))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=5))
+def test_sums_add_over_parts(cuts: list[int]) -> None:
+    """The metrics of a batch are those of its rows in any grouping: added, and divided once."""
+    logits, targets, weights = _batch(3, 6, 4, 5)
+    whole = losses.means(cross_entropy(jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights), 0.1))
+    total: dict[str, losses.Pair] = {}
+    for rows in np.split(np.arange(6), sorted(cuts)):
+        if len(rows):
+            part = cross_entropy(*map(jnp.asarray, (logits[rows], targets[rows], weights[rows])), 0.1)
+            total = losses.add(total, part) if total else part
+    assert losses.means(total) == pytest.approx(whole, rel=1e-6)

@@ -1,0 +1,88 @@
+"""Schedules against their formulas, and what the optimizer does to which parameter."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.config import Config, override
+from transformer.training.optim import SCHEDULES, make_optimizer, schedule
+
+
+def _config(**changes: Any) -> Config:
+    return override(Config(), {f"optimizer.{key}": value for key, value in changes.items()})
+
+
+@pytest.mark.parametrize(("d_model", "warmup"), [(512, 4000), (64, 100), (128, 1)])
+def test_inverse_sqrt_is_equation_3(d_model: int, warmup: int) -> None:
+    rate = schedule(_config(learning_rate=(d_model * warmup) ** -0.5, warmup_steps=warmup))
+    for step in [1, 2, warmup // 2 + 1, warmup, warmup + 1, 10 * warmup, 100_000]:
+        paper = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert float(rate(step - 1)) == pytest.approx(paper, rel=1e-6), step
+
+
+def test_the_rates_of_the_papers_base_model() -> None:
+    rate = schedule(_config(learning_rate=(512 * 4000) ** -0.5, warmup_steps=4000))
+    assert float(rate(3999)) == pytest.approx(6.9877e-4, rel=1e-4)
+    assert float(rate(99_999)) == pytest.approx(1.3975e-4, rel=1e-4)
+    assert float(rate(0)) == pytest.approx(6.9877e-4 / 4000, rel=1e-4)
+    assert max(float(rate(step)) for step in range(3900, 4100)) == float(rate(3999))
+
+
+def test_cosine_ends_at_a_tenth_of_the_peak() -> None:
+    config = override(_config(schedule="cosine", learning_rate=2e-3, warmup_steps=100), {"steps": 1000})
+    rates = np.array([float(schedule(config)(step)) for step in range(1001)])
+    assert 0 < rates[0] <= 2e-3 / 50
+    assert np.all(np.diff(rates[:100]) > 0)
+    assert np.all(np.diff(rates[101:]) < 0)
+    assert rates.max() == pytest.approx(2e-3, rel=1e-6)
+    assert rates[1000] == pytest.approx(2e-4, rel=1e-4)
+    assert rates[550] == pytest.approx(2e-4 + 0.5 * (1 + math.cos(math.pi / 2)) * 1.8e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+@pytest.mark.parametrize("warmup", [1, 10, 5000])
+def test_rates_are_positive_and_finite_even_with_a_warmup_longer_than_the_run(name: str, warmup: int) -> None:
+    rate = SCHEDULES[name](1e-3, warmup, 100)
+    rates = [float(rate(step)) for step in range(100)]
+    assert all(0 < value <= 1e-3 * (1 + 1e-6) for value in rates)
+
+
+PARAMS = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0), "scale": jnp.full(3, 2.0)}
+
+
+def _update(config: Config, gradients: Any) -> Any:
+    optimizer = make_optimizer(config)
+    return jax.device_get(optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[0])
+
+
+def test_weight_decay_is_decoupled_and_on_matrices_only() -> None:
+    """Without a gradient only the decay is left: -rate · decay · parameter, after Adam and not inside it."""
+    config = _config(weight_decay=0.1, warmup_steps=1, learning_rate=0.01)
+    updates = _update(config, jax.tree.map(jnp.zeros_like, PARAMS))
+    np.testing.assert_allclose(updates["kernel"], -0.01 * 0.1 * 2.0, rtol=1e-6)
+    assert not np.any(updates["bias"])
+    assert not np.any(updates["scale"])
+
+
+def test_a_first_step_of_adam_is_the_rate_in_the_direction_of_the_gradients_sign() -> None:
+    config = _config(warmup_steps=1, learning_rate=0.01, clip_norm=0.0)
+    updates = _update(config, jax.tree.map(lambda x: -3.0 * jnp.ones_like(x), PARAMS))
+    for update in updates.values():
+        np.testing.assert_allclose(update, 0.01, rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm() -> None:
+    """Adam hides a common factor, so eps is large here: then the update is nearly rate · gradient / eps."""
+    gradients = {"kernel": jnp.full((2, 3), 4.0), "bias": jnp.full(3, -3.0), "scale": jnp.full(3, 0.5)}
+    norm = math.sqrt(6 * 16 + 3 * 9 + 3 * 0.25)
+    large = {"warmup_steps": 1, "learning_rate": 1.0, "eps": 1e6}
+    free = _update(_config(clip_norm=0.0, **large), gradients)
+    clipped = _update(_config(clip_norm=0.5, **large), gradients)
+    loose = _update(_config(clip_norm=2 * norm, **large), gradients)
+    for name in PARAMS:
+        np.testing.assert_allclose(clipped[name], free[name] * 0.5 / norm, rtol=1e-4)
+        np.testing.assert_allclose(loose[name], free[name], rtol=1e-6)
