@@ -42,14 +42,16 @@ METRICS = {
     "loss": Metric("loss", "nats a token", 1.0, 4, -1),
     "perplexity": Metric("perplexity", "", 1.0, 2, -1),
 }
-SPLIT_NAMES = {"test": "test", "longer": "longer than in training"}
+SPLIT_NAMES = {"longer": "longer sentences"}
 
 
 def describe(name: str) -> Metric:
     """How a metric named "split/metric" is shown; an unknown one is shown under its own name."""
     split, _, kind = name.rpartition("/")
     known = METRICS.get(kind, Metric(kind, digits=4))
-    return dataclasses.replace(known, label=f"{known.label}, {SPLIT_NAMES.get(split, split)}" if split else known.label)
+    return dataclasses.replace(
+        known, label=f"{known.label} on {SPLIT_NAMES.get(split, split)}" if split else known.label
+    )
 
 
 def main_metrics(config: Config) -> list[str]:
@@ -99,7 +101,6 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 def _translation(trained: Any) -> dict[str, Any]:
     from transformer.data.pipeline import tokenize
-    from transformer.generate import generate
 
     config, task, source = trained.config, trained.task, trained.source
     fields = task.fields(config, source)
@@ -115,10 +116,12 @@ def _translation(trained: Any) -> dict[str, Any]:
 
     metrics: dict[str, float | None] = {}
     notes, columns = [], []
-    for split in [name for name in SPLITS if name in source.splits]:
+    splits = [name for name in SPLITS if name in source.splits]
+    sentences = _translations(trained, {split: np.flatnonzero(lengths_of(split) <= limit) for split in splits})
+    for split in splits:
         lengths = lengths_of(split)
         fits = lengths <= limit
-        examples = source.split(split)
+        outputs, references = sentences[split]
         table = np.zeros((len(lengths), 3))  # summed nll, tokens, tokens that are right
         for batch in task.batches(source, split).evaluation(task.limit):
             nll, right = scores(batch)
@@ -126,12 +129,6 @@ def _translation(trained: Any) -> dict[str, Any]:
             rows = batch["example_ids"] >= 0
             sums = np.stack([(nll * weights).sum(1), weights.sum(1), (right * weights).sum(1)], axis=1)
             table[batch["example_ids"][rows]] = sums[rows]
-        chosen = np.flatnonzero(fits)
-        pairs = [(examples[int(i)][fields[0]], examples[int(i)][fields[1]]) for i in chosen]
-        outputs = np.full(len(lengths), None, object)
-        references = np.full(len(lengths), None, object)
-        outputs[chosen] = generate(trained, [text for text, _ in pairs])
-        references[chosen] = [text for _, text in pairs]
         everything = summary(table, outputs, references) if fits.all() else dict.fromkeys(SUMMARY)
         metrics |= {f"{split}/{name}": value for name, value in everything.items()}
         if not fits.all():
@@ -159,6 +156,27 @@ def _translation(trained: Any) -> dict[str, Any]:
             "rows": rows,
         },
     }
+
+
+def _translations(trained: Any, chosen: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Split -> (translations, references), each [n] with None at examples that are not chosen (indices into the split).
+
+    All splits are translated in one go, so that each width is compiled once.
+    """
+    from transformer.generate import generate
+
+    config, source = trained.config, trained.source
+    source_field, target_field = source.pair(config.data)
+    pairs = [pair for split, indices in chosen.items() for pair in source.split(split).many(indices.tolist())]
+    written = iter(generate(trained, [pair[source_field] for pair in pairs]))
+    truths = iter(pair[target_field] for pair in pairs)
+    found = {}
+    for split, indices in chosen.items():
+        outputs, references = (np.full(len(source.split(split)), None, object) for _ in range(2))
+        for i in indices:
+            outputs[i], references[i] = next(written), next(truths)
+        found[split] = outputs, references
+    return found
 
 
 def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float]:

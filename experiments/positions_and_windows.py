@@ -34,8 +34,8 @@ def variants() -> dict[str, dict[str, Any]]:
 # How the cost is measured: one sequence, forward and backward, causal; the kinds of attention take turns.
 COST_LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 COST_HEADS, COST_HEAD_DIM = 4, 32
-COST_ROUNDS = 9  # timings of each kind at each length, of which the median counts
-COST_SECONDS = 40.0  # in all; where a round is slow, there are fewer of them, at least 3
+COST_ROUNDS = 7  # timings of each kind at each length, of which the median counts
+COST_SECONDS = 30.0  # in all; where a round is slow, there are fewer of them, at least 3
 
 
 def cost(lengths: tuple[int, ...] = COST_LENGTHS, seconds: float = COST_SECONDS) -> list[dict[str, Any]]:

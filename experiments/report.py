@@ -115,7 +115,15 @@ def answer(sweep: Sweep) -> list[str]:
         without = [v for v in sweep.variants if v not in found and v != sweep.reference and sweep.of(v)]
         if without:
             text += f" No value: {', '.join(without)}."
+        parts = [
+            f"{part} {number(d.mean, metric, True)}{metric.points}{interval(d.low, d.high, metric, True)}"
+            for part, d in factors(sweep, name).items()
+        ]
+        if parts:
+            text += f" Averaged over all else: {', '.join(parts)}."
         texts.append(text[0].upper() + text[1:])
+    if sweep.cost:
+        texts.append(f"Cost of attention alone: {' '.join(cost_words(sweep.cost['rows']))}")
     return texts
 
 
@@ -287,8 +295,13 @@ def _lengths(sweep: Sweep, workdir: Path) -> list[Block]:
         text = f"{names}: the table of learned positions has {limit} rows, and no entry past them."
         if highest > limit and gone:
             text += (
-                f" For lengths from {gone[0]['low'] + 1} to {highest} there is therefore no value, and the library "
-                "raises an error where it is asked for one."
+                f" The ranges of length that reach past it ({gone[0]['low'] + 1} to {highest}) therefore have no value, "
+                "and the library raises an error where it is asked for one."
+            )
+        if first["trained_to"] < limit:
+            text += (
+                f" Rows {first['trained_to'] + 1} to {limit} are there, but no training example reached them: they are "
+                "as they were initialised."
             )
         blocks.append(Paragraph(text))
     blocks += figures.lengths(tables, workdir / "figures")
@@ -312,10 +325,8 @@ def _lengths(sweep: Sweep, workdir: Path) -> list[Block]:
     return blocks
 
 
-def _costs(sweep: Sweep, workdir: Path) -> list[Block]:
-    if not sweep.cost:
-        return []
-    rows = sweep.cost["rows"]
+def cost_words(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """From which length on each kind is faster (by a tenth) than the first one, one sentence each."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
     times = {(row["kind"], row["length"]): row["milliseconds"] for row in rows}
@@ -327,19 +338,27 @@ def _costs(sweep: Sweep, workdir: Path) -> list[Block]:
         from_here = next((n for i, (n, _) in enumerate(pairs) if all(ratio > 1.1 for _, ratio in pairs[i:])), None)
         last, ratio = pairs[-1]
         if from_here is None:
-            texts.append(
-                f"{kind}: no faster than “{kinds[0]}” at any of these lengths ({ratio:.1f} times as fast at {last})."
-            )
+            texts.append(f"{kind}: no faster than “{kinds[0]}” ({ratio:.1f} times as fast at {last}).")
         else:
             texts.append(
                 f"{kind}: faster than “{kinds[0]}” from length {from_here} on, {ratio:.1f} times as fast at {last}."
             )
+    return texts
+
+
+def _costs(sweep: Sweep, workdir: Path) -> list[Block]:
+    if not sweep.cost:
+        return []
+    rows = sweep.cost["rows"]
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    lengths = sorted({row["length"] for row in rows})
+    times = {(row["kind"], row["length"]): row["milliseconds"] for row in rows}
     table = Table(
         ["length", *(f"{kind} (ms)" for kind in kinds)],
         [[str(n), *(f"{times[kind, n]:.2f}" if (kind, n) in times else "–" for kind in kinds)] for n in lengths],
         f"Median time of one forward and backward pass of attention alone, on {_count(sweep.cost['cores'], 'core')}.",
     )
-    return [Heading("Cost against length"), Bullets(texts), *figures.cost(rows, workdir / "figures"), table]
+    return [Heading("Cost against length"), Bullets(cost_words(rows)), *figures.cost(rows, workdir / "figures"), table]
 
 
 def _limits(sweep: Sweep) -> list[str]:

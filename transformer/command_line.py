@@ -62,8 +62,10 @@ def _parse(argv: list[str]) -> list[str]:
         return rest
     except flags.Error as error:
         fail(re.sub(r"\s+", " ", str(error)))
-    except (UserError, TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:
-        fail(re.sub(r"\s+", " ", str(error)))
+    except UserError as error:
+        fail(error)
+    except Exception as error:  # raised by the user's config file, which is Python
+        fail(f"the config cannot be read: {type(error).__name__}: " + re.sub(r"\s+", " ", str(error)))
     return []
 
 

@@ -6,7 +6,9 @@ A config file (`configs/<name>.py`) returns the `ConfigDict` of `defaults()` wit
 
 import dataclasses
 import difflib
+import importlib.util
 import json
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,8 @@ def to_config_dict(config: Config) -> ConfigDict:
 
 def from_config_dict(config: ConfigDict) -> Config:
     """Strict conversion: an unknown key, a wrong type or an impossible value is a `UserError`."""
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() returned {type(config).__name__}, not the ConfigDict of defaults()")
     return from_dict(config.to_dict())
 
 
@@ -156,8 +160,6 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 def load_file(path: str | Path) -> Config:
     """Runs `get_config()` of a config file."""
-    import importlib.util
-
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no config file {str(path)!r}: name one of configs/*.py")
@@ -165,7 +167,10 @@ def load_file(path: str | Path) -> Config:
     if spec is None or spec.loader is None:
         raise UserError(f"{str(path)!r} is not a Python config file: name one of configs/*.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{str(path)!r} cannot be run: {type(error).__name__}: {error}") from error
     if not hasattr(module, "get_config"):
         raise UserError(f"{str(path)!r} has no get_config(): see configs/quantities.py for the form")
     return from_config_dict(module.get_config())
@@ -238,8 +243,23 @@ def _check(config: Config) -> None:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing must be at least 0 and below 1, not {config.label_smoothing}")
-    if not optimizer.learning_rate > 0:
-        raise UserError(f"optimizer.learning_rate must be above 0, not {optimizer.learning_rate}")
+    if not 0 < optimizer.learning_rate < math.inf:
+        raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {optimizer.learning_rate}")
+    for key in ("b1", "b2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
+    not_negative = {
+        "optimizer.eps": optimizer.eps,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "optimizer.clip_norm": optimizer.clip_norm,
+        "model.vocab_size": model.vocab_size,
+        "logging.evaluate_every": config.logging.evaluate_every,
+    }
+    for key, number in not_negative.items():
+        if not 0 <= number < math.inf:
+            raise UserError(f"config key {key!r} must be 0 or more, not {number}")
+    if min(data.buckets) < 1:
+        raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
     if model.norm not in ("post", "pre"):
@@ -259,6 +279,6 @@ def parse_pattern(pattern: str) -> int | None:
     if pattern == "full":
         return None
     kind, _, width = pattern.partition(":")
-    if kind == "window" and width.isdigit():
+    if kind == "window" and width.isdecimal():
         return int(width)
     raise UserError(f"model.attention has {pattern!r}: write 'full', or 'window:16' for 16 visible neighbours a side")

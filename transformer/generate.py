@@ -145,7 +145,7 @@ def main() -> None:
     lines = []
     for number, line in enumerate(sys.stdin.buffer.read().split(b"\n"), start=1):
         try:
-            lines.append(line.decode("utf-8"))
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())  # as training text is
         except UnicodeDecodeError as error:
             raise UserError(
                 f"line {number} of the input is not UTF-8 (byte {error.start}): convert it first"

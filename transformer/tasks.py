@@ -34,6 +34,7 @@ class Beginning(NamedTuple):
     first_tokens: Int[Array, " B"]
     first_positions: Int[Array, " B"]
     max_new: int
+    limit: int | None
 
 
 class Task:
@@ -143,7 +144,7 @@ class Translation(Task):
         most = 2 * width + 16 if self.limit is None else min(2 * width + 16, self.limit)
         state = self.model.apply(params, tokens, _places(lengths, width), most, method="start")
         first = jnp.full(rows, Tokenizer.bos_id)
-        return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most)
+        return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most, self.limit)
 
 
 class LanguageModel(Task):
@@ -165,12 +166,12 @@ class LanguageModel(Task):
     def begin(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
         """From the last token of each prompt; at most `data.max_len` tokens, or what a learned table leaves."""
         rows, width = tokens.shape
-        most = self.config.data.max_len if self.limit is None else max(1, self.limit - width)
+        most = min(self.config.data.max_len, self.limit or self.config.data.max_len)
         state = self.model.apply(params, rows, width + most, method="start")
         # The last token of each prompt is not cached but read by the first step.
         _, state = self.model.apply(params, tokens, _places(lengths - 1, width), state, method="step")
         last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
-        return Beginning(self._step(params), state, last, lengths - 1, most)
+        return Beginning(self._step(params), state, last, lengths - 1, most, self.limit)
 
 
 def _places(lengths: Int[Array, " B"], width: int) -> Tokens:

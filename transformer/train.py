@@ -6,6 +6,7 @@ Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.jso
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -13,10 +14,11 @@ from transformer import command_line
 from transformer.config import MAY_CHANGE, Config, UserError, differences, from_dict, to_dict
 
 
-def claim(workdir: Path, config: Config) -> None:
-    """Writes config.json, or checks that the one there is of the same run.
+def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
+    """Writes config.json and data.json, or checks that those there are of the same run.
 
-    Raises UserError, naming the keys, where anything but the steps, the mesh and the logging differs.
+    Raises UserError, naming the keys, where anything but the steps, the mesh and the logging differs, and where the
+    data does.
     """
     path = workdir / "config.json"
     if path.exists():
@@ -28,8 +30,15 @@ def claim(workdir: Path, config: Config) -> None:
         if changed:
             listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
             raise UserError(f"{str(workdir)!r} holds a run of another config ({listed}): choose another --workdir")
+        data_path = workdir / "data.json"
+        if data_path.exists() and json.loads(data_path.read_text())["fingerprint"] != data["fingerprint"]:
+            raise UserError(
+                f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
+                "differ): bring back that data, or choose another --workdir"
+            )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "data.json").write_text(json.dumps(data) + "\n")
         path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
     except OSError as error:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
@@ -42,7 +51,7 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
     try:
         return from_dict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, AttributeError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
@@ -67,9 +76,9 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
 
-    claim(workdir, config)
-    tokenizer.save(workdir / "tokenizer.json")
-    (workdir / "data.json").write_text(json.dumps({"fingerprint": source.fingerprint} | training.report, default=str))
+    claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
+    if not (workdir / "tokenizer.json").exists():
+        tokenizer.save(workdir / "tokenizer.json")
 
     optimizer = optim.make_optimizer(config)
     create = step.make_init(task.init, optimizer, mesh)
@@ -84,6 +93,8 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
             jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
         )
     start = int(state.step)
+    if start > config.steps:
+        raise UserError(f"{str(workdir)!r} is at step {start} already, past steps={config.steps}: ask for more steps")
     writer = Writer(workdir, start, config.steps, quiet)
     eval_step = step.make_eval_step(task.loss, mesh)
 

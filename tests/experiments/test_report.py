@@ -64,8 +64,10 @@ def test_the_answer_follows_from_the_numbers(tmp_path: Path) -> None:
     assert "b-y" in none
     assert "reached 92.0 % (95 % interval [85.4, 98.6], 3 seeds)" in text
     assert "| a-x (the paper's) | 92.0 [85.4, 98.6] | 3 |" in text
+    averaged = said.split("Averaged over all else: ")[1]
+    assert averaged.startswith("b instead of a −")
+    assert "y instead of x +" in averaged
     assert "x instead" not in text
-    assert "b instead of a" in text
 
 
 def test_a_factor_averages_over_all_else(tmp_path: Path) -> None:
@@ -207,3 +209,17 @@ def test_figures_hold_what_they_were_given() -> None:
     shaded = by_length.axes[0].patches[0].get_extents().transformed(by_length.axes[0].transData.inverted())
     assert shaded.x1 == pytest.approx(1.5)  # between the second and the third bin
     assert plots.to_svg(curve) == plots.to_svg(curve)
+
+
+def test_cost_is_told_from_where_it_pays() -> None:
+    times = {"dense": [1.0, 4.0, 16.0], "band": [2.0, 3.0, 4.0], "mask": [1.0, 4.1, 16.0], "late": [2.0, 5.0, 8.0]}
+    rows = [
+        {"kind": kind, "length": length, "milliseconds": ms}
+        for kind, column in times.items()
+        for length, ms in zip((128, 256, 512), column, strict=True)
+    ]
+    assert report.cost_words(rows) == [
+        "band: faster than “dense” from length 256 on, 4.0 times as fast at 512.",
+        "mask: no faster than “dense” (1.0 times as fast at 512).",
+        "late: faster than “dense” from length 512 on, 2.0 times as fast at 512.",
+    ]

@@ -82,7 +82,8 @@ def learning_curves(
     for name, (steps, values) in curves.items():
         style = look[name]
         axes.fill_between(steps, values.min(0), values.max(0), color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name)
+        axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name,
+                  marker=style.marker if len(steps) < 12 else None, markersize=4)  # fmt: skip
         tops.append(values[:, min(1, values.shape[1] - 1)].max())
     if len(tops):  # the first steps are far above the rest, and say little
         lowest = min(float(values.min()) for _, values in curves.values())

@@ -56,53 +56,22 @@ _LINES = """
 she bought {goods+} | sie | hat | {0} | gekauft
 the school has ordered {goods+} | die Schule | hat | {0} | bestellt
 he still has to pack {goods+} | er | muss | noch {0} | einpacken
-the hotel needs {goods+} for the new rooms | das Hotel | braucht | für die neuen Zimmer {0} |
-the museum wants to lend {goods+} to the city | das Museum | will | der Stadt {0} | leihen
-the workers found {goods+} in the cellar | die Arbeiter | haben | im Keller {0} | gefunden
 the shop sold {goods@day+} | das Geschäft | hat | {0} | verkauft
-the thief stole {goods@city+} | der Dieb | hat | {0} | gestohlen
-the grandmother gave {goods@name+} | die Großmutter | hat | {0} | geschenkt
 the cook mixed {food+} in a large bowl | der Koch | hat | {0} in einer großen Schüssel | verrührt
 the recipe calls for {food+} | das Rezept | verlangt | {0} |
 the ship is supposed to bring {cargo+} to Africa | das Schiff | soll | {0} nach Afrika | bringen
-the farmer wants to sell {cargo+} | der Bauer | will | {0} | verkaufen
 the kitchen used {food@day+} | die Küche | hat | {0} | verbraucht
 the company transferred {money+} to the bank | die Firma | hat | {0} an die Bank | überwiesen
-the heirs will receive {money+} | die Erben | werden | {0} | erhalten
 he lost {money@city+} | er | hat | {0} | verloren
-we earned {money@month+} | wir | haben | {0} | verdient
-the insurance owes {money@name+} | die Versicherung | schuldet | {0} |
 she exchanged {money} for {money} | sie | hat | {0} gegen {1} | getauscht
-the tourists would like to spend {money@day+} | die Touristen | möchten | {0} | ausgeben
 the ticket for {distance} costs {money} | die Fahrkarte für {0} | kostet | {1} |
 they walked {distance@day+} | sie | sind | {0} | gelaufen
-the team cycled {distance@month+} | die Mannschaft | ist | {0} | geradelt
 the tower is {length} high | der Turm | ist | {0} | hoch
 the bridge, which is {length} long, cost {money} | die Brücke, die {0} lang ist, | hat | {1} | gekostet
 he paid {money} for {goods+} | er | hat | {0} für {1} | bezahlt
-she replaced {food} by {food} | sie | hat | {0} durch {1} | ersetzt
-the snow reached {length@city+} | der Schnee | hat | {0} | erreicht
 he had to wait {time} for the bus | er | musste | {0} auf den Bus | warten
-the machine ran {time@day+} | die Maschine | ist | {0} | gelaufen
-the strike lasted {span@city+} | der Streik | hat | {0} | gedauert
 the doctor worked {time@month+} | der Arzt | hat | {0} | gearbeitet
 the train needs {time} for {distance} | der Zug | braucht | {0} für {1} |
-the star is {space} away | der Stern | ist | {0} | entfernt
-the captain sailed {sea@day+} | der Kapitän | ist | {0} | gesegelt
-the empire lasted {period} | das Reich | hat | {0} | bestanden
-the garden measures {area} | der Garten | misst | {0} |
-the fire destroyed {area@month+} | das Feuer | hat | {0} | zerstört
-the king bought {area+} of land | der König | hat | {0} Land | gekauft
-the factory used {volume@month+} | die Fabrik | hat | {0} | verbraucht
-the tank can hold {volume} | der Tank | kann | {0} | fassen
-the new engine must deliver {power} | der neue Motor | muss | {0} | leisten
-the car can reach {speed} | das Auto | kann | {0} | erreichen
-the storm reached {speed@city+} | der Sturm | hat | {0} | erreicht
-the oven must not exceed {temperature} | der Ofen | darf | {0} nicht | überschreiten
-the instrument measured {temperature@day+} | das Gerät | hat | {0} | gemessen
-the computer has to copy {data+} | der Computer | muss | {0} | kopieren
-the file is {data} in size | die Datei | ist | {0} | groß
-the athletes burned {energy@day+} | die Sportler | haben | {0} | verbrannt
 the party received {percent@city+} | die Partei | hat | {0} | erhalten
 the elephant weighs {weight} | der Elefant | wiegt | {0} |
 the parcels for Japan weigh {mass+} | die Pakete für Japan | wiegen | {0} |
@@ -112,20 +81,13 @@ the children must learn {number+} by heart | die Kinder | müssen | {0} auswendi
 the computer has chosen {number+} at random | der Computer | hat | zufällig {0} | ausgewählt
 he tore {page+} out of the book | er | hat | {0} aus dem Buch | gerissen
 the guests have reserved {seat+} | die Gäste | haben | {0} | reserviert
-the porter must lock {room+} | der Pförtner | muss | {0} | abschließen
-the students could not answer {question+} | die Studenten | konnten | {0} nicht | beantworten
-the publisher has corrected {edition+} | der Verlag | hat | {0} | korrigiert
-the zoo would like to welcome {visitor+} | der Zoo | möchte | {0} | begrüßen
 nobody has read {chapter+} | niemand | hat | {0} | gelesen
-the police are searching {house+} | die Polizei | durchsucht | {0} |
 the ushers had to clear {row+} | die Platzanweiser | mussten | {0} | räumen
-the jury has rejected {attempt+} | die Jury | hat | {0} | abgelehnt
 we met in the park {date+} | wir | haben | uns {0} im Park | getroffen
 the office will be closed {date+} | das Büro | wird | {0} geschlossen | sein
 the president must fly to Berlin {date+} | der Präsident | muss | {0} nach Berlin | fliegen
 she wrote to the judge {date+} | sie | hat | {0} an den Richter | geschrieben
 the exhibition runs from {day} to {day} | die Ausstellung | läuft | vom {0} bis zum {1} |
-the castle was besieged from {day} to {day} | die Burg | wurde | vom {0} bis zum {1} | belagert
 """
 FRAMES: tuple[Frame, ...] = tuple(Frame.parse(line) for line in _LINES.strip().splitlines())
 

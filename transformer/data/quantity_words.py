@@ -95,7 +95,10 @@ def date(day: int, month: int, of_year: int | None) -> tuple[str, str]:
     for index, language in enumerate(("en", "de")):
         locale = (_EN, _DE)[index]
         pattern = locale.date_formats["long"].pattern if of_year else locale.datetime_skeletons["MMMMd"].pattern
-        words: dict[str, str] = {"MMMM": locale.months["format"]["wide"][month], "y": year(of_year)[index] if of_year else ""}
+        words: dict[str, str] = {
+            "MMMM": locale.months["format"]["wide"][month],
+            "y": year(of_year)[index] if of_year else "",
+        }
         words["d" if language == "en" else "d."] = ordinal(day)[index] + ("" if language == "en" else "n")
         texts.append("".join(words.get(field, field) for field in re.split(r"(MMMM|y|d\.?)", pattern)))
     return texts[0], texts[1]
@@ -130,20 +133,9 @@ def _currency(code: str, gender: str) -> Noun:
 _UNIT_TABLE = {
     "length": "length-meter m, length-centimeter m, length-millimeter m, length-foot m, length-inch m",
     "distance": "length-kilometer m, length-meter m, length-mile f",
-    "space": "length-kilometer m, length-mile f, length-light-year n",
-    "sea": "length-nautical-mile f, length-kilometer m",
     "weight": "mass-tonne f, mass-kilogram n, mass-pound n",
     "mass": "mass-tonne f, mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
     "time": "duration-hour f, duration-minute f, duration-second f",
-    "span": "duration-day m, duration-week f, duration-month m, duration-hour f",
-    "period": "duration-century n, duration-decade n, duration-year n, duration-month m",
-    "area": "area-square-kilometer m, area-square-meter m, area-hectare n, area-square-mile f",
-    "volume": "volume-liter m, volume-milliliter m, volume-cubic-meter m, volume-gallon f, volume-barrel n",
-    "power": "power-watt n, power-kilowatt n, power-megawatt n, power-horsepower f",
-    "speed": "speed-kilometer-per-hour m, speed-meter-per-second m, speed-mile-per-hour f, speed-knot m",
-    "temperature": "temperature-celsius m, temperature-fahrenheit m, temperature-kelvin n",
-    "data": "digital-byte n, digital-kilobyte n, digital-megabyte n, digital-gigabyte n",
-    "energy": "energy-kilocalorie f, energy-joule n",
     "percent": "concentr-percent n",
     # Measures of what a kitchen uses and of what a ship carries, dry and liquid.
     "food dry": "mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
@@ -185,18 +177,12 @@ SUBSTANCES = {
 LABELS = {
     "number": ("the number", "the numbers", "die Zahl", "die Zahlen"),
     "page": ("page", "pages", "Seite", "die Seiten"),
-    "room": ("room", "rooms", "Zimmer", "die Zimmer"),
     "seat": ("seat", "seats", "Platz", "die Plätze"),
-    "question": ("question", "questions", "Frage", "die Fragen"),
 }
 # Ranked things: the noun behind the ordinals in English, in German (accusative), and its gender.
 RANKS = {
-    "edition": ("edition", "Auflage", "f"),
-    "visitor": ("visitor", "Besucher", "m"),
     "chapter": ("chapter", "Kapitel", "n"),
     "row": ("row", "Reihe", "f"),
-    "house": ("house", "Haus", "n"),
-    "attempt": ("attempt", "Versuch", "m"),
 }
 # What tells the items of a list apart: "ten euros on Monday", "am Montag zehn Euro".
 _DAYS, _TAGE = (locale.days["format"]["wide"] for locale in (_EN, _DE))
@@ -211,4 +197,3 @@ PLACES = {
                                 ("Hamburg", "Hamburg"), ("Paris", "Paris"))
     ),
 }  # fmt: skip
-NAMES = ("Anna", "Peter", "Maria", "Paul", "Eva", "Max", "Lena", "Karl", "Julia", "Otto")

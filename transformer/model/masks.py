@@ -37,12 +37,12 @@ def band(causal: bool, window: Window) -> Band:
 
 
 def visible(
-    q_positions: Int[Array, "*B L"],
-    k_positions: Int[Array, "*B S"],
-    q_segments: Int[Array, "*B L"] | None,
-    k_segments: Int[Array, "*B S"] | None,
+    q_positions: Int[Array, "*#B L"],
+    k_positions: Int[Array, "*#B S"],
+    q_segments: Int[Array, "*#B L"] | None,
+    k_segments: Int[Array, "*#B S"] | None,
     limits: Band,
-) -> Bool[Array, "*B L S"]:
+) -> Bool[Array, "*#B L S"]:
     """True where a query may see a key. Segments are compared for equality; padding has a segment of its own (0)."""
     offset = k_positions[..., None, :] - q_positions[..., :, None]
     mask = jnp.ones(offset.shape, bool)

@@ -120,6 +120,6 @@ def add(left: dict[str, Pair], right: dict[str, Pair]) -> dict[str, Pair]:
     return jax.tree.map(jnp.add, left, right)
 
 
-def means(metrics: dict[str, Pair]) -> dict[str, float]:
+def means(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
     """Sum / weight of every metric; 0 where nothing was counted."""
     return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in metrics.items()}

@@ -16,6 +16,8 @@ class Writer:
         self.path = workdir / "metrics.jsonl"
         if self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
+            if step == steps:  # a finished run is only evaluated again
+                kept = [line for line in kept if _step(line) < step or "validation_loss" not in line]
             self.path.write_text("".join(line + "\n" for line in kept))
         self.steps, self.quiet, self.began = steps, quiet, time.monotonic()
         self.bar = None
@@ -53,7 +55,7 @@ class Writer:
 
 def _step(line: str) -> float:
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
         return float("inf")  # a line that was cut off while it was written
 

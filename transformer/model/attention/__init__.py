@@ -72,8 +72,6 @@ def attend(
             raise ValueError(
                 f"backend='banded' needs as many keys as queries, not {keys} and {length}: use backend='dense'"
             )
-        check_consecutive(q_positions, q_segments)
-        check_consecutive(k_positions, k_segments)
 
     def rows(ids: Array | None, default: Array | None, size: int, name: str) -> Array | None:
         ids = default if ids is None else jnp.asarray(ids)
@@ -83,14 +81,13 @@ def attend(
             raise ValueError(f"{name} has shape {ids.shape}, not ({batch}, {size})")
         return ids
 
-    return BACKENDS[backend](
-        q,
-        k,
-        v,
-        limits=limits,
-        q_positions=rows(q_positions, jnp.arange(length)[None], length, "q_positions"),
-        k_positions=rows(k_positions, jnp.arange(keys)[None], keys, "k_positions"),
-        q_segments=rows(q_segments, None, length, "q_segments"),
-        k_segments=rows(k_segments, None, keys, "k_segments"),
-        scale=width**-0.5 if scale is None else scale,
-    )
+    ids = {
+        "q_positions": rows(q_positions, jnp.arange(length)[None], length, "q_positions"),
+        "k_positions": rows(k_positions, jnp.arange(keys)[None], keys, "k_positions"),
+        "q_segments": rows(q_segments, None, length, "q_segments"),
+        "k_segments": rows(k_segments, None, keys, "k_segments"),
+    }
+    if backend == "banded":
+        everywhere = jnp.ones((1, length), jnp.int32)
+        check_consecutive(*(everywhere if x is None else x for x in ids.values()))
+    return BACKENDS[backend](q, k, v, limits=limits, scale=width**-0.5 if scale is None else scale, **ids)

@@ -35,21 +35,24 @@ def _neighbourhoods(x: Array, block: int, before: int, after: int, axis_blocks: 
     return jnp.concatenate([x[:, i : i + axis_blocks] for i in range(before + 1 + after)], axis=2)
 
 
-def check_consecutive(positions: Array | None, segments: Array | None) -> None:
-    """The band is cut by index, so positions must grow by one inside a segment; padding (segment 0) may be anything.
+def check_consecutive(q_positions: Array, k_positions: Array, q_segments: Array, k_segments: Array) -> None:
+    """The band is cut by index, so inside a segment positions must grow with the index, for queries and keys alike.
 
-    Traced arrays are taken at their word.
+    Padding (segment 0) may have any positions. Traced arrays are taken at their word.
     """
-    if positions is None or isinstance(positions, jax.core.Tracer) or isinstance(segments, jax.core.Tracer):
+    ids = (q_positions, k_positions, q_segments, k_segments)
+    if any(isinstance(x, jax.core.Tracer) for x in ids):
         return
-    steps = np.diff(np.asarray(positions), axis=-1)
-    same = np.ones_like(steps, bool)
-    if segments is not None:
-        same = (np.diff(np.asarray(segments), axis=-1) == 0) & (np.asarray(segments)[..., 1:] > 0)
-    if (steps[same] != 1).any():
-        raise ValueError(
-            "backend='banded' needs positions that grow by one inside a segment, and these do not: use backend='dense'"
-        )
+    q_at, k_at, q_in, k_in = np.broadcast_arrays(*(np.asarray(x) for x in ids))
+    positions, segments = np.concatenate([q_at, k_at], axis=1), np.concatenate([q_in, k_in], axis=1)
+    offset = positions - np.tile(np.arange(q_at.shape[1]), 2)
+    for row_offset, row_segments in zip(offset, segments, strict=True):
+        for segment in np.unique(row_segments[row_segments > 0]):
+            if np.ptp(row_offset[row_segments == segment]):
+                raise ValueError(
+                    "backend='banded' needs positions that grow by one inside a segment, the same for queries and "
+                    "keys, and these do not: use backend='dense'"
+                )
 
 
 def banded(
@@ -58,13 +61,13 @@ def banded(
     v: Float[Array, "B L G M"],
     *,
     limits: masks.Band,
-    q_positions: Int[Array, "B L"],
-    k_positions: Int[Array, "B L"],
-    q_segments: Int[Array, "B L"] | None,
-    k_segments: Int[Array, "B L"] | None,
+    q_positions: Int[Array, "#B L"],
+    k_positions: Int[Array, "#B L"],
+    q_segments: Int[Array, "#B L"] | None,
+    k_segments: Int[Array, "#B L"] | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` for a window on both sides, at its cost. Queries that are padding give something finite, but unspecified."""
+    """`dense` for a window on both sides, at its cost. What padding gives is finite, but unspecified."""
     batch, length, heads, _ = q.shape
     groups = k.shape[2]
     # A band wider than the sequence is the sequence.

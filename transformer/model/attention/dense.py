@@ -28,10 +28,10 @@ def dense(
     v: Float[Array, "B S G M"],
     *,
     limits: masks.Band,
-    q_positions: Int[Array, "B L"],
-    k_positions: Int[Array, "B S"],
-    q_segments: Int[Array, "B L"] | None,
-    k_segments: Int[Array, "B S"] | None,
+    q_positions: Int[Array, "#B L"],
+    k_positions: Int[Array, "#B S"],
+    q_segments: Int[Array, "#B L"] | None,
+    k_segments: Int[Array, "#B S"] | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """softmax(scale · Q K^T) V (Vaswani et al. 2017, equation 1), with H / G query heads on each key head."""

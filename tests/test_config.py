@@ -1,0 +1,188 @@
+"""Every key is explained; conversion is strict, and wrong keys name the nearest."""
+
+import ast
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from transformer import config as module
+from transformer.config import (
+    MAY_CHANGE,
+    Config,
+    UserError,
+    defaults,
+    differences,
+    flatten,
+    from_config_dict,
+    from_dict,
+    load_file,
+    override,
+    parse_pattern,
+    to_config_dict,
+    to_dict,
+)
+
+KEYS = list(flatten(Config()))
+
+
+def test_every_key_is_commented_or_plain() -> None:
+    """One comment a key, on its line. Names that the papers define speak for themselves."""
+    text = Path(module.__file__).read_text()
+    lines = text.splitlines()
+    plain = {"warmup_steps", "b1", "b2", "eps"}
+    groups = {field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.default)}
+    classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name != "UserError"]
+    seen = 0
+    for node in classes:
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                if node.name == "Config" and item.target.id in groups:
+                    continue
+                seen += 1
+                if item.target.id not in plain:
+                    assert re.search(r"  # \S", lines[item.lineno - 1]), f"{node.name}.{item.target.id}"
+    assert seen == len(KEYS)
+
+
+def test_the_names_that_people_type() -> None:
+    typed = {"steps", "seed", "data.dir", "data.source", "data.target", "model.positions", "model.attention"}
+    assert typed | {"model.num_layers", "model.d_model"} <= set(KEYS)
+    assert {"steps", "mesh", "logging"} == set(MAY_CHANGE)
+
+
+def test_there_and_back() -> None:
+    config = override(Config(), {"model.attention": ["window:16", "full"], "steps": 7, "data.buckets": [256, 512]})
+    assert config.model.attention == ("window:16", "full")
+    assert from_dict(to_dict(config)) == config
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_config_dict(to_config_dict(config)) == config
+    assert from_config_dict(defaults()) == Config()
+    assert from_dict({}) == Config()
+
+
+@given(st.sampled_from(KEYS), st.integers(1, 4))
+def test_override_changes_one_key_and_differences_finds_it(key: str, number: int) -> None:
+    old = Config()
+    value: Any = flatten(old)[key]
+    new_value: Any = {
+        int: {"model.num_heads": 16, "data.max_len": 64}.get(key, 512 * number),
+        float: 0.5 / (number + 1),
+        str: {"model.norm": "pre", "optimizer.schedule": "cosine"}.get(key, f"other {number}"),
+        tuple: ("full", f"window:{number}") if key == "model.attention" else (16, 256 * number),
+    }[type(value)]
+    if new_value == value:
+        return
+    new = override(old, {key: new_value})
+    assert differences(old, new) == {key: (value, new_value)}
+    assert differences(new, new) == {}
+    assert old == Config(), "the old one is as it was"
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("model.postions", "model.positions"),
+        ("positions", "model.positions"),
+        ("optimizer.positions", "model.positions"),
+        ("step", "steps"),
+        ("model.d_modle", "model.d_model"),
+        ("data.vocabsize", "data.vocab_size"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("lable_smoothing", "label_smoothing"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(UserError, match=rf"unknown config key '{typed}': did you mean '{re.escape(meant)}'\?"):
+        override(Config(), {typed: 1})
+    group, _, name = typed.rpartition(".")
+    with pytest.raises(UserError, match=f"unknown config key '{typed}'"):
+        from_dict({group: {name: 1}} if group else {name: 1})
+
+
+def test_a_key_like_no_other_says_where_all_are() -> None:
+    with pytest.raises(UserError, match=r"transformer/config\.py"):
+        override(Config(), {"zzzzzzzzzzzzzzz": 1})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", "7"), ("steps", 7.0), ("steps", True), ("steps", None), ("model.positions", 3), ("model.dropout", "0.1"),
+        ("model.dropout", True), ("model.attention", 3), ("model.attention", []), ("model.attention", ["full", 3]),
+        ("data.buckets", ["16"]), ("data.buckets", "16"), ("seed", [0]), ("data.dir", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_type_names_key_and_value(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"'{re.escape(key)}'") as raised:
+        override(Config(), {key: value})
+    assert repr(value) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_meant_is_taken() -> None:
+    assert override(Config(), {"model.dropout": 0}).model.dropout == 0.0
+    assert type(override(Config(), {"optimizer.learning_rate": 1}).optimizer.learning_rate) is float
+    assert override(Config(), {"model.attention": "window:4"}).model.attention == ("window:4",)
+    assert override(Config(), {"data.buckets": 512}).data.buckets == (512,)
+
+
+def test_a_group_is_no_value() -> None:
+    with pytest.raises(UserError, match="'model' is a group of keys"):
+        from_dict({"model": 3})
+    with pytest.raises(UserError, match="unknown config key 'model'"):
+        override(Config(), {"model": 3})
+
+
+NAN, INFINITE = float("nan"), float("inf")
+IMPOSSIBLE = [
+    ("steps", 0), ("seed", -1), ("seed", 2**31), ("model.num_layers", 0), ("model.d_model", 0), ("model.num_heads", 0),
+    ("model.num_heads", 3), ("model.dropout", 1.0), ("model.dropout", -0.1), ("model.dropout", NAN),
+    ("label_smoothing", 1.0), ("label_smoothing", NAN), ("optimizer.learning_rate", 0.0),
+    ("optimizer.learning_rate", -1.0), ("optimizer.learning_rate", NAN), ("model.norm", "mid"),
+    ("optimizer.schedule", "linear"), ("data.max_len", 257), ("data.batch_tokens", 0), ("logging.keep", 0),
+    ("logging.log_every", 0), ("logging.checkpoint_every", 0), ("optimizer.warmup_steps", 0),
+    ("model.attention", ["window"]), ("model.attention", ["window:"]), ("model.attention", ["window:-1"]),
+    ("model.attention", ["window:2.5"]), ("model.attention", ["ful"]), ("model.attention", ["Full"]),
+    ("model.attention", ["window:²"]),
+    ("optimizer.learning_rate", INFINITE), ("optimizer.clip_norm", -1.0), ("optimizer.clip_norm", NAN),
+    ("optimizer.b1", 1.0), ("optimizer.b2", 1.0), ("optimizer.eps", -1.0), ("optimizer.weight_decay", -0.1),
+    ("data.buckets", [0, 256]), ("data.buckets", [-16, 256]), ("model.vocab_size", -3), ("logging.evaluate_every", -1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value"), IMPOSSIBLE, ids=[f"{key}={value}" for key, value in IMPOSSIBLE])
+def test_an_impossible_value_is_one_sentence(key: str, value: Any) -> None:
+    with pytest.raises(UserError, match=re.escape(key.split(".")[-1])) as raised:
+        override(Config(), {key: value})
+    assert "\n" not in str(raised.value)
+
+
+def test_patterns() -> None:
+    assert parse_pattern("full") is None
+    assert parse_pattern("window:0") == 0
+    assert parse_pattern("window:16") == 16
+
+
+def test_files(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no config file"):
+        load_file(tmp_path / "none.py")
+    with pytest.raises(UserError, match="no config file"):
+        load_file(tmp_path)
+    good = "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n    c.steps = 3\n    return c\n"
+    (tmp_path / "good.py").write_text(good)
+    assert load_file(tmp_path / "good.py") == override(Config(), {"steps": 3})
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(UserError, match="get_config"):
+        load_file(tmp_path / "empty.py")
+    (tmp_path / "key.py").write_text(good.replace("c.steps", "c.model.postions"))
+    with pytest.raises(UserError, match=r"'model\.positions'"):
+        load_file(tmp_path / "key.py")
+    (tmp_path / "text.txt").write_text(good)
+    with pytest.raises(UserError, match="not a Python config file"):
+        load_file(tmp_path / "text.txt")

@@ -1,0 +1,477 @@
+"""The four commands as people run them: what they print, and one sentence for every mistake.
+
+Each command is a process of its own, forked from one that has made the slow imports.
+"""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Reads one JSON request a line, runs `python -m <verb> <arguments>` in a fork, answers with the exit code.
+SERVER = """
+import json, os, runpy, sys, traceback
+import flax.linen, grain, jax, ml_collections.config_flags, optax, orbax.checkpoint, sacrebleu, tensorflow_datasets
+import transformer.tasks, transformer.training.checkpoint, transformer.training.loop
+
+for line in sys.stdin:
+    request = json.loads(line)
+    child = os.fork()
+    if not child:
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            flags = os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            os.dup2(os.open(request[name], flags), number)
+        sys.stdin = open(0, closefd=False)
+        sys.argv = [request["verb"], *request["arguments"]]
+        code = 0
+        try:
+            runpy.run_module(request["verb"], run_name="__main__", alter_sys=True)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.out.decode().split("\n")[:-1]
+
+    @property
+    def last(self) -> dict[str, object]:
+        assert self.code == 0, self.err
+        return json.loads(self.lines[-1])
+
+
+Verb = Callable[..., Ended]
+
+
+@pytest.fixture(scope="module")
+def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
+    folder = tmp_path_factory.mktemp("verbs")
+    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment |= {"TOKENIZERS_PARALLELISM": "false", "HOME": str(folder)}
+    pipe = subprocess.PIPE
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, cwd=folder, env=environment)
+    assert server.stdin is not None
+    assert server.stdout is not None
+    stdin, stdout = server.stdin, server.stdout
+
+    def run(name: str, *arguments: object, given: bytes = b"") -> Ended:
+        (folder / "in").write_bytes(given)
+        request = {"verb": f"transformer.{name}", "arguments": [str(argument) for argument in arguments]}
+        request |= {"stdin": str(folder / "in"), "stdout": str(folder / "out"), "stderr": str(folder / "err")}
+        stdin.write(json.dumps(request).encode() + b"\n")
+        stdin.flush()
+        code = int(stdout.readline())
+        return Ended(code, (folder / "out").read_bytes(), (folder / "err").read_text())
+
+    yield run
+    stdin.close()
+    server.wait(20)
+
+
+WORDS = (("one", "eins"), ("two", "zwei"), ("three", "drei"), ("four", "vier"), ("five", "fünf"), ("six", "sechs"))
+
+
+def _write_pairs(folder: Path) -> None:
+    """Spelled digits, and the same from right to left in German."""
+    folder.mkdir()
+    drawn = random.Random(0)
+    for split, count in (("train", 160), ("validation", 24), ("test", 16)):
+        pairs = [[drawn.choice(WORDS) for _ in range(drawn.randint(1, 5))] for _ in range(count)]
+        english = "".join(" ".join(word for word, _ in pair) + "\n" for pair in pairs)
+        german = "".join(" ".join(word for _, word in reversed(pair)) + "\n" for pair in pairs)
+        (folder / f"{split}.en").write_text(english, encoding="utf-8")
+        (folder / f"{split}.de").write_text(german, encoding="utf-8")
+
+
+class Small(NamedTuple):
+    """A config file, the data it names, and runs trained from it."""
+
+    config: Path
+    data: Path
+    run: Path
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, verb: Verb) -> Small:
+    folder = tmp_path_factory.mktemp("small")
+    data, config = folder / "data", folder / "config.py"
+    _write_pairs(data)
+    config.write_text(
+        textwrap.dedent(f"""
+        from transformer.config import defaults
+
+
+        def get_config():
+            config = defaults()
+            config.steps = 4
+            config.data.name = "files"
+            config.data.dir = {str(data)!r}
+            config.data.cache = {str(folder / "cache")!r}
+            config.data.vocab_size = 300
+            config.data.max_len = 32
+            config.data.buckets = (16, 32)
+            config.data.batch_tokens = 256
+            config.model.num_layers = 1
+            config.model.d_model = 16
+            config.model.d_ff = 32
+            config.model.num_heads = 2
+            config.model.max_positions = 40
+            config.optimizer.learning_rate = 1e-2
+            config.optimizer.warmup_steps = 4
+            config.logging.log_every = 2
+            return config
+        """)
+    )
+    ended = verb("train", f"--config={config}", f"--workdir={folder / 'run'}")
+    assert ended.code == 0, ended.err
+    return Small(config, data, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def learned(small: Small, verb: Verb) -> Path:
+    """A run with learned positions: 40 of them."""
+    run = small.run.parent / "learned"
+    ended = verb("train", f"--config={small.config}", f"--workdir={run}", "--config.model.positions=learned")
+    assert ended.code == 0, ended.err
+    return run
+
+
+def _one_sentence(ended: Ended, *said: str) -> None:
+    """Exit code 2, nothing on stdout, and one line on stderr that says all of `said`."""
+    assert ended.code == 2, ended
+    assert ended.out == b""
+    lines = ended.err.strip().split("\n")
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in lines[0]
+    for words in said:
+        assert words in lines[0], lines[0]
+
+
+# --- What they print
+
+
+def test_train_leaves_a_run_of_plain_files(small: Small) -> None:
+    run = small.run
+    assert {"config.json", "tokenizer.json", "metrics.jsonl", "checkpoints"} <= {path.name for path in run.iterdir()}
+    assert json.loads((run / "config.json").read_text())["steps"] == 4
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == [2, 4]
+    for line in training:
+        assert {"step", "loss", "learning_rate", "tokens_per_second"} <= set(line)
+        assert 0 < line["loss"] < 20
+        assert line["learning_rate"] > 0
+    assert "validation_nll" in lines[-1]
+
+
+def test_evaluate_ends_in_one_json_object(small: Small, verb: Verb) -> None:
+    result = verb("evaluate", f"--workdir={small.run}").last
+    keys = {"loss", "perplexity", "token_accuracy", "exact_match", "bleu", "bleu_signature", "split", "step"}
+    assert keys <= set(result)
+    assert result["split"] == "test"
+    assert result["step"] == 4
+    assert "tok:13a" in str(result["bleu_signature"])
+    assert 0 < float(str(result["loss"])) < 10
+
+
+def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> None:
+    ended = verb("describe", f"--config={small.config}", "--config.model.num_layers=3", "--config.data.vocab_size=1000")
+    layer = 4 * 16**2 + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16
+    expected = 1000 * 16 + 3 * (layer + layer + 4 * 16**2 + 2 * 16)
+    assert ended.last == {"parameters": expected}
+    assert f"{expected:,}" in ended.lines[-3]
+
+
+def test_commands_of_their_own(small: Small) -> None:
+    """Once without the fork: a real process, from another folder, with a sentence and a table."""
+    command = [sys.executable, "-m", "transformer.describe", f"--config={small.config}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    good = subprocess.run(command, capture_output=True, text=True, cwd=small.data, env=environment, check=False)
+    assert good.returncode == 0, good.stderr
+    assert list(json.loads(good.stdout.splitlines()[-1])) == ["parameters"]
+    bad = [*command, "--config.model.postions=learned"]
+    told = subprocess.run(bad, capture_output=True, cwd=small.data, env=environment, check=False)
+    _one_sentence(Ended(told.returncode, told.stdout, told.stderr.decode()), "'model.positions'")
+
+
+# --- One line for each line
+
+LINES = ["one two", "", "three four five", "   ", "日本語 Ж 🙂 \u2028 end", "two", "one two", "\t", "six " * 30, "a\u0085b"]
+
+
+def _generate(verb: Verb, run: Path, given: bytes) -> list[str]:
+    ended = verb("generate", f"--workdir={run}", given=given)
+    assert ended.code == 0, ended.err
+    return ended.lines
+
+
+def test_generate_writes_one_line_for_each_line(small: Small, verb: Verb) -> None:
+    """Empty and blank lines, unseen characters, line separators inside a line, and one longer than any bucket."""
+    outputs = _generate(verb, small.run, "".join(line + "\n" for line in LINES).encode())
+    assert len(outputs) == len(LINES)
+    assert [bool(output) for output, line in zip(outputs, LINES, strict=True) if not line.strip()] == [False] * 3
+    assert outputs[0] == outputs[6]
+
+
+def test_the_end_of_a_line_is_no_part_of_it(small: Small, verb: Verb) -> None:
+    lines = ["one two", "", "three four five", "six"]
+    plain = _generate(verb, small.run, "".join(line + "\n" for line in lines).encode())
+    assert _generate(verb, small.run, "\n".join(lines).encode()) == plain, "no newline at the end"
+    assert _generate(verb, small.run, "".join(line + "\r\n" for line in lines).encode()) == plain, "Windows"
+
+
+@pytest.mark.parametrize("given", [b"", b"\n", b"\n\n\n"])
+def test_nothing_in_nothing_out(small: Small, verb: Verb, given: bytes) -> None:
+    assert _generate(verb, small.run, given) == [""] * given.count(b"\n")
+
+
+def test_a_line_that_is_not_utf8_is_named(small: Small, verb: Verb) -> None:
+    ended = verb("generate", f"--workdir={small.run}", given=b"one\ntwo\n\xfcnf\n")
+    _one_sentence(ended, "line 3", "UTF-8")
+
+
+def test_learned_positions_refuse_a_longer_line(learned: Path, verb: Verb) -> None:
+    assert len(_generate(verb, learned, b"one two\nthree\n")) == 2
+    _one_sentence(verb("generate", f"--workdir={learned}", given=b"one\n" + b"six seven " * 30), "line 2", "after 40")
+
+
+def test_language_model_generates_a_continuation(small: Small, verb: Verb, tmp_path: Path) -> None:
+    """With learned positions, the most constrained: prompt and continuation share the table."""
+    run = tmp_path / "run"
+    changes = ["task=language_model", "model.family=decoder_only", "model.positions=learned", "data.target=de"]
+    flags = [f"--config.{change}" for change in changes]
+    assert verb("train", f"--config={small.config}", f"--workdir={run}", *flags).code == 0
+    outputs = _generate(verb, run, b"eins zwei\n\ndrei\n")
+    assert len(outputs) == 3
+    assert outputs[1] == ""
+    assert set(verb("evaluate", f"--workdir={run}").last) >= {"loss", "perplexity", "token_accuracy"}
+
+
+# --- Mistakes on the command line
+
+TRAIN = [
+    ("--config.model.postions=learned", ["'model.postions'", "'model.positions'"]),
+    ("--config.positions=learned", ["'positions'", "'model.positions'"]),
+    ("--config.nonsense.of.mine=1", ["nonsense"]),
+    ("--config.steps=abc", ["steps", "abc"]),
+    ("--config.model.num_layers=2.5", ["num_layers", "2.5"]),
+    ("--config.model.dropout=high", ["dropout", "high"]),
+    ("--config.steps=0", ["'steps'", "at least 1"]),
+    ("--config.steps=-5", ["'steps'", "at least 1"]),
+    ("--config.seed=-1", ["seed", "-1"]),
+    ("--config.model.num_heads=3", ["num_heads=3"]),
+    ("--config.model.dropout=1.0", ["dropout", "1.0"]),
+    ("--config.label_smoothing=-0.1", ["label_smoothing"]),
+    ("--config.optimizer.learning_rate=0", ["learning_rate"]),
+    ("--config.optimizer.schedule=linear", ["'cosine'", "'linear'"]),
+    ("--config.model.norm=mid", ["norm", "'mid'"]),
+    ("--config.model.positions=learnt", ["learnt", "learned"]),
+    ("--config.model.family=encoder", ["family", "encoder"]),
+    ("--config.task=translate", ["translate", "translation"]),
+    ("--config.model.attention=('windw:4',)", ["windw:4", "window:16"]),
+    ("--config.model.attention=('window:-4',)", ["window:-4"]),
+    ("--config.data.max_len=33", ["max_len=33", "buckets"]),
+    ("--config.model.vocab_size=100", ["vocab_size=100", "smaller"]),
+    ("--config.model.vocab_size=-3", ["vocab_size"]),
+    ("--config.data.vocab_size=100", ["vocab_size=100", "256"]),
+    ("--config.mesh.data=64", ["mesh.data=64"]),
+    ("--config.data.name=filse", ["filse", "files"]),
+    ("--config.data.dir=/nowhere/at/all", ["/nowhere/at/all"]),
+    ("--config.data.target=fr", ["fr"]),
+    ("--no_such_flag=3", ["no_such_flag"]),
+    ("stray", ["'stray'"]),
+]
+
+
+@pytest.mark.parametrize(("argument", "said"), TRAIN, ids=[argument for argument, _ in TRAIN])
+def test_a_mistake_is_one_sentence(small: Small, verb: Verb, tmp_path: Path, argument: str, said: list[str]) -> None:
+    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}", argument), *said)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_learned_positions_shorter_than_the_sentences(small: Small, verb: Verb, tmp_path: Path) -> None:
+    flags = ("--config.model.positions=learned", "--config.model.max_positions=16")
+    ended = verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}", *flags)
+    _one_sentence(ended, "max_len=32", "max_positions=16")
+
+
+@pytest.mark.parametrize("value", ["full", "window:4", "('window:4','full')", "('window:4',)"])
+def test_attention_is_typed_as_one_pattern_or_as_several(small: Small, verb: Verb, value: str) -> None:
+    assert verb("describe", f"--config={small.config}", f"--config.model.attention={value}").code == 0
+
+
+def test_no_config_no_workdir_no_file(small: Small, verb: Verb, tmp_path: Path) -> None:
+    _one_sentence(verb("train", f"--workdir={tmp_path / 'run'}"), "--config")
+    _one_sentence(verb("train", f"--config={small.config}"), "--workdir")
+    _one_sentence(verb("train", "--config=configs/nothing.py", f"--workdir={tmp_path / 'run'}"), "configs/nothing.py")
+    _one_sentence(verb("describe"), "--config")
+    _one_sentence(verb("evaluate"), "--workdir")
+    _one_sentence(verb("generate", given=b"one\n"), "--workdir")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("def get_config(:\n", ""),
+        ("x = 1\n", "get_config"),
+        ("import no_such_module_of_mine\n", "no_such_module_of_mine"),
+        ("def get_config():\n    return undefined_name\n", "undefined_name"),
+        ("def get_config():\n    return 3\n", ""),
+        (
+            "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n    c.modle.d_model = 3\n    return c\n",
+            "modle",
+        ),
+        (
+            "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n    c.steps = 'x'\n    return c\n",
+            "steps",
+        ),
+        (
+            "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n    c.model.postions = 'x'\n    return c\n",
+            "postions",
+        ),
+    ],
+    ids=["syntax", "no function", "import", "name", "no config", "unknown group", "wrong type", "unknown key"],
+)
+def test_a_broken_config_file(verb: Verb, tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    ended = verb("train", f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'run'}")
+    _one_sentence(ended, said)
+
+
+# --- Mistakes in the data
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("train.de", None, ["train.de"]),
+        ("test.en", b"one\n", ["test.en", "has 1 lines", "16"]),
+        ("train.en", b"", ["train.en", "empty"]),
+        ("validation.en", b"\n" * 24, ["validation"]),
+        ("test.de", b"eins\n" * 15 + b"f\xfcnf\n", ["test.de", "UTF-8", "line 16"]),
+    ],
+    ids=["missing", "unequal", "empty", "blank", "not UTF-8"],
+)
+def test_broken_files(small: Small, verb: Verb, tmp_path: Path, file: str, content: bytes | None, said: list[str]) -> None:
+    _write_pairs(tmp_path / "data")
+    if content is None:
+        (tmp_path / "data" / file).unlink()
+    else:
+        (tmp_path / "data" / file).write_bytes(content)
+    run = tmp_path / "run"
+    _one_sentence(verb("train", f"--config={small.config}", f"--config.data.dir={tmp_path / 'data'}", f"--workdir={run}"), *said)
+    assert not run.exists()
+
+
+def test_no_sentence_fits(small: Small, verb: Verb, tmp_path: Path) -> None:
+    _write_pairs(tmp_path / "data")
+    (tmp_path / "data" / "train.en").write_text("one two three four five six seven\n" * 160)
+    flags = (f"--config.data.dir={tmp_path / 'data'}", "--config.data.max_len=3", f"--workdir={tmp_path / 'run'}")
+    _one_sentence(verb("train", f"--config={small.config}", *flags), "max_len=3")
+
+
+# --- Mistakes with the workdir
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("--config.model.d_ff=64", ["model.d_ff", "32", "64"]),
+        ("--config.seed=7", ["seed"]),
+        ("--config.optimizer.learning_rate=0.5", ["optimizer.learning_rate"]),
+        ("--config.data.batch_tokens=512", ["data.batch_tokens"]),
+    ],
+)
+def test_a_workdir_of_another_config(small: Small, verb: Verb, argument: str, said: list[str]) -> None:
+    before = (small.run / "config.json").read_bytes()
+    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={small.run}", argument), "another config", *said)
+    assert (small.run / "config.json").read_bytes() == before
+
+
+def test_a_workdir_that_cannot_be_written(small: Small, verb: Verb, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'file'}"), "--workdir", "file")
+    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'file' / 'run'}"), "--workdir")
+    _one_sentence(verb("train", f"--config={small.config}", "--workdir=/proc/run"), "--workdir")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate"])
+def test_a_workdir_without_a_run(verb: Verb, tmp_path: Path, name: str) -> None:
+    _one_sentence(verb(name, f"--workdir={tmp_path}", given=b"one\n"), str(tmp_path), "train there first")
+    _one_sentence(verb(name, f"--workdir={tmp_path / 'none'}", given=b"one\n"), "train there first")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate"])
+@pytest.mark.parametrize("missing", ["tokenizer.json", "checkpoints"])
+def test_a_run_with_a_part_missing(small: Small, verb: Verb, tmp_path: Path, name: str, missing: str) -> None:
+    for file in ("config.json", "tokenizer.json"):
+        if file != missing:
+            (tmp_path / file).write_bytes((small.run / file).read_bytes())
+    _one_sentence(verb(name, f"--workdir={tmp_path}", given=b"one\n"), "train there first")
+
+
+@pytest.mark.parametrize("content", ['{"steps": 4', "[]", '{"stepps": 4}', ""], ids=["cut", "list", "key", "empty"])
+def test_a_damaged_config_of_a_run(small: Small, verb: Verb, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    _one_sentence(verb("evaluate", f"--workdir={tmp_path}"))
+    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={tmp_path}"))
+
+
+def test_an_unknown_split_and_too_few_checkpoints(small: Small, verb: Verb) -> None:
+    _one_sentence(verb("evaluate", f"--workdir={small.run}", "--split=tset"), "'tset'", "'test'")
+    _one_sentence(verb("evaluate", f"--workdir={small.run}", "--average=5"), "1 checkpoint", "5")
+    assert verb("evaluate", f"--workdir={small.run}", "--average=0").code == 2
+
+
+def test_learned_positions_refuse_a_split_with_longer_sentences(learned: Path, verb: Verb, tmp_path: Path) -> None:
+    assert verb("evaluate", f"--workdir={learned}").code == 0
+
+
+def test_resuming_on_other_data_is_refused(small: Small, verb: Verb, tmp_path: Path) -> None:
+    """The config is the same, and the files it names are not."""
+    _write_pairs(tmp_path / "data")
+    flags = (f"--config={small.config}", f"--config.data.dir={tmp_path / 'data'}", f"--workdir={tmp_path / 'run'}")
+    assert verb("train", *flags).code == 0
+    train = tmp_path / "data" / "train.en"
+    train.write_text(train.read_text().replace("one", "seven"))
+    _one_sentence(verb("train", *flags, "--config.steps=8"), "data")
+
+
+def test_fewer_steps_than_were_done(small: Small, verb: Verb) -> None:
+    """Nothing is left to do; the line that a run ends with is not written for a step it has passed."""
+    before = (small.run / "metrics.jsonl").read_text()
+    verb("train", f"--config={small.config}", f"--workdir={small.run}", "--config.steps=2")
+    steps = [json.loads(line)["step"] for line in (small.run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps), before
+
+
+def test_help_names_the_flags(verb: Verb) -> None:
+    ended = verb("train", "--help")
+    assert re.search(r"--workdir\b", ended.out.decode() + ended.err)
+    assert re.search(r"--config\b", ended.out.decode() + ended.err)

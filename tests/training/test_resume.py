@@ -1,0 +1,251 @@
+"""A run that was cut in two is the run that was not; what checkpoints and metrics.jsonl hold."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer import train as verb
+from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, UserError, override
+from transformer.data.pipeline import PairBatches
+from transformer.training.checkpoint import Checkpoints
+from transformer.training.loop import Diverged
+from transformer.training.writer import Writer
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Twelve steps of a tiny model with dropout, on pairs of files; a little more than one epoch."""
+    folder = tmp_path_factory.mktemp("data")
+    drawn = random.Random(1)
+    for split, count in (("train", 90), ("validation", 9), ("test", 9)):
+        lines = ["".join(drawn.choices("abcdef ", k=drawn.randint(3, 20))).strip() or "a" for _ in range(count)]
+        (folder / f"{split}.en").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{split}.de").write_text("".join(f"{line[::-1]}\n" for line in lines))
+    return Config(
+        steps=12,
+        model=ModelConfig(num_layers=1, d_model=8, d_ff=12, num_heads=2, dropout=0.2),
+        data=DataConfig(
+            name="files", dir=str(folder), cache=str(folder / "cache"), vocab_size=280, max_len=32, batch_tokens=128,
+            buckets=(16, 32),
+        ),
+        optimizer=OptimizerConfig(warmup_steps=5, learning_rate=1e-2),
+        logging=LoggingConfig(log_every=3, checkpoint_every=100, keep=3),
+    )  # fmt: skip
+
+
+class Run:
+    """A workdir, and the steps whose batches were made while it was trained."""
+
+    def __init__(self, config: Config, workdir: Path, monkeypatch: pytest.MonkeyPatch):
+        self.workdir, self.steps, self.batches = workdir, [], {}
+        make = PairBatches.batch
+
+        def batch(batches: Any, step: int) -> Any:
+            self.steps.append(step)
+            self.batches[step] = make(batches, step)
+            return self.batches[step]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(PairBatches, "batch", batch)
+            self.metrics = verb.train(config, workdir, quiet=True)
+
+    def state(self, step: int | None = None) -> list[np.ndarray]:
+        """All numbers of a checkpoint: parameters, optimizer state, step."""
+        checkpoints = Checkpoints(self.workdir)
+        try:
+            step = checkpoints.latest if step is None else step
+            tree = checkpoints.manager.item_metadata(step)["state"]
+            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here()), tree)
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(dict(like), step))]
+        finally:
+            checkpoints.close()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """metrics.jsonl without what depends on the clock."""
+        lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
+        clock = ("tokens_per_second", "seconds_per_step")
+        return [{key: value for key, value in line.items() if key not in clock} for line in lines]
+
+
+def _here() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    with pytest.MonkeyPatch.context() as patch:
+        return Run(config, tmp_path_factory.mktemp("whole"), patch)
+
+
+def test_resumed_is_uninterrupted_bit_for_bit(
+    config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped after 6 of 12 steps on 8 devices, and taken up again in a new call."""
+    first = Run(override(config, {"steps": 6}), tmp_path / "run", monkeypatch)
+    assert len(whole.state()) > 20
+    assert not all(np.array_equal(a, b) for a, b in zip(first.state(), whole.state(), strict=True))
+    # A run that was killed leaves lines of steps that no checkpoint holds, and perhaps half a line.
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "loss": 99.0}\n{"step": 12, "lo')
+    second = Run(config, tmp_path / "run", monkeypatch)
+
+    # The data: no batch twice, none left out, the same arrays.
+    assert sorted(whole.steps) == list(range(12))
+    assert sorted(first.steps) == list(range(6))
+    assert sorted(second.steps) == list(range(6, 12))
+    for step, batch in whole.batches.items():
+        other = (first if step < 6 else second).batches[step]
+        assert all(np.array_equal(batch[key], other[key]) for key in batch)
+
+    # Parameters, moments and counters: equal, not close.
+    for left, right in zip(whole.state(), second.state(), strict=True):
+        assert left.dtype == right.dtype
+        np.testing.assert_array_equal(left, right)
+    assert whole.metrics == second.metrics
+
+    # The training lines, and the one of the end; the first half also ended in one.
+    assert [line for line in second.lines() if "loss" in line] == [line for line in whole.lines() if "loss" in line]
+    assert second.lines()[-1] == whole.lines()[-1]
+    assert [line["step"] for line in second.lines()] == [3, 6, 6, 9, 12, 12]
+
+
+def test_metrics_lines(whole: Run) -> None:
+    lines = [json.loads(line) for line in (whole.workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6, 9, 12, 12]
+    for line in lines[:-1]:
+        assert {"step", "loss", "learning_rate", "tokens_per_second"} <= set(line)
+    assert [line["learning_rate"] for line in lines[:2]] == pytest.approx([6e-3, 1e-2 * (5 / 6) ** 0.5], rel=1e-6)
+    assert lines[-1]["validation_nll"] == pytest.approx(whole.metrics["nll"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("seed", 1), ("model.dropout", 0.3), ("data.batch_tokens", 256), ("optimizer.b2", 0.9), ("label_smoothing", 0.0)],
+)
+def test_any_other_key_is_refused_by_name(config: Config, whole: Run, key: str, value: Any) -> None:
+    before = (whole.workdir / "config.json").read_bytes()
+    with pytest.raises(UserError, match=rf"another config \({key} was .* and is now {value}\)"):
+        verb.claim(whole.workdir, override(config, {key: value, "steps": 99}))
+    assert (whole.workdir / "config.json").read_bytes() == before
+
+
+def test_what_may_change_does(config: Config, whole: Run, tmp_path: Path) -> None:
+    """Steps, mesh and logging; config.json then holds the new ones."""
+    (tmp_path / "config.json").write_bytes((whole.workdir / "config.json").read_bytes())
+    changed = override(config, {"steps": 15, "mesh.data": 1, "logging.log_every": 5, "logging.keep": 9})
+    verb.claim(tmp_path, changed)
+    assert verb.read_config(tmp_path) == changed
+
+
+@pytest.mark.slow
+def test_resumed_on_another_mesh(config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half on 8 devices and half on 2: the same batches and masks, and the same numbers but for rounding."""
+    Run(override(config, {"steps": 6}), tmp_path / "run", monkeypatch)
+    second = Run(override(config, {"mesh.data": 2, "logging.keep": 1}), tmp_path / "run", monkeypatch)
+    assert sorted(second.steps) == list(range(6, 12))
+    assert second.metrics == pytest.approx(whole.metrics, rel=1e-4)
+
+
+def test_a_finished_run_is_left_as_it_is(
+    config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command once more trains nothing, and says each thing once."""
+    before, lines = whole.state(), whole.lines()
+    again = Run(config, whole.workdir, monkeypatch)
+    assert again.steps == []
+    assert again.metrics == whole.metrics
+    assert all(np.array_equal(a, b) for a, b in zip(before, again.state(), strict=True))
+    assert again.lines() == lines
+
+
+def test_a_loss_that_is_no_number_is_one_sentence(config: Config, tmp_path: Path) -> None:
+    broken = override(config, {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.clip_norm": 0.0})
+    with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: lower optimizer\.learning_rate") as raised:
+        verb.train(broken, tmp_path, quiet=True)
+    assert isinstance(raised.value.__cause__, Diverged)
+
+
+# --- Checkpoints
+
+
+def _state(value: float) -> dict[str, Any]:
+    return {"step": jnp.int32(value), "kernel": jnp.full((3, 2), value, jnp.float32) / 3, "count": jnp.uint32(7)}
+
+
+@pytest.fixture
+def three(tmp_path: Path) -> Checkpoints:
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 4, 8):
+        checkpoints.save(step, _state(step * 1.1), {"steps": 8})
+    checkpoints.manager.wait_until_finished()
+    return checkpoints
+
+
+def _like() -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here()), _state(0.0))
+
+
+def test_checkpoints_restore_what_was_saved_and_keep_the_newest(three: Checkpoints) -> None:
+    assert three.latest == 8
+    assert sorted(three.manager.all_steps()) == [2, 4, 8]
+    for step in (2, 4, 8):
+        jax.tree.map(np.testing.assert_array_equal, three.restore(_like(), step), _state(step * 1.1))
+    jax.tree.map(np.testing.assert_array_equal, three.restore(_like()), _state(8 * 1.1))
+    three.close()
+
+
+def test_the_average_is_the_float64_mean(three: Checkpoints) -> None:
+    found = three.average(_like(), 3)
+    each = [np.asarray(_state(step * 1.1)["kernel"], np.float64) for step in (2, 4, 8)]
+    assert found["kernel"].dtype == np.float32
+    np.testing.assert_array_equal(found["kernel"], np.mean(each, axis=0).astype(np.float32))
+    assert found["count"] == 7
+    np.testing.assert_array_equal(three.average(_like(), 1)["kernel"], _state(8 * 1.1)["kernel"])
+    three.close()
+
+
+def test_too_few_checkpoints_is_a_sentence(three: Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds 3 checkpoints, not 4: average fewer"):
+        three.average(_like(), 4)
+    three.close()
+    empty = Checkpoints(tmp_path / "empty")
+    with pytest.raises(UserError, match="holds no checkpoint: train there first"):
+        empty.restore(_like())
+    empty.close()
+
+
+# --- metrics.jsonl
+
+
+def test_the_writer_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 5, "loss": 1.0}\n{"step": 10, "loss": 0.5}\n{"step": 15, "loss": 0.4}\n[1]\n{"step": 2')
+    writer = Writer(tmp_path, 10, 20, quiet=True)
+    writer.write(15, loss=0.123456789123, tokens_per_second=3.0)
+    writer.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15]
+    assert lines[-1]["loss"] == 0.12345679
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    writer = Writer(tmp_path, 0, 20)
+    writer.progress(1)
+    writer.progress(5, 1.25, 4000.0)
+    writer.close()
+    said = capsys.readouterr().err
+    assert "step 5/20  loss 1.2500  4,000 tokens/s" in said
+    assert "step 1/20" not in said
+    assert "\r" not in said
+
+
+def test_config_is_frozen(config: Config) -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.steps = 3  # type: ignore[misc]
