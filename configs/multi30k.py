@@ -3,20 +3,22 @@ from transformer.config import defaults
 
 def get_config():
     config = defaults()
-    config.steps = 6400
-    config.label_smoothing = 0.1
+    config.steps = 4800
     config.data.name = "multi30k"
     config.data.vocab_size = 6000
     config.data.max_len = 96
+    config.data.batch_tokens = 2048
     config.data.buckets = (12, 16, 20, 24, 32, 48, 96)
-    config.model.num_layers = 4
-    config.model.d_model = 128
-    config.model.d_ff = 256
+    config.model.num_layers = 3
+    config.model.d_model = 256
+    config.model.d_ff = 512
     config.model.num_heads = 4
-    config.model.dropout = 0.3
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.warmup_steps = 2000
-    config.logging.checkpoint_every = 160
-    config.logging.evaluate_every = 800
-    config.logging.keep = 10
+    config.model.norm = "pre"
+    config.model.dropout = 0.2
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 500
+    config.logging.checkpoint_every = 240
+    config.logging.evaluate_every = 480
+    config.logging.keep = 5
     return config

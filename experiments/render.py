@@ -64,7 +64,7 @@ li { margin: .3rem 0; }
 code { font: .9em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; background: var(--card); padding: .1em .3em;
   border-radius: 3px; overflow-wrap: anywhere; }
 .answer { background: var(--card); border-left: 4px solid var(--accent); padding: .7rem 1rem; max-width: none; }
-ul.answer { padding-left: 2rem; }
+ul.answer, ul.warning { padding-left: 2rem; }
 .warning { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .6rem 1rem; max-width: none; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .92rem; }

@@ -295,8 +295,8 @@ def _lengths(sweep: Sweep, workdir: Path) -> list[Block]:
         text = f"{names}: the table of learned positions has {limit} rows, and no entry past them."
         if highest > limit and gone:
             text += (
-                f" The ranges of length that reach past it ({gone[0]['low'] + 1} to {highest}) therefore have no value, "
-                "and the library raises an error where it is asked for one."
+                f" The ranges of length that reach past it ({gone[0]['low'] + 1} to {highest}) therefore have no "
+                "value, and the library raises an error where it is asked for one."
             )
         if first["trained_to"] < limit:
             text += (

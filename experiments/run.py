@@ -182,7 +182,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         progress = Progress(len(runs), len(runs) - len(missing), base.steps)
         if not arguments.report_only:
             progress.say(
-                f"{len(runs)} runs: {len(configs)} variants with {len(plan['seeds'])} seeds, {base.steps} steps each"
+                f"{len(runs)} runs of {base.steps} steps: {len(configs)} variants, seeds {str(plan['seeds'])[1:-1]}"
                 + (f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else "")
             )
             try:
@@ -194,7 +194,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 progress.close()
                 progress.bar = None
-                progress.say("interrupted; the same command goes on from here, and --report_only reports what there is")
+                progress.say("interrupted; the same command goes on from here, and --report-only reports what there is")
                 return 130
             finally:
                 progress.close()

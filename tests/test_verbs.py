@@ -69,7 +69,11 @@ Verb = Callable[..., Ended]
 @pytest.fixture(scope="module")
 def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
     folder = tmp_path_factory.mktemp("verbs")
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     environment |= {"TOKENIZERS_PARALLELISM": "false", "HOME": str(folder)}
     pipe = subprocess.PIPE
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdin=pipe, stdout=pipe, cwd=folder, env=environment)
@@ -220,7 +224,18 @@ def test_commands_of_their_own(small: Small) -> None:
 
 # --- One line for each line
 
-LINES = ["one two", "", "three four five", "   ", "日本語 Ж 🙂 \u2028 end", "two", "one two", "\t", "six " * 30, "a\u0085b"]
+LINES = [
+    "one two",
+    "",
+    "three four five",
+    "   ",
+    "日本語 Ж 🙂 \u2028 end",
+    "two",
+    "one two",
+    "\t",
+    "six " * 30,
+    "a\u0085b",
+]
 
 
 def _generate(verb: Verb, run: Path, given: bytes) -> list[str]:
@@ -244,9 +259,9 @@ def test_the_end_of_a_line_is_no_part_of_it(small: Small, verb: Verb) -> None:
     assert _generate(verb, small.run, "".join(line + "\r\n" for line in lines).encode()) == plain, "Windows"
 
 
-@pytest.mark.parametrize("given", [b"", b"\n", b"\n\n\n"])
-def test_nothing_in_nothing_out(small: Small, verb: Verb, given: bytes) -> None:
-    assert _generate(verb, small.run, given) == [""] * given.count(b"\n")
+@pytest.mark.parametrize(("given", "lines"), [(b"", 0), (b"\n", 1), (b"\n\n\n", 3), (b"\r\n \n", 2), (b"\n  ", 2)])
+def test_nothing_in_nothing_out(small: Small, verb: Verb, given: bytes, lines: int) -> None:
+    assert _generate(verb, small.run, given) == [""] * lines
 
 
 def test_a_line_that_is_not_utf8_is_named(small: Small, verb: Verb) -> None:
@@ -377,14 +392,18 @@ def test_a_broken_config_file(verb: Verb, tmp_path: Path, text: str, said: str) 
     ],
     ids=["missing", "unequal", "empty", "blank", "not UTF-8"],
 )
-def test_broken_files(small: Small, verb: Verb, tmp_path: Path, file: str, content: bytes | None, said: list[str]) -> None:
+def test_broken_files(
+    small: Small, verb: Verb, tmp_path: Path, file: str, content: bytes | None, said: list[str]
+) -> None:
     _write_pairs(tmp_path / "data")
     if content is None:
         (tmp_path / "data" / file).unlink()
     else:
         (tmp_path / "data" / file).write_bytes(content)
     run = tmp_path / "run"
-    _one_sentence(verb("train", f"--config={small.config}", f"--config.data.dir={tmp_path / 'data'}", f"--workdir={run}"), *said)
+    _one_sentence(
+        verb("train", f"--config={small.config}", f"--config.data.dir={tmp_path / 'data'}", f"--workdir={run}"), *said
+    )
     assert not run.exists()
 
 
@@ -409,7 +428,9 @@ def test_no_sentence_fits(small: Small, verb: Verb, tmp_path: Path) -> None:
 )
 def test_a_workdir_of_another_config(small: Small, verb: Verb, argument: str, said: list[str]) -> None:
     before = (small.run / "config.json").read_bytes()
-    _one_sentence(verb("train", f"--config={small.config}", f"--workdir={small.run}", argument), "another config", *said)
+    _one_sentence(
+        verb("train", f"--config={small.config}", f"--workdir={small.run}", argument), "another config", *said
+    )
     assert (small.run / "config.json").read_bytes() == before
 
 

@@ -5,14 +5,15 @@ An empty line gives an empty line.
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, UserError
+from transformer.config import Config, MeshConfig, UserError
 
 FLAGS = flags.FLAGS
 
@@ -65,6 +66,9 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     from transformer.training.checkpoint import Checkpoints
 
     config = read_config(workdir)
+    # Any number of devices will do, whatever the run was trained on.
+    devices = math.gcd(len(jax.devices()), config.data.row_multiple)
+    config = dataclasses.replace(config, mesh=MeshConfig(data=devices))
     if not (workdir / "tokenizer.json").is_file():
         raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
     tokenizer = Tokenizer.load(workdir / "tokenizer.json")
@@ -142,6 +146,7 @@ def _rows(width: int, config: Config) -> int:
 def main() -> None:
     """The verb, with its flags parsed."""
     trained = restore(command_line.workdir_from_flags(), FLAGS.average)
+    cast(Any, sys.stdout).reconfigure(encoding="utf-8")  # whatever the locale
     lines = []
     for number, line in enumerate(sys.stdin.buffer.read().split(b"\n"), start=1):
         try:

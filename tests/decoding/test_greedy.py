@@ -26,14 +26,16 @@ def _task(name: str, positions: str, attention: tuple[str, ...]) -> tuple[Task, 
     changes |= {"model.family": TASKS[name].family, "model.attention": list(attention), "model.max_positions": 20}
     changes |= {"model.num_layers": 2, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
     task = TASKS[name](override(Config(), changes), SimpleNamespace(vocab_size=VOCABULARY))  # type: ignore[arg-type]
-    params = task.init(jax.random.key(SEEDS[name]))
+    params = jax.jit(task.init)(jax.random.key(SEEDS[name]))
     # Untrained, the tied table says the same token for ever: with larger layers, rows differ and some end.
-    layers = {room: jax.tree.map(lambda x: 5 * x, tree) for room, tree in params["params"].items() if room != "embedder"}
+    layers = {
+        room: jax.tree.map(lambda x: 3 * x, tree) for room, tree in params["params"].items() if room != "embedder"
+    }
     params = {"params": params["params"] | layers}
     return task, params, jax.jit(lambda tokens, lengths: greedy(*task.begin(params, tokens, lengths), EOS))
 
 
-SEEDS = {"translation": 3, "language_model": 3}
+SEEDS = {"translation": 2, "language_model": 3}
 PROMPTS = [[5, 6, 7], [8], [3, 4, 5, 6, 7, 8, 9], [11, 12], [18, 17, 16, 15], [9, 9]]
 WIDTH = 8
 CASES = [("translation", "learned", ("window:2", "full")), ("language_model", "learned", ("window:3",))]
@@ -134,7 +136,9 @@ def test_positions_and_tokens_go_on_from_the_start() -> None:
     seen: list[tuple[list[int], list[int]]] = []
 
     def step(tokens: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        jax.debug.callback(lambda t, p: seen.append((t[:, 0].tolist(), p[:, 0].tolist())), tokens, positions, ordered=True)
+        jax.debug.callback(
+            lambda t, p: seen.append((t[:, 0].tolist(), p[:, 0].tolist())), tokens, positions, ordered=True
+        )
         return jax.nn.one_hot((tokens[:, 0] + 1) % 10, 10), state
 
     jax.block_until_ready(greedy(step, (), jnp.array([3, 5]), jnp.array([0, 7]), 3, None, EOS))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from transformer import train as verb
@@ -56,16 +57,19 @@ class Run:
             patch.setattr(PairBatches, "batch", batch)
             self.metrics = verb.train(config, workdir, quiet=True)
 
-    def state(self, step: int | None = None) -> list[np.ndarray]:
-        """All numbers of a checkpoint: parameters, optimizer state, step."""
+    def state(self) -> list[np.ndarray]:
+        """All numbers of the newest checkpoint: parameters, optimizer state, step."""
         checkpoints = Checkpoints(self.workdir)
         try:
-            step = checkpoints.latest if step is None else step
-            tree = checkpoints.manager.item_metadata(step)["state"]
-            like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_here()), tree)
-            return [np.asarray(leaf) for leaf in jax.tree.leaves(checkpoints.restore(dict(like), step))]
+            saved = ocp.args.Composite(state=ocp.args.StandardRestore())
+            tree = checkpoints.manager.restore(checkpoints.latest, args=saved)["state"]
+            return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
         finally:
             checkpoints.close()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads((self.workdir / "data.json").read_text())
 
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what depends on the clock."""
@@ -132,7 +136,7 @@ def test_metrics_lines(whole: Run) -> None:
 def test_any_other_key_is_refused_by_name(config: Config, whole: Run, key: str, value: Any) -> None:
     before = (whole.workdir / "config.json").read_bytes()
     with pytest.raises(UserError, match=rf"another config \({key} was .* and is now {value}\)"):
-        verb.claim(whole.workdir, override(config, {key: value, "steps": 99}))
+        verb.claim(whole.workdir, override(config, {key: value, "steps": 99}), whole.data)
     assert (whole.workdir / "config.json").read_bytes() == before
 
 
@@ -140,8 +144,13 @@ def test_what_may_change_does(config: Config, whole: Run, tmp_path: Path) -> Non
     """Steps, mesh and logging; config.json then holds the new ones."""
     (tmp_path / "config.json").write_bytes((whole.workdir / "config.json").read_bytes())
     changed = override(config, {"steps": 15, "mesh.data": 1, "logging.log_every": 5, "logging.keep": 9})
-    verb.claim(tmp_path, changed)
+    verb.claim(tmp_path, changed, whole.data)
     assert verb.read_config(tmp_path) == changed
+
+
+def test_other_data_under_the_same_config_is_refused(config: Config, whole: Run) -> None:
+    with pytest.raises(UserError, match="other data than 'files' holds now"):
+        verb.claim(whole.workdir, config, whole.data | {"fingerprint": "0123"})
 
 
 @pytest.mark.slow
@@ -166,7 +175,8 @@ def test_a_finished_run_is_left_as_it_is(
 
 
 def test_a_loss_that_is_no_number_is_one_sentence(config: Config, tmp_path: Path) -> None:
-    broken = override(config, {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.clip_norm": 0.0})
+    wild = {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.clip_norm": 0.0, "mesh.data": 1}
+    broken = override(config, wild)
     with pytest.raises(UserError, match=r"loss is (nan|inf) at step \d+: lower optimizer\.learning_rate") as raised:
         verb.train(broken, tmp_path, quiet=True)
     assert isinstance(raised.value.__cause__, Diverged)

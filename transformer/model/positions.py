@@ -5,6 +5,7 @@ cached decoding need no special case.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -34,13 +35,16 @@ class Sinusoidal(nn.Module):
 
 
 class Learned(nn.Module):
-    """One trained vector a position (paper, Table 3 E). There is none past `max_positions`: the verbs and the data
-    pipeline refuse such input by `check_length`; here, inside jit, it would give NaN, never a neighbour's vector."""
+    """One trained vector a position (paper, Table 3 E). There is none past `max_positions`: positions whose values
+    are known raise a ValueError, and inside jit, where they are not, they give NaN, never a neighbour's vector. The
+    verbs refuse longer input before they compile anything."""
 
     config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        if not isinstance(positions, jax.core.Tracer) and positions.size:
+            check_length(self.config, int(positions.max()) + 1)
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         table = self.param("table", init, (self.config.max_positions, x.shape[-1]), jnp.float32)
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
