@@ -1,20 +1,36 @@
+"""Spelled-out quantities, English to German: the default, generated on the spot.
+
+    python -m transformer.train --config=configs/quantities.py --workdir=runs/quantities
+    python -m transformer.evaluate --workdir=runs/quantities
+
+0.3 M parameters, post-norm as in the paper. No dropout and no label smoothing: three passes over the data leave nothing
+to regularise. Sized on seeds 101 and up, which no report uses.
+"""
+
+from ml_collections import ConfigDict
+
 from transformer.config import defaults
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = defaults()
-    config.steps = 400
+    config.steps = 2000
+    config.label_smoothing = 0.0
     config.data.name = "quantities"
     config.data.vocab_size = 1024
-    config.data.max_len = 64
-    config.data.batch_tokens = 2048
-    config.data.buckets = (32, 48, 64)
+    config.data.max_len = 48  # the longest training pair has 47
+    config.data.batch_tokens = 1024
+    config.data.buckets = (24, 48)
     config.model.num_layers = 2
-    config.model.d_model = 128
-    config.model.d_ff = 512
+    config.model.d_model = 64
+    config.model.d_ff = 256
     config.model.num_heads = 4
-    config.model.max_positions = 64
-    config.optimizer.learning_rate = 3e-3
+    config.model.dropout = 0.0
+    config.model.max_positions = 48
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 100
-    config.logging.checkpoint_every = 400
+    config.logging.log_every = 100
+    config.logging.checkpoint_every = 2000
+    config.logging.keep = 1
     return config

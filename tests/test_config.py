@@ -113,7 +113,8 @@ def test_a_key_like_no_other_says_where_all_are() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("steps", "7"), ("steps", 7.0), ("steps", True), ("steps", None), ("model.positions", 3), ("model.dropout", "0.1"),
+        ("steps", "7"), ("steps", 7.0), ("steps", True), ("steps", None), ("model.positions", 3),
+        ("model.dropout", "0.1"),
         ("model.dropout", True), ("model.attention", 3), ("model.attention", []), ("model.attention", ["full", 3]),
         ("data.buckets", ["16"]), ("data.buckets", "16"), ("seed", [0]), ("data.dir", None),
     ],
@@ -174,7 +175,8 @@ def test_files(tmp_path: Path) -> None:
         load_file(tmp_path / "none.py")
     with pytest.raises(UserError, match="no config file"):
         load_file(tmp_path)
-    good = "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n    c.steps = 3\n    return c\n"
+    head = "from transformer.config import defaults\ndef get_config():\n"
+    good = f"{head}    c = defaults()\n    c.steps = 3\n    return c\n"
     (tmp_path / "good.py").write_text(good)
     assert load_file(tmp_path / "good.py") == override(Config(), {"steps": 3})
     (tmp_path / "empty.py").write_text("")

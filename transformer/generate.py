@@ -148,15 +148,16 @@ def main() -> None:
     trained = restore(command_line.workdir_from_flags(), FLAGS.average)
     cast(Any, sys.stdout).reconfigure(encoding="utf-8")  # whatever the locale
     lines = []
-    for number, line in enumerate(sys.stdin.buffer.read().split(b"\n"), start=1):
+    pieces = sys.stdin.buffer.read().split(b"\n")
+    if not pieces[-1]:
+        pieces.pop()  # what follows the last newline
+    for number, line in enumerate(pieces, start=1):
         try:
             lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())  # as training text is
         except UnicodeDecodeError as error:
             raise UserError(
                 f"line {number} of the input is not UTF-8 (byte {error.start}): convert it first"
             ) from error
-    if lines and not lines[-1]:
-        lines.pop()  # what follows the last newline
     for output in generate(trained, lines):
         print(output)
 
