@@ -1,7 +1,23 @@
+"""Multi30k image captions, English to German.
+
+    python -m transformer.train --config=configs/multi30k.py --config.data.dir=FOLDER --workdir=runs/multi30k
+    python -m transformer.evaluate --workdir=runs/multi30k
+    python -m transformer.generate --workdir=runs/multi30k < test_2016_flickr.en > out.de
+
+Without data.dir the files are downloaded from the dataset's public repository.
+
+Result, seed 0, two CPU cores: 37.0 BLEU on test_2016_flickr (1,000 sentences), greedy, last checkpoint, cased and
+detokenised, nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0; test loss 1.673 nats a token (perplexity 5.33),
+after 35 minutes of training (4,800 steps, 17 passes; the machine was doing other work beside it). The average of the
+last five checkpoints gives 37.0 as well. 5.5 M parameters.
+"""
+
+from ml_collections import ConfigDict
+
 from transformer.config import defaults
 
 
-def get_config():
+def get_config() -> ConfigDict:
     config = defaults()
     config.steps = 4800
     config.data.name = "multi30k"

@@ -14,23 +14,23 @@ from transformer.config import defaults
 
 def get_config() -> ConfigDict:
     config = defaults()
-    config.steps = 2000
+    config.steps = 1050
     config.label_smoothing = 0.0
     config.data.name = "quantities"
     config.data.vocab_size = 1024
-    config.data.max_len = 48  # the longest training pair has 47
+    config.data.max_len = 40  # as long as the longest training pair
     config.data.batch_tokens = 1024
-    config.data.buckets = (24, 48)
+    config.data.buckets = (16, 24, 40)
     config.model.num_layers = 2
     config.model.d_model = 64
     config.model.d_ff = 256
     config.model.num_heads = 4
     config.model.dropout = 0.0
-    config.model.max_positions = 48
+    config.model.max_positions = 40
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 100
     config.logging.log_every = 100
-    config.logging.checkpoint_every = 2000
+    config.logging.checkpoint_every = 1050
     config.logging.keep = 1
     return config

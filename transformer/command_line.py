@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from transformer.config import Config, UserError, check_key, from_config_dict
+from transformer.config import Config, UserError, check_key, from_config_dict, load_file
 
 FLAGS = flags.FLAGS
 
@@ -52,8 +52,7 @@ def _parse(argv: list[str]) -> list[str]:
         for i, argument in enumerate(argv):
             if match := re.fullmatch(r"--?config(=(.*))?", argument):
                 path = match[2] if match[1] else (argv[i + 1] if i + 1 < len(argv) else "")
-                if not Path(path.split(":")[0]).is_file():
-                    raise UserError(f"there is no config file {path!r}: name one of configs/*.py")
+                load_file(path)
             elif match := re.fullmatch(r"--?(?:no)?config\.([^=]+)(=.*)?", argument):
                 check_key(match[1])
         rest = FLAGS(argv)
@@ -64,8 +63,8 @@ def _parse(argv: list[str]) -> list[str]:
         fail(re.sub(r"\s+", " ", str(error)))
     except UserError as error:
         fail(error)
-    except Exception as error:  # raised by the user's config file, which is Python
-        fail(f"the config cannot be read: {type(error).__name__}: " + re.sub(r"\s+", " ", str(error)))
+    except (TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:  # of an override
+        fail(re.sub(r"\s+", " ", str(error)))
     return []
 
 

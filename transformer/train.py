@@ -38,8 +38,10 @@ def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
             )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "data.json").write_text(json.dumps(data) + "\n")
-        path.write_text(json.dumps(to_dict(config), indent=2) + "\n")
+        for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
+            part = workdir / f".{name}.part"
+            part.write_text(content + "\n")
+            part.replace(workdir / name)
     except OSError as error:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
 
@@ -51,7 +53,7 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
     try:
         return from_dict(json.loads(path.read_text()))
-    except (json.JSONDecodeError, AttributeError) as error:
+    except (ValueError, AttributeError, OSError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 

@@ -427,3 +427,169 @@ def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
     fingerprint = load_source(config(tmp_path, "multi30k")).fingerprint
     assert len(fingerprint) == hashlib.sha256().digest_size * 2
     assert fingerprint != load_source(config(tmp_path, "multi30k", source="de", target="en")).fingerprint
+
+
+def test_two_processes_prepare_the_same_data_at_once(tmp_path: Path) -> None:
+    """The second waits for the first and reads what it has written."""
+    (tmp_path / "train.en").write_text("".join(f"line {i}\n" for i in range(200)))
+    (tmp_path / "train.de").write_text("".join(f"Zeile {i}\n" for i in range(200)))
+    data = {"name": "files", "source": str(tmp_path / "train.en"), "target": str(tmp_path / "train.de")}
+    code = (
+        "from transformer.config import DataConfig; from transformer.data.sources import load_source; "
+        f"print(len(load_source(DataConfig(cache={str(tmp_path / 'cache')!r}, **{data})).split('train')))"
+    )
+    both = [subprocess.Popen([*command, "live"], env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert outputs[0] == outputs[1]
+    assert outputs[0].startswith("5 ")
+    assert outputs[0].endswith(" False\n")  # no TensorFlow
+    assert not list((tmp_path / "cache").rglob("incomplete.*"))
+    assert not list((tmp_path / "cache").rglob("*.part"))
+
+
+# --- TFDS by name
+
+with tfds.core.registered.skip_registration():
+
+    class TinyTranslate(tfds.core.GeneratorBasedBuilder):
+        """Nested, as some of TFDS's translation datasets are; known by its files only, as a downloaded one is."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="de-en"),)
+        code_path = None
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            features = {
+                "translation": tfds.features.Translation(languages=["de", "en"]),
+                "id": tfds.features.Scalar(np.int32),
+                "about": {"de": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["x", "y"])},
+                "extra": tfds.features.Sequence(tfds.features.Text()),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+            return {"test": self._generate_examples(3), "train": self._generate_examples(20)}
+
+        def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
+            for i in range(count):
+                about = {"de": "über", "label": i % 2}
+                yield i, {"translation": {"de": f"ß{i}", "en": f"s{i}"}, "id": i, "about": about, "extra": ["a"]}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    with sources._quiet():
+        TinyTranslate(data_dir=folder, config="de-en", file_format="array_record").download_and_prepare()
+    return folder
+
+
+def test_tfds_by_name(prepared: Path, tmp_path: Path) -> None:
+    data = config(tmp_path, "tiny_translate/de-en", dir=str(prepared), source="en", target="translation/de")
+    source = load_source(data)
+    assert source.splits == ("train", "test")
+    assert set(source.fields) == {"translation/de", "en", "about/de"}
+    assert source.pair(data) == ("en", "translation/de")
+    examples = sorted(source.split("train"), key=lambda example: example["id"])
+    assert [example["translation/de"] for example in examples] == [f"ß{i}" for i in range(20)]
+    assert examples[3] == {"translation/de": "ß3", "en": "s3", "about/de": "über", "label": 1, "id": 3}
+    assert load_source(data).fingerprint == source.fingerprint
+
+
+def test_tfds_names_that_cannot_be_read(prepared: Path, tmp_path: Path) -> None:
+    def load(name: str, folder: Path | str = "") -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TFDS_DATA_DIR", str(tmp_path / "none"))
+            load_source(config(tmp_path, name, dir=str(folder)))
+
+    with pytest.raises(UserError, match="no dataset 'multi3k': did you mean 'multi30k'"):
+        load("multi3k")
+    with pytest.raises(UserError, match="no dataset 'wmt17_transalte': did you mean 'wmt17_translate'"):
+        load("wmt17_transalte/de-en")
+    with pytest.raises(UserError, match=r"'lm1b:9\.9\.9' cannot be opened"):
+        load("lm1b:9.9.9")
+    with pytest.raises(UserError, match=r"lm1b is not prepared in data\.dir="):
+        load("lm1b", prepared)
+    with pytest.raises(UserError, match="tiny_translate"):
+        load("tiny_translate/fr-en", prepared)
+
+
+def test_tfds_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*args: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(sources.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with pytest.raises(UserError, match=r"lm1b is not prepared on this machine .* data\.dir"):
+        load_source(config(tmp_path, "lm1b", dir=""))
+
+
+def test_other_file_formats(prepared: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy" / "tiny_translate" / "de-en" / "1.0.0"
+    folder.mkdir(parents=True)
+    for path in (prepared / "tiny_translate" / "de-en" / "1.0.0").iterdir():
+        (folder / path.name.replace("array_record", "tfrecord")).write_bytes(path.read_bytes())
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["fileFormat"] = "tfrecord"
+    for split in info["splits"]:
+        split["filepathTemplate"] = split.get("filepathTemplate", "").replace("array_record", "tfrecord")
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="not stored as ArrayRecord: prepare it again"):
+        load_source(config(tmp_path, "tiny_translate/de-en", dir=str(tmp_path / "copy")))
+
+
+def test_a_dataset_without_text(tmp_path: Path) -> None:
+    with tfds.core.registered.skip_registration():
+
+        class NoText(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            code_path = None
+
+            def _info(self) -> tfds.core.DatasetInfo:
+                features = tfds.features.FeaturesDict({"id": tfds.features.Scalar(np.int32)})
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+                yield 0, {"id": 0}
+
+    with sources._quiet():
+        NoText(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(UserError, match="no_text has no text field"):
+        load_source(config(tmp_path, "no_text"))
+
+
+def test_importing_the_data_room_stays_light() -> None:
+    code = textwrap.dedent("""
+        import sys
+        import transformer.data.pipeline, transformer.data.sources, transformer.data.tokenizers
+        print(sorted({"tensorflow", "torch", "transformer.model", "transformer.data.embedded"} & set(sys.modules)))
+    """)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert printed.stdout == "[]\n"
+
+
+def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
+    write_multi30k(tmp_path)
+    fingerprint = load_source(config(tmp_path, "multi30k")).fingerprint
+    assert len(fingerprint) == hashlib.sha256().digest_size * 2
+    assert fingerprint != load_source(config(tmp_path, "multi30k", source="de", target="en")).fingerprint
+
+
+def test_two_processes_prepare_the_same_data_at_once(tmp_path: Path) -> None:
+    """The second waits for the first and reads what it has written."""
+    (tmp_path / "train.en").write_text("".join(f"line {i}\n" for i in range(200)))
+    (tmp_path / "train.de").write_text("".join(f"Zeile {i}\n" for i in range(200)))
+    code = (
+        "from transformer.config import DataConfig; from transformer.data.sources import load_source; "
+        f"data = DataConfig(name='files', source={str(tmp_path / 'train.en')!r}, target={str(tmp_path / 'train.de')!r}, "
+        f"cache={str(tmp_path / 'cache')!r}); print(len(load_source(data).split('train')))"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    counts = [process.communicate()[0].strip() for process in both]
+    assert all(process.returncode == 0 for process in both)
+    assert counts[0] == counts[1] != ""

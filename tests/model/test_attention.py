@@ -190,7 +190,7 @@ def held_to_the_loop_on_packed_rows(
     close((found[0] * real[..., None, None], *found[1:]), expected)
 
 
-@settings(max_examples=10)
+@settings(max_examples=8)
 @given(st.data())
 def test_banded_on_packed_and_padded_rows(data: st.DataObject) -> None:
     length = data.draw(st.sampled_from([2, 3, 11, 23, 29, 37, 43]), label="length")

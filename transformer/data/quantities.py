@@ -51,7 +51,7 @@ LARGEST = 999
 POOLS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "longer": range(8, 10)}
 # The largest number that makes sense for some kinds; all others go up to LARGEST.
 LIMITS = {"percent": 100}
-_YEARS = (1100, 2099)
+_YEARS = (1900, 2099)
 
 
 def allowed(number: int, split: str) -> bool:
@@ -102,8 +102,7 @@ class _Writer:
     def year(self) -> int:
         while True:
             number = self.rng.randint(*_YEARS)
-            # The last two centuries as often as the eight before them.
-            if (number >= 1900 or self.rng.random() < 0.25) and allowed(number, self.split):
+            if allowed(number, self.split):
                 self.largest = max(self.largest, number)
                 return number
 
@@ -136,12 +135,10 @@ class _Writer:
         return list(drawn)
 
     def _one(self, kind: str) -> tuple[str, str]:
-        if kind == "day":
-            return self._date()
         if kind == "date":
             english, german = self._date()
             return f"on {english}", f"am {german}"
-        if kind in ("food", "cargo"):
+        if kind == "food":
             return self._substance(kind)
         return self.rng.choice(words.UNITS[kind]).counted(self.number(LIMITS.get(kind, LARGEST)))
 

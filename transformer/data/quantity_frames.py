@@ -56,38 +56,25 @@ _LINES = """
 she bought {goods+} | sie | hat | {0} | gekauft
 the school has ordered {goods+} | die Schule | hat | {0} | bestellt
 he still has to pack {goods+} | er | muss | noch {0} | einpacken
-the shop sold {goods@day+} | das Geschäft | hat | {0} | verkauft
 the cook mixed {food+} in a large bowl | der Koch | hat | {0} in einer großen Schüssel | verrührt
 the recipe calls for {food+} | das Rezept | verlangt | {0} |
-the ship is supposed to bring {cargo+} to Africa | das Schiff | soll | {0} nach Afrika | bringen
-the kitchen used {food@day+} | die Küche | hat | {0} | verbraucht
 the company transferred {money+} to the bank | die Firma | hat | {0} an die Bank | überwiesen
 he lost {money@city+} | er | hat | {0} | verloren
-she exchanged {money} for {money} | sie | hat | {0} gegen {1} | getauscht
-the ticket for {distance} costs {money} | die Fahrkarte für {0} | kostet | {1} |
 they walked {distance@day+} | sie | sind | {0} | gelaufen
-the tower is {length} high | der Turm | ist | {0} | hoch
-the bridge, which is {length} long, cost {money} | die Brücke, die {0} lang ist, | hat | {1} | gekostet
 he paid {money} for {goods+} | er | hat | {0} für {1} | bezahlt
 he had to wait {time} for the bus | er | musste | {0} auf den Bus | warten
 the doctor worked {time@month+} | der Arzt | hat | {0} | gearbeitet
 the train needs {time} for {distance} | der Zug | braucht | {0} für {1} |
 the party received {percent@city+} | die Partei | hat | {0} | erhalten
-the elephant weighs {weight} | der Elefant | wiegt | {0} |
 the parcels for Japan weigh {mass+} | die Pakete für Japan | wiegen | {0} |
 the truck carried {weight@day+} | der Lastwagen | hat | {0} | befördert
 the teacher wrote {number+} on the board | die Lehrerin | hat | {0} an die Tafel | geschrieben
-the children must learn {number+} by heart | die Kinder | müssen | {0} auswendig | lernen
-the computer has chosen {number+} at random | der Computer | hat | zufällig {0} | ausgewählt
 he tore {page+} out of the book | er | hat | {0} aus dem Buch | gerissen
 the guests have reserved {seat+} | die Gäste | haben | {0} | reserviert
 nobody has read {chapter+} | niemand | hat | {0} | gelesen
-the ushers had to clear {row+} | die Platzanweiser | mussten | {0} | räumen
 we met in the park {date+} | wir | haben | uns {0} im Park | getroffen
 the office will be closed {date+} | das Büro | wird | {0} geschlossen | sein
-the president must fly to Berlin {date+} | der Präsident | muss | {0} nach Berlin | fliegen
 she wrote to the judge {date+} | sie | hat | {0} an den Richter | geschrieben
-the exhibition runs from {day} to {day} | die Ausstellung | läuft | vom {0} bis zum {1} |
 """
 FRAMES: tuple[Frame, ...] = tuple(Frame.parse(line) for line in _LINES.strip().splitlines())
 
@@ -96,11 +83,7 @@ OPENERS = (
     ("fortunately", "zum Glück"),
     ("unfortunately", "leider"),
     ("according to the report", "laut Bericht"),
-    ("as agreed", "wie vereinbart"),
     ("apparently", "anscheinend"),
-    ("in this case", "in diesem Fall"),
-    ("as always", "wie immer"),
-    ("of course", "natürlich"),
 )
 # Before "that": in German the verb goes to the end.
 REPORTS = (
@@ -108,10 +91,6 @@ REPORTS = (
     ("everyone knows", "jeder weiß"),
     ("nobody believes", "niemand glaubt"),
     ("it is true", "es stimmt"),
-    ("it is a pity", "es ist schade"),
-    ("we are glad", "wir freuen uns"),
-    ("the witness claims", "der Zeuge behauptet"),
-    ("we have heard", "wir haben gehört"),
 )
 # Between two clauses: English, German, and which German clause it makes a subordinate one ("none", "first", "second").
 CONTRASTS = (

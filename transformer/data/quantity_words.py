@@ -131,7 +131,6 @@ def _currency(code: str, gender: str) -> Noun:
 
 # CLDR's names of units with their German gender, by what they measure.
 _UNIT_TABLE = {
-    "length": "length-meter m, length-centimeter m, length-millimeter m, length-foot m, length-inch m",
     "distance": "length-kilometer m, length-meter m, length-mile f",
     "weight": "mass-tonne f, mass-kilogram n, mass-pound n",
     "mass": "mass-tonne f, mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
@@ -140,17 +139,12 @@ _UNIT_TABLE = {
     # Measures of what a kitchen uses and of what a ship carries, dry and liquid.
     "food dry": "mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
     "food liquid": "volume-liter m, volume-milliliter m, volume-tablespoon m, volume-teaspoon m, volume-cup f",
-    "cargo dry": "mass-tonne f, mass-kilogram n, mass-pound n",
-    "cargo liquid": "volume-liter m, volume-cubic-meter m, volume-gallon f, volume-barrel n",
 }
 UNITS: dict[str, tuple[Noun, ...]] = {
     kind: tuple(_unit(*row.split()) for row in rows.split(", ")) for kind, rows in _UNIT_TABLE.items()
 }
 UNITS["money"] = tuple(
-    _currency(*row.split())
-    for row in (
-        "EUR m, USD m, CHF m, GBP n, JPY m, SEK f, NOK f, DKK f, CZK f, INR f, CAD m, AUD m, MXN m, EGP n, HUF m"
-    ).split(", ")
+    _currency(*row.split()) for row in ("EUR m, USD m, CHF m, GBP n, JPY m, SEK f, CZK f, CAD m").split(", ")
 )
 
 GOODS = tuple(
@@ -182,7 +176,6 @@ LABELS = {
 # Ranked things: the noun behind the ordinals in English, in German (accusative), and its gender.
 RANKS = {
     "chapter": ("chapter", "Kapitel", "n"),
-    "row": ("row", "Reihe", "f"),
 }
 # What tells the items of a list apart: "ten euros on Monday", "am Montag zehn Euro".
 _DAYS, _TAGE = (locale.days["format"]["wide"] for locale in (_EN, _DE))

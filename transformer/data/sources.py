@@ -163,17 +163,18 @@ def _quiet() -> Iterator[None]:
         tfds.display_progress_bar(progress)
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
-    """Prepares a builder of the cache folder, once; other processes wait meanwhile."""
-    path = Path(builder.data_path)
-    with locked(path):
+def _prepared(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
+    """The builder that `make` makes, prepared once in the cache folder; other processes wait meanwhile."""
+    with _quiet():
+        path = Path(make().data_path)
+    with locked(path), _quiet():
+        builder = make()  # reads what another process has prepared while this one waited
         if (path / "dataset_info.json").exists():
-            builder.info.read_from_directory(path)
-            return
+            return builder
         for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own temporary folders, of killed processes
             remove(stale)
-        with _quiet():
-            builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(file_format="array_record")
+    return builder
 
 
 def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
@@ -248,7 +249,7 @@ def _by_name(data: DataConfig) -> Source:
         try:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
-            _prepare(builder)
+            builder = _prepared(lambda: tfds.builder(data.name, data_dir=cache_root(data) / "tfds"))
         except Exception as error:  # whatever a dataset's own code and the network raise
             raise UserError(
                 f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
@@ -292,18 +293,15 @@ def _brief(error: Exception) -> str:
 def _embedded(builder: str, data: DataConfig) -> Source:
     from transformer.data import embedded  # only here: what it generates from is slow to import
 
-    with _quiet():
-        made = getattr(embedded, builder)(data_dir=cache_root(data) / "tfds")
-    _prepare(made)
-    return _from_builder(data.name, made)
+    made = _prepared(lambda: getattr(embedded, builder)(data_dir=cache_root(data) / "tfds"))
+    return _from_builder(data.name, made, made.info.metadata["fingerprint"])  # of every example
 
 
 def _parallel(data: DataConfig, files: TextFiles, **aliases: str) -> Source:
     """Prepares text files; the folder is named after what they hold, so that changed files are prepared anew."""
     fingerprint = files.fingerprint(data.name)
-    with _quiet():
-        builder = ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=cache_root(data) / "tfds")
-    _prepare(builder)
+    folder = cache_root(data) / "tfds"
+    builder = _prepared(lambda: ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=folder))
     return _from_builder(data.name, builder, fingerprint, **aliases)
 
 

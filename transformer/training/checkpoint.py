@@ -41,7 +41,7 @@ class Checkpoints:
         return self.manager.restore(step, args=args)["state"]
 
     def average(self, like: Any, last: int) -> Any:
-        """The mean of the newest `last` states (paper, section 6.1), each number summed in float64."""
+        """The mean of the newest `last` states (paper, section 6.1), summed in float64; counts are the newest's."""
         steps = sorted(self.manager.all_steps())[-last:]
         if len(steps) < last:
             raise UserError(
@@ -49,7 +49,12 @@ class Checkpoints:
                 f"logging.keep={last}"
             )
         states = [self.restore(like, step) for step in steps]
-        mean = lambda *xs: np.mean([np.asarray(x, np.float64) for x in xs], axis=0).astype(xs[0].dtype)  # noqa: E731
+
+        def mean(*xs: Any) -> Any:
+            if not np.issubdtype(xs[-1].dtype, np.floating):
+                return xs[-1]
+            return np.mean([np.asarray(x, np.float64) for x in xs], axis=0).astype(xs[-1].dtype)
+
         return jax.tree.map(mean, *states)
 
     def close(self) -> None:

@@ -46,9 +46,15 @@ def train(
             jax.block_until_ready(state.step)
             on_first_step()
 
-        if step % log_every == 0 or step == config.steps:
+        saving = step % config.logging.checkpoint_every == 0 or step == config.steps
+        if step % log_every == 0 or saving:  # a state is saved only after its losses were looked at
             summed = jax.device_get(pending)
             means = losses.means(jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *summed))
+            if not np.isfinite(means["loss"]):
+                raise Diverged(
+                    f"the loss is {means['loss']} at step {step}: lower optimizer.learning_rate, or warm up longer "
+                    "with optimizer.warmup_steps"
+                )
             tokens = sum(float(m["loss"][1]) for m in summed)
             now = time.monotonic()
             speed = tokens / (now - then)
@@ -57,11 +63,6 @@ def train(
                 seconds_per_step=(now - then) / len(pending),
             )  # fmt: skip
             writer.progress(step, means["loss"], speed)
-            if not np.isfinite(means["loss"]):
-                raise Diverged(
-                    f"the loss is {means['loss']} at step {step}: lower optimizer.learning_rate, or warm up longer "
-                    "with optimizer.warmup_steps"
-                )
             pending, then = [], time.monotonic()
         else:
             writer.progress(step)
@@ -71,6 +72,6 @@ def train(
             writer.write(step, **{f"validation_{name}": value for name, value in validation.items()})
             writer.show(step, f"validation loss {validation['nll']:.4f}")
             then = time.monotonic()
-        if step % config.logging.checkpoint_every == 0 or step == config.steps:
+        if saving:
             checkpoints.save(step, state, to_dict(config))
     return state

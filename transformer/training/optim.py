@@ -26,14 +26,14 @@ def inverse_sqrt(peak: float, warmup_steps: int, steps: int) -> Schedule:
 
 
 def cosine(peak: float, warmup_steps: int, steps: int) -> Schedule:
-    """Linear to the peak in `warmup_steps`, then half a cosine down to a tenth of it at `steps`."""
-    return optax.warmup_cosine_decay_schedule(
-        init_value=peak / warmup_steps,
-        peak_value=peak,
-        warmup_steps=warmup_steps,
-        decay_steps=max(steps, warmup_steps + 1),
-        end_value=peak / 10,
-    )
+    """Linear to the peak at step `warmup_steps`, then half a cosine down to a tenth of it at step `steps`."""
+    decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.1)
+
+    def rate(count: Any) -> Any:
+        step = jnp.asarray(count, jnp.float32) + 1  # optax counts from 0
+        return jnp.where(step < warmup_steps, peak * step / warmup_steps, decay(step - warmup_steps))
+
+    return rate
 
 
 SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {"inverse_sqrt": inverse_sqrt, "cosine": cosine}
