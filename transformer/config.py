@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import json
 import math
+import re
 import typing
 from pathlib import Path
 from typing import Any
@@ -169,11 +170,15 @@ def load_file(path: str | Path) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{str(path)!r} cannot be run: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "get_config"):
-        raise UserError(f"{str(path)!r} has no get_config(): see configs/quantities.py for the form")
-    return from_config_dict(module.get_config())
+        made = module.get_config() if hasattr(module, "get_config") else None
+    except UserError:
+        raise
+    except Exception as error:  # a config file is Python, so it can raise anything
+        reason = re.sub(r"\s+", " ", str(error).split("Traceback")[0] or str(error))
+        raise UserError(f"{str(path)!r} cannot be run: {type(error).__name__}: {reason}") from error
+    if made is None:
+        raise UserError(f"{str(path)!r} has no get_config() that returns a config: see configs/quantities.py")
+    return from_config_dict(made)
 
 
 def _nearest(key: str, known: list[str]) -> str:

@@ -141,7 +141,6 @@ def unit(english: str) -> words.Noun:
         (3, "Swedish krona", "three Swedish kronor", "drei schwedische Kronen"),
         (1, "Swiss franc", "one Swiss franc", "einen Schweizer Franken"),
         (17, "hour", "seventeen hours", "siebzehn Stunden"),
-         "eintausendzweihundertdrei Meilen pro Stunde"),
         (1, "egg", "one egg", "ein Ei"),
         (46, "tree", "forty-six trees", "sechsundvierzig Bäume"),
     ],

@@ -118,7 +118,7 @@ def test_a_resumed_sweep_keeps_what_is_finished_and_tries_again(faulty: Path, wh
 
 
 def test_another_base_or_experiment_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for more in (["--set", "model.d_model=64"], ["--steps=200"]):
+    for more in (["--set", "model.d_model=96"], ["--steps=200"]):
         with pytest.raises(SystemExit) as stopped:
             _sweep(whole, *more)
         assert stopped.value.code == 2

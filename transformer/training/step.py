@@ -50,7 +50,7 @@ def make_train_step(
 
         grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics["gradient_norm"] = (optax.global_norm(grads), jnp.ones(()))
+        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
         return State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state), metrics
 
     everywhere, rows = sharding.replicated(mesh), sharding.over_rows(mesh)
