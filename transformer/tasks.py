@@ -3,6 +3,7 @@
 The verbs hand a task's pieces (init, loss, batches) to training and decoding, which know neither models nor data.
 """
 
+import abc
 import dataclasses
 import difflib
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class Beginning(NamedTuple):
     limit: int | None
 
 
-class Task:
+class Task(abc.ABC):
     """One configuration of a task. `model` is its module; `limit` the longest sequence it takes (None = any)."""
 
     family: str  # the row of FAMILIES whose call signature the task's batches fit
@@ -65,9 +66,9 @@ class Task:
             )
 
     @staticmethod
+    @abc.abstractmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
         """The text fields of the source that the task reads."""
-        raise NotImplementedError
 
     def batches(self, source: Source, split: str) -> Batches:
         """The batches of a split, from cached tokens."""
@@ -80,13 +81,13 @@ class Task:
             process_count=jax.process_count(),
         )
 
+    @abc.abstractmethod
     def prompt(self, ids: list[int]) -> list[int]:
         """What the model reads for the tokens of a line."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def begin(self, params: Any, tokens: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
         """How decoding begins after padded prompts, and how far it may go."""
-        raise NotImplementedError
 
     def _step(self, params: Any) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
         def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
@@ -102,9 +103,9 @@ class Task:
         names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
         return self.model.init(key, *self.arguments(dict.fromkeys(names, ids)))
 
+    @abc.abstractmethod
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What the model is called with."""
-        raise NotImplementedError
 
     def loss(self, params: Any, batch: Batch, seed: Array | None, step: Array | None) -> dict[str, Pair]:
         """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed."""
