@@ -57,4 +57,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     command_line.define_config()
+    flags.declare_key_flag("config")
     command_line.run(main)

@@ -146,5 +146,6 @@ def main() -> None:
 
 if __name__ == "__main__":
     command_line.define_config()
+    flags.declare_key_flag("config")
     flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
     command_line.run(main)
