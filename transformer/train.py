@@ -58,7 +58,11 @@ def read_config(workdir: Path) -> Config:
 
 
 def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float]:
-    """Trains a run to `config.steps` and returns its validation metrics (means over tokens, not smoothed)."""
+    """Trains a run to `config.steps` and returns its validation metrics (means over tokens, not smoothed).
+
+    Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
+    leaves out none.
+    """
     import jax
     import jax.numpy as jnp
 

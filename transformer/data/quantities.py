@@ -1,7 +1,7 @@
 """Spelled-out quantities, English to German: a translation corpus that is generated, with nothing to download.
 
-    Everyone knows that the kitchen used twenty-four liters of milk on Monday and one pound of rice on Friday.
-    Jeder weiß, dass die Küche am Montag vierundzwanzig Liter Milch und am Freitag ein Pfund Reis verbraucht hat.
+    Everyone knows that he lost twenty-four euros in Vienna and two hundred and one US dollars in Rome.
+    Jeder weiß, dass er in Wien vierundzwanzig Euro und in Rom zweihunderteins US-Dollar verloren hat.
 
 The task is small and yet has what makes translation hard: German turns the digits around ("vierundzwanzig"), puts the
 verb second in a main clause and last in a subordinate one, inflects articles and ordinals, and moves day and place

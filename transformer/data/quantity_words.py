@@ -136,7 +136,7 @@ _UNIT_TABLE = {
     "mass": "mass-tonne f, mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
     "time": "duration-hour f, duration-minute f, duration-second f",
     "percent": "concentr-percent n",
-    # Measures of what a kitchen uses and of what a ship carries, dry and liquid.
+    # Measures of what a kitchen uses, dry and liquid.
     "food dry": "mass-kilogram n, mass-gram n, mass-milligram n, mass-pound n, mass-ounce f",
     "food liquid": "volume-liter m, volume-milliliter m, volume-tablespoon m, volume-teaspoon m, volume-cup f",
 }
