@@ -17,14 +17,14 @@ def get_config() -> ConfigDict:
     config.steps = 1000
     config.label_smoothing = 0.0
     config.data.name = "quantities"
-    config.data.vocab_size = 1024
+    config.data.vocab_size = 1536
     config.data.max_len = 40  # as long as the longest training pair
     config.data.batch_tokens = 1024
     config.data.buckets = (16, 24, 40)
     config.model.num_layers = 2
     config.model.d_model = 64
     config.model.d_ff = 256
-    config.model.num_heads = 4
+    config.model.num_heads = 2
     config.model.dropout = 0.0
     config.model.max_positions = 40
     config.optimizer.schedule = "cosine"

@@ -45,7 +45,7 @@ def load(name: str) -> ModuleType:
 
 def build(module: ModuleType, base: Config) -> dict[str, Config]:
     """Variant -> its configuration. UserError: an unknown key, an impossible value, a name that is no folder's."""
-    variants = module.variants()
+    variants = module.variants(base)
     for name in variants:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(f"variant {name!r} cannot name a folder: use letters, digits, '-', '_', '+' and '.'")

@@ -59,7 +59,7 @@ def main_metrics(config: Config) -> list[str]:
     if config.task == "language_model":
         return ["test/loss", "test/token_accuracy"]
     if config.data.name == "quantities":
-        return ["test/exact_match", "longer/exact_match", "test/bleu", "test/loss"]
+        return ["test/exact_match", "longer/bleu", "longer/exact_match", "test/bleu", "test/loss"]
     return ["test/bleu", "test/loss", "test/token_accuracy"]
 
 

@@ -10,24 +10,34 @@ Source: Vaswani et al. 2017, "Attention is all you need", sections 3.5 and 5.4 a
 Beltagy et al. 2020, "Longformer" (arXiv 2004.05150); no positions: Kazemnejad et al. 2023 (arXiv 2305.19466).
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+from transformer.config import Config
+
 BASE = "configs/quantities.py"
 REFERENCE = "sinusoidal-full"  # the paper's
-WINDOW = 8  # visible neighbours a side
 
 POSITIONS = ("sinusoidal", "learned", "none")
-ATTENTION = {"full": "full", "window": f"window:{WINDOW}"}
 
 
-def variants() -> dict[str, dict[str, Any]]:
+def window(base: Config) -> int:
+    """Visible neighbours a side: the largest power of two within a fifth of the longest sequence.
+
+    8 of 40 tokens (quantities), 16 of 96 (Multi30k), 64 of 512 (docstrings).
+    """
+    return 2 ** int(math.log2(max(1, base.data.max_len // 5)))
+
+
+def variants(base: Config) -> dict[str, dict[str, Any]]:
     """Variant -> the config keys in which it differs from the base."""
+    attention = {"full": "full", "window": f"window:{window(base)}"}
     return {
         f"{positions}-{name}": {"model.positions": positions, "model.attention": [pattern]}
         for positions in POSITIONS
-        for name, pattern in ATTENTION.items()
+        for name, pattern in attention.items()
     }
 
 
@@ -38,7 +48,7 @@ COST_ROUNDS = 7  # timings of each kind at each length, of which the median coun
 COST_SECONDS = 30.0  # in all; where a round is slow, there are fewer of them, at least 3
 
 
-def cost(lengths: tuple[int, ...] = COST_LENGTHS, seconds: float = COST_SECONDS) -> list[dict[str, Any]]:
+def cost(base: Config, lengths: tuple[int, ...] = COST_LENGTHS, seconds: float = COST_SECONDS) -> list[dict[str, Any]]:
     """Times one training step's worth of each attention: the gradient of its sum with respect to q, k and v.
 
     Returns rows {"kind", "length", "milliseconds" (median), "rounds"}, for dense full attention, the window as a
@@ -56,10 +66,11 @@ def cost(lengths: tuple[int, ...] = COST_LENGTHS, seconds: float = COST_SECONDS)
 
         return jax.jit(jax.grad(total, argnums=(0, 1, 2)))
 
+    width = window(base)
     kinds = {
         "full, dense": step(None, "dense"),
-        f"window {WINDOW}, masked": step(WINDOW, "dense"),
-        f"window {WINDOW}, banded": step(WINDOW, "banded"),
+        f"window {width}, masked": step(width, "dense"),
+        f"window {width}, banded": step(width, "banded"),
     }
     rows = []
     share = seconds / sum(length**2 for length in lengths)  # time goes to the lengths that need it

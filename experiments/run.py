@@ -154,7 +154,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         "command": report.command(sys.argv),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "config": to_dict(base),
-        "variants": {name: module.variants()[name] for name in configs},
+        "variants": module.variants(base),
         "reference": module.REFERENCE,
         "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
         "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
@@ -187,7 +187,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             )
             try:
                 workers.run_all(missing, arguments.jobs, progress)
-                cost = Cost(arguments.experiment, workdir / "cost")
+                cost = Cost(arguments.experiment, base, workdir / "cost")
                 if hasattr(module, "cost") and not (cost.folder / "result.json").exists():
                     progress.say("timing the kinds of attention")
                     workers.run_all([cost], 1, progress)

@@ -88,11 +88,12 @@ class Cost:
     """The experiment's own measurement of cost, in a worker with all cores, after the runs."""
 
     experiment: str
+    base: Config
     folder: Path
     name: str = "the cost measurement"
 
     def run(self) -> dict[str, Any]:
-        return {"rows": load(self.experiment).cost(), **provenance()}
+        return {"rows": load(self.experiment).cost(self.base), **provenance()}
 
 
 def provenance() -> dict[str, Any]:

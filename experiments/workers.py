@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformer import command_line
 from transformer.config import UserError
 
 POLL_SECONDS = 1.0  # between two looks at how far the runs are
@@ -133,6 +134,7 @@ def _serve(pipe: Connection, cores: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX counts the cores for its threads
+    command_line.keep_freed_memory()
     while True:
         try:
             task = pipe.recv()

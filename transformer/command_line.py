@@ -1,5 +1,7 @@
 """What the verbs share: flags, one-sentence errors, and the compilation cache."""
 
+import contextlib
+import ctypes
 import os
 import re
 import sys
@@ -38,6 +40,22 @@ def use_compilation_cache() -> None:
     """Compiled programs are kept on disk, so that a second start is fast; JAX_COMPILATION_CACHE_DIR moves them."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/transformer/xla").expanduser()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep the memory that a step frees for the next step, in place of giving it back to the system.
+
+    On a CPU, XLA frees its work space after every step, and the system clears each page that it hands out anew:
+    gradients of `quantities` took 52 ms a step so, and 36 ms with this; a step of `multi30k` 0.52 s and 0.43 s.
+    One arena, because those of other threads than the first are cut into heaps that cannot hold a large array.
+    It is nothing to other systems, and to accelerators.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of <malloc.h>
+    with contextlib.suppress(OSError, AttributeError):  # a C library without mallopt
+        libc = ctypes.CDLL(None)
+        libc.mallopt(arena_max, 1)
+        libc.mallopt(mmap_threshold, 1 << 30)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
 def fail(error: Exception | str) -> None:
@@ -84,4 +102,5 @@ def run(main: Callable[[], None]) -> None:
 
     logging.set_verbosity(logging.WARNING)
     use_compilation_cache()
+    keep_freed_memory()
     app.run(guarded, flags_parser=_parse)

@@ -52,7 +52,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    schedule: str = "inverse_sqrt"  # after warm-up: "inverse_sqrt" (the paper) or "cosine" (to a tenth, at `steps`)
+    schedule: str = "inverse_sqrt"  # after warm-up: "inverse_sqrt" (the paper) or "cosine" (to a hundredth, at `steps`)
     learning_rate: float = 7e-4  # peak, reached at warmup_steps; the paper's is (d_model * warmup_steps) ** -0.5
     warmup_steps: int = 4000
     b1: float = 0.9

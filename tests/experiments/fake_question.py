@@ -23,7 +23,7 @@ MAIN_METRICS = ["test/exact_match", "longer/exact_match", "test/loss"]
 SHIFTS = {"sinusoidal": 0.0, "learned": -0.02, "none": -0.2}
 
 
-def variants() -> dict[str, dict[str, Any]]:
+def variants(base: Config) -> dict[str, dict[str, Any]]:
     kinds = {"full": "full", "window": "window:8"}
     return {
         f"{positions}-{name}": {"model.positions": positions, "model.attention": [kind]}
@@ -100,7 +100,7 @@ def measure(trained: Fake) -> dict[str, Any]:
     }
 
 
-def cost() -> list[dict[str, Any]]:
+def cost(base: Config) -> list[dict[str, Any]]:
     rates = {"full, dense": 1e-4, "window 8, banded": 4e-6}
     return [
         {"kind": kind, "length": n, "milliseconds": 0.3 * (kind != "full, dense") + rate * n**2, "rounds": 3}

@@ -112,6 +112,6 @@ def test_metrics_are_named_for_readers() -> None:
     assert describe("surprise").label == "surprise"
     assert describe("test/loss").better == -1
     translation = Config()
-    assert main_metrics(translation)[:2] == ["test/exact_match", "longer/exact_match"]
+    assert main_metrics(translation)[:2] == ["test/exact_match", "longer/bleu"]
     assert main_metrics(override(translation, {"data.name": "multi30k"}))[0] == "test/bleu"
     assert main_metrics(override(translation, {"task": "language_model"}))[0] == "test/loss"

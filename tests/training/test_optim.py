@@ -32,15 +32,15 @@ def test_the_rates_of_the_papers_base_model() -> None:
     assert jnp.argmax(rate(jnp.arange(10_000))) == 3999
 
 
-def test_cosine_ends_at_a_tenth_of_the_peak() -> None:
+def test_cosine_ends_at_a_hundredth_of_the_peak() -> None:
     config = override(_config(schedule="cosine", learning_rate=2e-3, warmup_steps=100), {"steps": 1000})
     rates = np.asarray(schedule(config)(jnp.arange(1000)))  # of steps 1, ..., 1000
     assert rates[0] == pytest.approx(2e-5, rel=1e-6)
     assert np.all(np.diff(rates[:100]) > 0)
     assert np.all(np.diff(rates[99:]) < 0)
     assert rates.max() == rates[99] == pytest.approx(2e-3, rel=1e-6)
-    assert rates[999] == pytest.approx(2e-4, rel=1e-6)
-    assert rates[549] == pytest.approx(2e-4 + 0.5 * (1 + math.cos(math.pi / 2)) * 1.8e-3, rel=1e-3)
+    assert rates[999] == pytest.approx(2e-5, rel=1e-6)
+    assert rates[549] == pytest.approx(2e-5 + 0.5 * (1 + math.cos(math.pi / 2)) * 1.98e-3, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", list(SCHEDULES))

@@ -50,7 +50,7 @@ SHARED_UP_TO = 100
 LARGEST = 999
 POOLS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "longer": range(8, 10)}
 # The largest number that makes sense for some kinds; all others go up to LARGEST.
-LIMITS = {"percent": 100}
+LIMITS = {"percent": 100, "chapter": 100}
 _YEARS = (1900, 2099)
 
 
@@ -150,7 +150,7 @@ class _Writer:
         month = self.rng.randint(1, 12)
         # February has 28 days here, so that a date without a year is always one.
         day = self.rng.randint(1, 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31)
-        return words.date(day, month, self.year() if self.rng.random() < 0.6 else None)
+        return words.date(day, month, self.year() if self.rng.random() < 0.4 else None)
 
     def _substance(self, kind: str) -> tuple[str, str]:
         form = self.rng.choice(("dry", "liquid"))

@@ -26,8 +26,8 @@ def inverse_sqrt(peak: float, warmup_steps: int, steps: int) -> Schedule:
 
 
 def cosine(peak: float, warmup_steps: int, steps: int) -> Schedule:
-    """Linear to the peak at step `warmup_steps`, then half a cosine down to a tenth of it at step `steps`."""
-    decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.1)
+    """Linear to the peak at step `warmup_steps`, then half a cosine down to a hundredth of it at step `steps`."""
+    decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.01)
 
     def rate(count: Any) -> Any:
         step = jnp.asarray(count, jnp.float32) + 1  # optax counts from 0
