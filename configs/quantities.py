@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 100
+    config.optimizer.final_rate = 0.01
     config.logging.log_every = 100
     config.logging.checkpoint_every = 1000
     config.logging.keep = 1

@@ -15,8 +15,9 @@ FOLDER = Path(__file__).parent
 
 
 def available() -> list[str]:
-    """The experiments of this folder: its files with a `variants()`."""
-    return sorted(p.stem for p in FOLDER.glob("*.py") if re.search(r"^def variants\(", p.read_text("utf-8"), re.M))
+    """The experiments of this folder: its files with `variants()` or `cases()`."""
+    form = re.compile(r"^def (variants|cases)\(", re.M)
+    return sorted(path.stem for path in FOLDER.glob("*.py") if form.search(path.read_text("utf-8")))
 
 
 def load(name: str) -> ModuleType:
@@ -35,7 +36,8 @@ def load(name: str) -> ModuleType:
             hint = f"did you mean {near[0]!r}? There are: " if near else "choose one of: "
             raise UserError(f"there is no experiment {name!r}: {hint}{', '.join(names)}")
         module = importlib.import_module(f"experiments.{name}")
-    missing = [part for part in ("variants", "BASE", "REFERENCE") if not hasattr(module, part)]
+    parts = ("cases", "measure_case", "findings") if hasattr(module, "cases") else ("variants", "BASE", "REFERENCE")
+    missing = [part for part in parts if not hasattr(module, part)]
     if missing:
         raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
     if not (module.__doc__ or "").strip():

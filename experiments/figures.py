@@ -85,10 +85,21 @@ def lengths(tables: dict[str, list[dict[str, Any]]], folder: Path) -> list[Block
 
 def cost(rows: list[dict[str, Any]], folder: Path) -> list[Block]:
     """The time of each kind of attention against length."""
-    series: dict[str, Any] = {}
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        own = [(row["length"], row["milliseconds"]) for row in rows if row["kind"] == kind]
-        series[kind] = tuple(np.asarray(column, float) for column in zip(*own, strict=True))
-    plots.save(plots.cost(series, "length (tokens)", "forward + backward (ms)"), folder / "cost")
+    _against_length(rows, "milliseconds", 1, "forward + backward (ms)", folder / "cost")
     caption = "Time of one forward and backward pass of attention alone; both axes are logarithmic."
     return [Picture("cost", "Time of each kind of attention against length", caption)]
+
+
+def memory(rows: list[dict[str, Any]], folder: Path) -> list[Block]:
+    """The memory of each kind of attention against length."""
+    _against_length(rows, "bytes", 2**-20, "forward + backward (MiB)", folder / "memory")
+    caption = "Memory of one forward and backward pass, besides arguments and results; both axes are logarithmic."
+    return [Picture("memory", "Memory of each kind of attention against length", caption)]
+
+
+def _against_length(rows: list[dict[str, Any]], column: str, scale: float, label: str, stem: Path) -> None:
+    series: dict[str, Any] = {}
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        own = [(row["length"], row[column] * scale) for row in rows if row["kind"] == kind]
+        series[kind] = tuple(np.asarray(values, float) for values in zip(*own, strict=True))
+    plots.save(plots.cost(series, "length (tokens)", label), stem)

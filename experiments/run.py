@@ -15,11 +15,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from tqdm import tqdm
 
-from experiments import report, workers
+from experiments import measurement, report, workers
 from experiments.definitions import FOLDER, available, build, load, parse_setting
 from experiments.measures import main_metrics
 from experiments.results import flat
@@ -139,6 +140,8 @@ def only_one(workdir: Path) -> IO[str]:
 def sweep(arguments: argparse.Namespace) -> int:
     """Runs what is missing and writes the report; the exit code: 1 where a run failed."""
     module, workdir = load(arguments.experiment), Path(arguments.workdir)
+    if hasattr(module, "cases"):
+        return measure_cases(arguments, module, workdir)
     base_file = arguments.base or module.BASE
     base = load_file(FOLDER.parent / base_file if not Path(base_file).exists() else base_file)
     settings = dict(parse_setting(text) for text in arguments.set)
@@ -202,6 +205,22 @@ def sweep(arguments: argparse.Namespace) -> int:
         said, failures = report.write(workdir)
         print(said)
         return 1 if failures else 0
+
+
+def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
+    """An experiment that trains no variants: measures what is missing and writes the report."""
+    given = [name for name in ("base", "steps", "set") if getattr(arguments, name)]
+    if given:
+        raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
+    command_line.keep_freed_memory()
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = only_one(workdir)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
+    with lock:
+        print(measurement.measure(module, workdir, report.command(sys.argv), arguments.report_only))
+    return 0
 
 
 def parser() -> argparse.ArgumentParser:

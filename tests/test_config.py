@@ -71,7 +71,9 @@ def test_override_changes_one_key_and_differences_finds_it(key: str, number: int
     old = Config()
     value: Any = flatten(old)[key]
     new_value: Any = {
-        int: {"model.num_heads": 16, "data.max_len": 64}.get(key, 512 * number),
+        int: {"model.num_heads": 16, "model.num_kv_heads": 2 ** (number - 1), "data.max_len": 64}.get(
+            key, 512 * number
+        ),
         float: 0.5 / (number + 1),
         str: {"model.norm": "pre", "optimizer.schedule": "cosine"}.get(key, f"other {number}"),
         tuple: ("full", f"window:{number}") if key == "model.attention" else (16, 256 * number),
@@ -143,7 +145,8 @@ def test_a_group_is_no_value() -> None:
 NAN, INFINITE = float("nan"), float("inf")
 IMPOSSIBLE = [
     ("steps", 0), ("seed", -1), ("seed", 2**31), ("model.num_layers", 0), ("model.d_model", 0), ("model.num_heads", 0),
-    ("model.num_heads", 3), ("model.dropout", 1.0), ("model.dropout", -0.1), ("model.dropout", NAN),
+    ("model.num_heads", 3), ("model.num_kv_heads", 3), ("model.num_kv_heads", 16), ("model.num_kv_heads", -1),
+    ("model.dropout", 1.0), ("model.dropout", -0.1), ("model.dropout", NAN),
     ("label_smoothing", 1.0), ("label_smoothing", NAN), ("optimizer.learning_rate", 0.0),
     ("optimizer.learning_rate", -1.0), ("optimizer.learning_rate", NAN), ("model.norm", "mid"),
     ("optimizer.schedule", "linear"), ("data.max_len", 257), ("data.batch_tokens", 0), ("logging.keep", 0),
@@ -162,6 +165,23 @@ def test_an_impossible_value_is_one_sentence(key: str, value: Any) -> None:
     with pytest.raises(UserError, match=re.escape(key.split(".")[-1])) as raised:
         override(Config(), {key: value})
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("groups", [3, 5, 16, -1, -8])
+def test_key_heads_divide_the_heads(groups: int) -> None:
+    with pytest.raises(UserError, match=rf"model\.num_kv_heads={groups} does not divide model\.num_heads=8"):
+        override(Config(), {"model.num_kv_heads": groups})
+    for good in (0, 1, 2, 4, 8):
+        assert override(Config(), {"model.num_kv_heads": good}).model.num_kv_heads == good
+
+
+@pytest.mark.parametrize("positions", ["rotary", "rotary-half"])
+def test_rotary_needs_an_even_head(positions: str) -> None:
+    odd = {"model.d_model": 24, "model.num_heads": 8}
+    with pytest.raises(UserError, match=f"{positions}.* d_model / num_heads is 3: make it even"):
+        override(Config(), {"model.positions": positions, **odd})
+    assert override(Config(), {"model.positions": positions, **odd, "model.num_heads": 4}).model.positions == positions
+    assert override(Config(), odd).model.num_heads == 8
 
 
 def test_patterns() -> None:

@@ -80,8 +80,9 @@ def test_arrows_go_one_way(module: str) -> None:
 
 @pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "experiments").glob("*.py"))], ids=str)
 def test_no_other_framework(path: Path) -> None:
-    names = imported(path.read_text(encoding="utf-8"), "none.none")
-    assert not [name for name in names if name.split(".")[0] in NOT_DEPENDENCIES]
+    names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), "none.none")}
+    compared = {"torch"} if path.name == "attention_cost.py" else set()  # the `bench` extra, left out where it is not
+    assert not names & set(NOT_DEPENDENCIES) - compared
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ class ModelConfig:
     d_model: int = 512  # D
     d_ff: int = 2048  # F, inner width of the feed-forward layers
     num_heads: int = 8  # H; head_dim K = d_model / num_heads
+    num_kv_heads: int = 0  # G, heads of keys and values, each for H / G heads of queries; 0 = H
     norm: str = "post"  # "post" (the paper) or "pre" (normalise before each sublayer, and once at the end)
     dropout: float = 0.1  # on embeddings and sublayer outputs
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
@@ -52,9 +53,10 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    schedule: str = "inverse_sqrt"  # after warm-up: "inverse_sqrt" (the paper) or "cosine" (to a hundredth, at `steps`)
+    schedule: str = "inverse_sqrt"  # after warm-up: "inverse_sqrt" (the paper) or "cosine" (to final_rate at `steps`)
     learning_rate: float = 7e-4  # peak, reached at warmup_steps; the paper's is (d_model * warmup_steps) ** -0.5
     warmup_steps: int = 4000
+    final_rate: float = 0.1  # where the cosine ends, as a share of the peak
     b1: float = 0.9
     b2: float = 0.98
     eps: float = 1e-9
@@ -244,6 +246,16 @@ def _check(config: Config) -> None:
         raise UserError(
             f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them"
         )
+    if model.num_kv_heads < 0 or model.num_heads % (model.num_kv_heads or model.num_heads):
+        raise UserError(
+            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}: change one of "
+            "them, or set it to 0 for as many"
+        )
+    if model.positions.startswith("rotary") and model.d_model // model.num_heads % 2:
+        raise UserError(
+            f"model.positions={model.positions!r} turns pairs of features, and d_model / num_heads is "
+            f"{model.d_model // model.num_heads}: make it even"
+        )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
     if not 0 <= config.label_smoothing < 1:
@@ -257,6 +269,7 @@ def _check(config: Config) -> None:
         "optimizer.eps": optimizer.eps,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip_norm": optimizer.clip_norm,
+        "optimizer.final_rate": optimizer.final_rate,
         "model.vocab_size": model.vocab_size,
         "logging.evaluate_every": config.logging.evaluate_every,
     }

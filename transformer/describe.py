@@ -1,6 +1,7 @@
 """python -m transformer.describe --config=configs/quantities.py [--config.key=value ...]
 
-Prints the parameters by module, and `{"parameters": N}` as its last line. Nothing is allocated.
+Prints the parameters by module, the attention backend of each layer with the reason why, and `{"parameters": N}` as
+its last line. Nothing is allocated.
 """
 
 import json
@@ -40,6 +41,33 @@ def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
     return sorted(counts.items())
 
 
+def backends(config: Config) -> list[str]:
+    """Which attention backend trains each layer on this device, for the longest batch, and why; a line each."""
+    import jax
+    import jax.numpy as jnp
+
+    from transformer.model.attention import choose
+    from transformer.model.layers import key_heads
+    from transformer.model.masks import band
+    from transformer.model.stacks import windows
+
+    model, length = config.model, max(config.data.buckets)
+    rows = max(1, config.data.batch_tokens // length)
+
+    def array(heads: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, length, heads, model.d_model // model.num_heads), jnp.float32)
+
+    q, k = array(model.num_heads), array(key_heads(model))
+    stacks = {"decoder": True} if model.family == "decoder_only" else {"encoder": False, "decoder": True}
+    lines = []
+    for stack, causal in stacks.items():
+        for i, window in enumerate(windows(model)):
+            choice = choose(q, k, k, band(causal, window), segments=True)
+            kind = "full" if window is None else f"window {window}"
+            lines.append(f"{stack} layer {i}: {kind}, {choice.backend}: {choice.reason}")
+    return [f"self-attention of {rows} rows of {length} tokens on {jax.default_backend()}:", *lines]
+
+
 def main() -> None:
     """The verb, with its flags parsed."""
     config = command_line.config_from_flags()
@@ -52,6 +80,7 @@ def main() -> None:
     print(f"{'total':{width}}  {total:14,}")
     if not config.model.vocab_size:
         print(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
+    print("\n".join(backends(config)))
     print(json.dumps({"parameters": total}))
 
 

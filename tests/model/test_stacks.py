@@ -1,6 +1,7 @@
 """Stacks and families: what reaches what (by gradient), what changes nothing, and what has how many parameters."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,19 @@ import numpy as np
 import pytest
 
 from transformer.config import ModelConfig, UserError
-from transformer.model.attention import choose
+from transformer.model.attention import Choice, choose
 from transformer.model.embedders import TokenEmbedder
 from transformer.model.families import FAMILIES, build
-from transformer.model.layers import Tokens
+from transformer.model.layers import MultiHeadAttention, Tokens
 from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
 
 QUICK = {"xla_backend_optimization_level": 0}
 V = 13
-TINY = ModelConfig(num_layers=2, d_model=6, d_ff=7, num_heads=2, dropout=0.0, max_positions=53, vocab_size=V)
+LONG = 263  # enough that tiles over a narrow band hold less than half of the scores
+D = 8
+TINY = ModelConfig(num_layers=2, d_model=D, d_ff=7, num_heads=2, dropout=0.0, max_positions=LONG, vocab_size=V)
 
 
 def tiny(**changes: Any) -> ModelConfig:
@@ -42,7 +45,7 @@ def arguments(config: ModelConfig, length: int = 5) -> tuple[Any, ...]:
     return one * 2 if config.family == "encoder_decoder" else one
 
 
-def some_params(module: nn.Module, *args: Any, seed: int = 0) -> Any:
+def some_params(module: nn.Module, *args: Any, seed: int = 0, **options: Any) -> Any:
     """Random weights of the right shapes, far from any initialisation: no zero bias, no unit scale."""
     rng = np.random.default_rng(seed)
 
@@ -50,7 +53,9 @@ def some_params(module: nn.Module, *args: Any, seed: int = 0) -> Any:
         base = 1.0 if "scale" in jax.tree_util.keystr(path) else 0.0
         return jnp.asarray(base + rng.normal(size=leaf.shape) * 0.4, jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(fill, jax.eval_shape(module.init, jax.random.key(0), *args))
+    return jax.tree_util.tree_map_with_path(
+        fill, jax.eval_shape(functools.partial(module.init, **options), jax.random.key(0), *args)
+    )
 
 
 def model_and_params(config: ModelConfig) -> tuple[nn.Module, Any]:
@@ -76,9 +81,10 @@ def reach(config: ModelConfig, causal: bool, length: int, query: int) -> np.ndar
 @pytest.mark.parametrize(("causal", "norm"), [(True, "post"), (False, "pre")])
 def test_layers_of_windows_reach_exactly_their_sum(causal: bool, norm: str) -> None:
     """N layers of window w see N·w positions back, and as far ahead in an encoder; here with the banded backend."""
-    length, query, width, layers = 47, 23, 3, 3
-    assert choose(length, length, band(causal, width), explicit_positions=False) == "banded"
+    length, query, width, layers = LONG, 131, 3, 3
     config = tiny(attention=(f"window:{width}",), num_layers=layers, norm=norm)
+    heads = jax.ShapeDtypeStruct((1, length, config.num_heads, D // config.num_heads), jnp.float32)
+    assert choose(heads, heads, heads, band(causal, width)).backend == "banded"
     ahead = 0 if causal else layers * width
     seen = np.arange(query - layers * width, query + ahead + 1)
     np.testing.assert_array_equal(reach(config, causal, length, query), seen)
@@ -132,13 +138,21 @@ def test_the_banded_model_is_the_dense_model(monkeypatch: pytest.MonkeyPatch) ->
     """The whole model on packed rows, whichever backend its layers take."""
     from transformer.model import layers as layers_module
 
-    config = tiny(family="decoder_only", attention=("window:2",))
+    config = tiny(family="decoder_only", attention=("window:2",), positions="t5", num_kv_heads=1)
     model, params = model_and_params(config)
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, 47)), jnp.int32)
-    segments = jnp.asarray(np.array([[1] * 19 + [2] * 23 + [0] * 5, [1] * 3 + [2] * 44]))
-    where = Tokens(jnp.asarray(np.r_[0:19, 0:23, [0] * 5, 0:3, 0:44].reshape(2, 47)), segments)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, LONG)), jnp.int32)
+    segments = jnp.asarray(np.array([[1] * 127 + [2] * 131 + [0] * 5, [1] * 3 + [2] * 260]))
+    where = Tokens(jnp.asarray(np.r_[0:127, 0:131, [0] * 5, 0:3, 0:260].reshape(2, LONG)), segments)
+    taken: list[str] = []
+
+    def choice(*args: Any, **options: Any) -> Choice:
+        taken.append(choose(*args, **options).backend)
+        return choose(*args, **options)
+
+    monkeypatch.setattr(layers_module, "choose", choice)
     chosen = compiled(model.apply)(params, tokens, where)
-    monkeypatch.setattr(layers_module, "choose", lambda *args, **options: "dense")
+    assert taken == ["banded"] * 2
+    monkeypatch.setattr(layers_module, "choose", lambda *args, **options: Choice("dense", "it is the reference"))
     # Another function object, or jit would answer with the program that it has.
     dense = compiled(lambda *args: model.apply(*args))(params, tokens, where)
     real = np.asarray(segments) > 0
@@ -191,22 +205,111 @@ def test_a_windowed_decoder_still_sees_every_input() -> None:
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_only_without_positions_is_the_encoder_permutation_equivariant(positions: str) -> None:
     stack = Stack(tiny(positions=positions), causal=False)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 6)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, D)), jnp.float32)
     params = some_params(stack, x, places(7))
     run = compiled(lambda x: stack.apply(params, x, places(7))[0])
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     difference = float(jnp.abs(run(x[:, order]) - run(x)[:, order]).max())
-    assert difference < 1e-5 if positions == "none" else difference > 0.05
+    assert difference < 1e-5 if positions == "none" else difference > 0.02
 
 
 def test_a_window_tells_places_apart_without_positions() -> None:
     """A window is a statement about places: the equivariance above is that of full attention."""
     stack = Stack(tiny(positions="none", attention=("window:1",)), causal=False)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, 6)), jnp.float32)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 7, D)), jnp.float32)
     params = some_params(stack, x, places(7))
     run = compiled(lambda x: stack.apply(params, x, places(7))[0])
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     assert float(jnp.abs(run(x[:, order]) - run(x)[:, order]).max()) > 0.05
+
+
+SHIFTED = {"rotary": 2e-5, "rotary-half": 2e-5, "alibi": 0.0, "t5": 0.0, "none": 0.0}
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_only_relative_positions_can_be_shifted(positions: str) -> None:
+    """A table of vectors knows where a token stands; all else only how far it is from others. Distances are whole
+    numbers, so biases by them stay as they are to the last bit."""
+    model, params = model_and_params(
+        tiny(family="decoder_only", positions=positions, attention=("window:2", "full"), norm="pre")
+    )
+    run = compiled(model.apply)
+    tokens, where = jnp.asarray(random_tokens(0, 2, 7)), places(7, 2)
+    moved = where._replace(positions=where.positions + 37)
+    difference = float(jnp.abs(run(params, tokens, moved) - run(params, tokens, where)).max())
+    if positions in SHIFTED:
+        assert difference <= SHIFTED[positions]
+    else:
+        assert difference > 0.05
+
+
+def test_t5_looks_both_ways_in_the_encoder_and_back_in_the_decoder() -> None:
+    """By the gradient of each stack's table, which all of its layers share. Of 20 tokens the encoder takes the buckets
+    of 0 to 19 behind (0 to 7 singly, then 8-11, 12-15, 16-19) and of 1 to 19 ahead; the decoder has as fine ones to 15
+    behind, then 16-18 and 19."""
+    config = tiny(positions="t5", norm="pre")
+    model = build(config)
+    args = tuple(x for seed in (1, 2) for x in (jnp.asarray(random_tokens(seed, 1, 20)), places(20)))
+    params = some_params(model, *args)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=(20, V)), jnp.float32)
+    gradient = compiled(jax.grad(lambda params: (model.apply(params, *args)[0] * direction).sum()))(params)
+    tables = {name: x for name, x in leaves(gradient).items() if "positions" in name}
+    assert len(tables) == 2
+    for name, table in tables.items():
+        used = [*range(11), *range(17, 27)] if "encoder" in name else [*range(18)]
+        np.testing.assert_array_equal(np.flatnonzero(np.abs(table).max(axis=1)), used, err_msg=name)
+        assert table.shape == (32, config.num_heads)
+
+
+# --- Grouped heads
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_as_many_key_heads_is_no_grouping(family: str) -> None:
+    outs = []
+    for groups in (0, 4):
+        config = tiny(family=family, num_heads=4, num_kv_heads=groups)
+        model, params = model_and_params(config)
+        outs.append((leaves(params), np.asarray(compiled(model.apply)(params, *arguments(config)))))
+    (first, out), (second, same) = outs
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    np.testing.assert_array_equal(out, same)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_grouped_heads_are_heads_with_equal_keys(family: str, groups: int) -> None:
+    """Query head h reads key head h // (H / G), in self-attention and in cross-attention, whatever the positions."""
+    config = tiny(family=family, num_heads=4, d_model=16, num_kv_heads=groups, positions="rotary", norm="pre")
+    grouped, params = model_and_params(config)
+    of_keys = lambda name: "'key'" in name or "'value'" in name  # noqa: E731
+    shapes = {name: x.shape for name, x in leaves(params).items() if "attention" in name and "kernel" in name}
+    assert shapes
+    assert all(shape == (16, 4 * groups if of_keys(name) else 16) for name, shape in shapes.items())
+
+    def repeated(path: Any, x: Any) -> Any:
+        if not of_keys(jax.tree_util.keystr(path)):
+            return x
+        return jnp.repeat(x.reshape(16, groups, 4), 4 // groups, axis=1).reshape(16, 16)
+
+    apart = build(dataclasses.replace(config, num_kv_heads=0))
+    rng = np.random.default_rng(0)
+    args = [jnp.asarray(rng.integers(0, V, x.shape), jnp.int32) if i % 2 == 0 else x
+            for i, x in enumerate(arguments(config, 7))]  # fmt: skip
+    out = compiled(grouped.apply)(params, *args)
+    expected = compiled(apart.apply)(jax.tree_util.tree_map_with_path(repeated, params), *args)
+    np.testing.assert_allclose(out, expected, atol=2e-5)
+    assert float(jnp.abs(out[:, 1:] - out[:, :-1]).max()) > 0.1
+
+
+def test_grouped_keys_have_the_shape_they_are_cached_in() -> None:
+    module = MultiHeadAttention(tiny(num_heads=4, num_kv_heads=2))
+    x = jnp.ones((3, 5, D))
+    params = some_params(module, x, places(5, 3), method="itself")
+    k, v = module.apply(params, x, method="keys_values")
+    assert k.shape == v.shape == (3, 5, 2, D // 4)
 
 
 # --- What changes nothing
@@ -244,8 +347,8 @@ def test_padding_and_neighbours_in_the_batch_change_nothing(family: str) -> None
     swapped = batch([1, 2, 0], 11, 0)
     np.testing.assert_allclose(swapped[2, :5], together[0, :5], atol=1e-5, err_msg="order of the rows")
     np.testing.assert_allclose(batch([0], 5, 0)[0], together[0, :5], atol=2e-5, err_msg="alone and unpadded")
-    # 47 is long enough for the band, 11 is not.
-    np.testing.assert_allclose(batch([0, 1, 2], 47, 2)[1, :11], together[1], atol=2e-5, err_msg="more padding")
+    # LONG is long enough for the band, 11 is not.
+    np.testing.assert_allclose(batch([0, 1, 2], LONG, 2)[1, :11], together[1], atol=2e-5, err_msg="more padding")
 
 
 @pytest.mark.parametrize("positions", POSITIONS)
@@ -267,7 +370,7 @@ def test_a_packed_row_is_its_documents(positions: str) -> None:
 def test_post_norm_normalises_the_output_and_pre_norm_the_input() -> None:
     """Post-norm: with unit scales the last step is a LayerNorm, so outputs have mean 0 and variance 1. Pre-norm: before
     the final norm the residual stream is the input plus what was added: with zero weights a stack is the identity."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, 6)), jnp.float32) * 3 + 1
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 5, D)), jnp.float32) * 3 + 1
     mean = np.asarray(x).mean(axis=-1, keepdims=True)
     normalised = (np.asarray(x) - mean) / np.sqrt(np.asarray(x).var(axis=-1, keepdims=True) + 1e-6)
     for norm in ("post", "pre"):
@@ -300,17 +403,22 @@ def test_shared_parameters_of_all_variants_start_equal(family: str) -> None:
     changes: list[dict[str, Any]] = [
         {"positions": "learned", "num_layers": 1, "attention": ("window:2",), "norm": "pre"},
         {"positions": "none", "num_layers": 2, "attention": ("window:2", "full"), "dropout": 0.5, "max_positions": 3},
+        {"positions": "t5", "num_layers": 2, "attention": ("window:2", "full")},
+        *({"positions": name, "num_layers": 1} for name in ("rotary", "rotary-half", "alibi")),
     ]
     assert {"sinusoidal", *(change["positions"] for change in changes)} == POSITIONS.keys()
+    stacks = 2 if family == "encoder_decoder" else 1
     for change in changes:
         variant = start(tiny(family=family, **change))
         shared = paper.keys() & variant.keys()
         assert shared == paper.keys(), change
         for name in shared:
             np.testing.assert_array_equal(variant[name], paper[name], err_msg=f"{change} {name}")
-        extra = {"learned": "positions", "pre": "final_norm", 2: "layer_1"}
+        extra = {"learned": "positions", "t5": "positions", "pre": "final_norm", 2: "layer_1"}
         allowed = [extra[value] for value in change.values() if not isinstance(value, tuple) and value in extra]
         assert all(any(word in name for word in allowed) for name in variant.keys() - shared), change
+        tables = [name for name in variant if "positions" in name]
+        assert len(tables) == (stacks if "positions" in allowed else 0), "one a stack, whatever the number of layers"
 
 
 def count(config: ModelConfig) -> int:
@@ -335,6 +443,11 @@ BASE = ModelConfig(vocab_size=37_000)
         ("(C) d_ff 4096", {"d_ff": 4096}, 88_236_032),
         # A table each for encoder and decoder.
         ("(E) learned", {"positions": "learned"}, 63_045_632 + 2 * 512 * 512),
+        ("T5", {"positions": "t5"}, 63_045_632 + 2 * 32 * 8),
+        ("rotary", {"positions": "rotary"}, 63_045_632),
+        ("ALiBi", {"positions": "alibi"}, 63_045_632),
+        # Of 18 attentions, three quarters of keys' and of values' weights.
+        ("two key heads", {"num_kv_heads": 2}, 63_045_632 - 18 * 2 * 512 * 384),
         ("big", {"d_model": 1024, "d_ff": 4096, "num_heads": 16}, 214_171_648),
         ("(D), no positions, a window", {"dropout": 0.2, "positions": "none", "attention": ("window:16",)}, 63_045_632),
         # A scale and a bias at the end of either stack.
@@ -349,6 +462,8 @@ def test_the_paper_counts(row: str, changes: dict[str, Any], parameters: int) ->
     d, f, n = config.d_model, config.d_ff, config.num_layers
     closed = n * (12 * d * d + 2 * (2 * d * f + f + d) + 10 * d) + config.vocab_size * d
     extra = 2 * 512 * d * (config.positions == "learned") + 4 * d * (config.norm == "pre")
+    extra += 2 * 32 * config.num_heads * (config.positions == "t5")
+    extra -= 6 * n * d * (d - d * (config.num_kv_heads or config.num_heads) // config.num_heads)
     assert parameters == closed + extra
 
 

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig
 from transformer.model.noise import Dropout, Noise
-from transformer.model.positions import POSITIONS
+from transformer.model.positions import POSITIONS, Bias
 
 
 class TokenEmbedder(nn.Module):
@@ -30,10 +30,14 @@ class PositionedInput(nn.Module):
     """Adds the position encoding, then dropout. Encoder and decoder have one each, so learned tables are two."""
 
     config: ModelConfig
+    causal: bool
 
     def setup(self) -> None:
-        self.positions = POSITIONS[self.config.positions](self.config)
+        self.positions = POSITIONS[self.config.positions](self.config, self.causal)
         self.dropout = Dropout(self.config.dropout)
 
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], noise: Noise | None) -> Array:
-        return self.dropout(self.positions(x, positions), noise)
+    def __call__(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], noise: Noise | None
+    ) -> tuple[Float[Array, "B L D"], Bias | None]:
+        """The first layer's input, and what the encoding adds to the scores of every layer."""
+        return self.dropout(self.positions(x, positions), noise), self.positions.bias()

@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, Int
 from transformer.config import ModelConfig, UserError
 from transformer.model import cache as kv
 from transformer.model.embedders import TokenEmbedder
-from transformer.model.layers import Tokens
+from transformer.model.layers import Tokens, key_heads
 from transformer.model.noise import Noise
 from transformer.model.positions import POSITIONS
-from transformer.model.stacks import Memory, Stack
+from transformer.model.stacks import Memory, Stack, windows
 
 
 class Decoding(NamedTuple):
@@ -27,8 +27,9 @@ class Decoding(NamedTuple):
 
 
 def _empty_caches(config: ModelConfig, batch: int, slots: int) -> tuple[kv.Cache, ...]:
+    """A cache for each layer: of a window only what it sees."""
     head_dim = config.d_model // config.num_heads
-    return tuple(kv.empty(batch, slots, config.num_heads, head_dim) for _ in range(config.num_layers))
+    return tuple(kv.empty(batch, slots, key_heads(config), head_dim, head_dim, window) for window in windows(config))
 
 
 class EncoderDecoder(nn.Module):

@@ -11,6 +11,7 @@ from transformer.config import ModelConfig
 from transformer.model import cache as kv
 from transformer.model.attention import attend, choose, masks
 from transformer.model.noise import Dropout, Noise
+from transformer.model.positions import POSITIONS, Bias
 
 xavier = nn.initializers.xavier_uniform()
 
@@ -36,8 +37,16 @@ class Linear(nn.Module):
         return out + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32) if self.use_bias else out
 
 
+def key_heads(config: ModelConfig) -> int:
+    """G, the heads of keys and values: H unless they are grouped."""
+    return config.num_kv_heads or config.num_heads
+
+
 class MultiHeadAttention(nn.Module):
-    """MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O (paper, section 3.2.2), without biases."""
+    """MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O (paper, section 3.2.2), without biases.
+
+    With fewer heads of keys and values than of queries, each serves several (Ainslie et al. 2023, "GQA").
+    """
 
     config: ModelConfig
     causal: bool = False
@@ -45,50 +54,64 @@ class MultiHeadAttention(nn.Module):
 
     def setup(self) -> None:
         width = self.config.d_model
-        self.query, self.key, self.value, self.out = (Linear(width, use_bias=False) for _ in range(4))
+        grouped = width // self.config.num_heads * key_heads(self.config)
+        self.query, self.out = (Linear(width, use_bias=False) for _ in range(2))
+        self.key, self.value = (Linear(grouped, use_bias=False) for _ in range(2))
 
-    def heads(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
-        return x.reshape(*x.shape[:2], self.config.num_heads, -1)
-
-    def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-        return self.heads(self.key(x)), self.heads(self.value(x))
+    def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        split = (*x.shape[:2], key_heads(self.config), -1)
+        return self.key(x).reshape(split), self.value(x).reshape(split)
 
     def itself(
-        self, x: Float[Array, "B L D"], where: Tokens, cache: kv.Cache | None = None
+        self, x: Float[Array, "B L D"], where: Tokens, bias: Bias | None = None, cache: kv.Cache | None = None
     ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
         """Self-attention; with a cache, of the new tokens over all tokens so far."""
         k, v = self.keys_values(x)
-        if cache is not None:
-            cache = kv.write(cache, k, v, where.positions, where.segments)
-            return self._attend(x, cache.k, cache.v, where, Tokens(cache.positions, cache.segments), "dense"), cache
+        new = kv.Keys(self.turn(k, where.positions), v, where.positions, where.segments)
+        seen, cache = (new, None) if cache is None else kv.extend(cache, new)
+        q = self.turn(self.queries(x), where.positions)
         # Without a cache, positions are consecutive inside a segment: batches are made so.
-        backend = choose(x.shape[1], x.shape[1], masks.band(self.causal, self.window), explicit_positions=False)
-        return self._attend(x, k, v, where, where, backend), None
+        return self._attend(q, seen, where, bias, consecutive=cache is None), cache
 
     def across(
         self,
         x: Float[Array, "B L D"],
-        memory: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+        memory: tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]],
         where: Tokens,
         memory_where: Tokens,
     ) -> Float[Array, "B L D"]:
         """Cross-attention over keys and values of the encoder (made once by `keys_values`); every position is seen."""
-        return self._attend(x, *memory, where, memory_where, "dense")
+        return self._attend(self.queries(x), kv.Keys(*memory, *memory_where), where, None, consecutive=False)
 
-    def _attend(self, x: Array, k: Array, v: Array, where: Tokens, keys_where: Tokens, backend: str) -> Array:
+    def queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
+        return self.query(x).reshape(*x.shape[:2], self.config.num_heads, -1)
+
+    def turn(self, x: Float[Array, "B L H K"], positions: Int[Array, "B L"]) -> Float[Array, "B L H K"]:
+        return POSITIONS[self.config.positions].turn(x, positions)
+
+    def _attend(self, q: Array, keys: kv.Keys, where: Tokens, bias: Bias | None, consecutive: bool) -> Array:
         out = attend(
-            self.heads(self.query(x)),
-            k,
-            v,
+            q,
+            keys.k,
+            keys.v,
             causal=self.causal,
             window=self.window,
             q_positions=where.positions,
-            k_positions=keys_where.positions,
+            k_positions=keys.positions,
             q_segments=where.segments,
-            k_segments=keys_where.segments,
-            backend=backend,
+            k_segments=keys.segments,
+            bias=bias,
+            backend=choose(
+                q,
+                keys.k,
+                keys.v,
+                masks.band(self.causal, self.window),
+                bias=bias,
+                segments=True,
+                consecutive=consecutive,
+            ).backend,
         )
-        return self.out(out.reshape(*x.shape[:2], -1))
+        return self.out(out.reshape(*q.shape[:2], -1))
 
 
 class FeedForward(nn.Module):

@@ -1,15 +1,51 @@
-"""Position encodings that are added to the embeddings: POSITIONS, name -> module.
+"""Position encodings: POSITIONS, name -> module.
 
-Every entry is called with the positions of the tokens, not with the shape of an array, so that packed rows and
-cached decoding need no special case.
+An encoding may add to the embeddings, turn queries and keys, or bias the scores of self-attention. It is called with
+the positions of the tokens, not with the shape of an array, so that packed rows and cached decoding need no special
+case.
 """
+
+import dataclasses
+import math
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig
+
+
+@runtime_checkable
+class Bias(Protocol):
+    """What is added to the scores: a pytree of its weights, and a function of positions that any tile can call."""
+
+    def __call__(
+        self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]
+    ) -> Float[Array, "*B H L S"]: ...
+
+
+class NoPositions(nn.Module):
+    """No encoding, and the base of the others, which replace what they need."""
+
+    config: ModelConfig
+    causal: bool = False
+
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        """The embeddings, with what the encoding adds to them."""
+        return x
+
+    @staticmethod
+    def turn(x: Float[Array, "B L H K"], positions: Int[Array, "B L"]) -> Float[Array, "B L H K"]:
+        """The queries or the keys of self-attention, turned by their positions."""
+        return x
+
+    def bias(self) -> Bias | None:
+        """What is added to the scores of every self-attention layer of the stack."""
+        return None
 
 
 def sinusoid(positions: Int[Array, "*L"], d_model: int) -> Float[Array, "*L D"]:
@@ -21,43 +57,152 @@ def sinusoid(positions: Int[Array, "*L"], d_model: int) -> Float[Array, "*L D"]:
     exponent); they are other tables.
     """
     pairs = (d_model + 1) // 2
-    rate = 10000.0 ** (-2 * jnp.arange(pairs) / d_model)
-    angle = positions[..., None].astype(jnp.float32) * rate
+    angle = positions[..., None].astype(jnp.float32) * _rates(pairs, d_model)
     table = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
     return table.reshape(*positions.shape, 2 * pairs)[..., :d_model]
 
 
-class Sinusoidal(nn.Module):
-    config: ModelConfig
+def _rates(pairs: int, width: int) -> np.ndarray:
+    """10000^(-2i/width) for i = 0, 1, ...; taken in float64, since a large position multiplies its error."""
+    return (10000.0 ** (-2 * np.arange(pairs) / width)).astype(np.float32)
 
+
+class Sinusoidal(NoPositions):
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         return x + sinusoid(positions, x.shape[-1]).astype(x.dtype)
 
 
-class Learned(nn.Module):
+class Learned(NoPositions):
     """One trained vector a position (paper, Table 3 E). There is none past `max_positions`: positions whose values
     are known raise a ValueError, and inside jit, where they are not, they give NaN, never a neighbour's vector. The
     verbs refuse longer input before they compile anything."""
 
-    config: ModelConfig
-
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         if not isinstance(positions, jax.core.Tracer) and positions.size:
-            check_length(self.config, int(positions.max()) + 1)
+            check_length(self.config, int(np.asarray(positions).max()) + 1)
         init = nn.initializers.normal(x.shape[-1] ** -0.5)
         table = self.param("table", init, (self.config.max_positions, x.shape[-1]), jnp.float32)
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
 
 
-class NoPositions(nn.Module):
-    config: ModelConfig
+def rotate(
+    x: Float[Array, "*B L H K"], positions: Int[Array, "*B L"], interleaved: bool = True
+) -> Float[Array, "*B L H K"]:
+    """Turns pair i of the features of a head by the angle p / 10000^(2i/K) (Su et al. 2021, "RoFormer", equation 34).
 
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return x
+    Pairs are features (2i, 2i+1) when interleaved, as in the paper, and (i, i + K/2) otherwise, as in GPT-NeoX and the
+    Hugging Face form of Llama. Both give the same attention up to the order of the weights' columns, and are not the
+    same function. Scores depend on the difference of positions only. ValueError: an odd K.
+    """
+    width = x.shape[-1]
+    if width % 2:
+        raise ValueError(f"rotary positions turn pairs of features, and a head has {width}: make head_dim even")
+    angle = positions[..., None, None].astype(jnp.float32) * _rates(width // 2, width)
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], *((-1, 2) if interleaved else (2, -1)))
+    axis = -1 if interleaved else -2
+    a, b = jnp.moveaxis(pairs, axis, 0)
+    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=axis).reshape(x.shape).astype(x.dtype)
 
 
-POSITIONS: dict[str, type[nn.Module]] = {"sinusoidal": Sinusoidal, "learned": Learned, "none": NoPositions}
+class Rotary(NoPositions):
+    """Queries and keys turned in pairs of neighbouring features."""
+
+    turn = staticmethod(partial(rotate, interleaved=True))
+
+
+class RotaryHalf(NoPositions):
+    """Queries and keys turned in pairs of one feature of each half."""
+
+    turn = staticmethod(partial(rotate, interleaved=False))
+
+
+def alibi_slopes(heads: int) -> np.ndarray:
+    """Slopes of the heads: 2^(-8/n), 2^(-16/n), ... for n heads, a power of two (Press et al. 2022, section 3).
+
+    Another n takes those of the power of two below it, and then every other one of the power of two above it, as the
+    authors' code does.
+    """
+    power = 2 ** int(math.log2(heads))
+    below = 2.0 ** (-8 / power * np.arange(1, power + 1))
+    above = 2.0 ** (-4 / power * np.arange(1, 2 * power + 1, 2))
+    return np.concatenate([below, above[: heads - power]]).astype(np.float32)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AlibiBias:
+    """-slope · |distance|, nothing to train."""
+
+    heads: int = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
+        distance = jnp.abs(k_positions[..., None, None, :] - q_positions[..., None, :, None])
+        return distance.astype(jnp.float32) * -alibi_slopes(self.heads)[:, None, None]
+
+
+class Alibi(NoPositions):
+    """Attention with linear biases (Press et al. 2022, "Train short, test long"), symmetric where it looks ahead."""
+
+    def bias(self) -> Bias:
+        return AlibiBias(self.config.num_heads)
+
+
+T5_BUCKETS, T5_FARTHEST = 32, 128
+
+
+def t5_bucket(offset: Int[Array, "*shape"], causal: bool) -> Int[Array, "*shape"]:
+    """The bucket of key position minus query position (Raffel et al. 2020, section 2.1), 0 to T5_BUCKETS - 1.
+
+    Half of the buckets are for keys behind and half for keys ahead; a causal stack has all for keys behind. Half of
+    these hold one distance each, the others grow with its logarithm up to T5_FARTHEST, and the last takes the rest.
+    """
+    buckets = T5_BUCKETS if causal else T5_BUCKETS // 2
+    distance = jnp.maximum(-offset, 0) if causal else jnp.abs(offset)
+    exact = buckets // 2
+    # Where each of the wider buckets begins, as whole distances: comparing with them needs no logarithm, whose
+    # rounding would decide.
+    begins = exact * (T5_FARTHEST / exact) ** (np.arange(1, buckets - exact) / (buckets - exact))
+    begins = np.ceil(begins - 1e-6).astype(np.int32)
+    wide = exact + (distance[..., None] >= begins).sum(axis=-1)
+    bucket = jnp.where(distance < exact, distance, wide)
+    return bucket if causal else bucket + jnp.where(offset > 0, buckets, 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class T5Bias:
+    """A trained number for each bucket of distance and each head."""
+
+    table: Float[Array, "buckets H"]
+    causal: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
+        buckets = t5_bucket(k_positions[..., None, :] - q_positions[..., :, None], self.causal)
+        return jnp.moveaxis(jnp.take(self.table, buckets, axis=0), -1, -3)
+
+
+class T5Relative(NoPositions):
+    """T5's relative positions: one table a stack, shared by its layers."""
+
+    def setup(self) -> None:
+        shape = (T5_BUCKETS, self.config.num_heads)
+        self.table = self.param("table", nn.initializers.normal(self.config.d_model**-0.5), shape, jnp.float32)
+
+    def bias(self) -> Bias:
+        return T5Bias(self.table, self.causal)
+
+
+POSITIONS: dict[str, type[NoPositions]] = {
+    "sinusoidal": Sinusoidal,
+    "learned": Learned,
+    "rotary": Rotary,
+    "rotary-half": RotaryHalf,
+    "alibi": Alibi,
+    "t5": T5Relative,
+    "none": NoPositions,
+}
 
 
 def longest(config: ModelConfig) -> int | None:

@@ -10,12 +10,13 @@ from transformer.model import cache as kv
 from transformer.model.embedders import PositionedInput
 from transformer.model.layers import FeedForward, MultiHeadAttention, Residual, Tokens, final_norm
 from transformer.model.noise import Noise
+from transformer.model.positions import Bias
 
 
 class Memory(NamedTuple):
     """What the decoder sees of the encoder: keys and values of each decoder layer, made once."""
 
-    keys_values: tuple[tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]], ...]
+    keys_values: tuple[tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]], ...]
     where: Tokens
 
 
@@ -49,6 +50,7 @@ class Layer(nn.Module):
         x: Float[Array, "B L D"],
         where: Tokens,
         noise: Noise | None,
+        bias: Bias | None = None,
         cache: kv.Cache | None = None,
         memory: tuple[Array, Array] | None = None,
         memory_where: Tokens | None = None,
@@ -57,7 +59,7 @@ class Layer(nn.Module):
 
         def self_attention(y: Array) -> Array:
             nonlocal written
-            out, written = self.self_attention.itself(y, where, cache)
+            out, written = self.self_attention.itself(y, where, bias, cache)
             return out
 
         x = self.self_attention_residual(x, noise, self_attention)
@@ -77,7 +79,7 @@ class Stack(nn.Module):
     cross: bool = False
 
     def setup(self) -> None:
-        self.input = PositionedInput(self.config)
+        self.input = PositionedInput(self.config, self.causal)
         self.layers = [
             Layer(self.config, self.causal, window, self.cross, name=f"layer_{i}")
             for i, window in enumerate(windows(self.config))
@@ -96,13 +98,14 @@ class Stack(nn.Module):
         memory: Memory | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...]]:
         """The stack's output, and the caches with the new tokens (none without `caches`)."""
-        x = self.input(x, where.positions, noise)
+        x, bias = self.input(x, where.positions, noise)
         written: list[Any] = []
         for i, layer in enumerate(self.layers):
             x, cache = layer(
                 x,
                 where,
                 noise,
+                bias,
                 None if caches is None else caches[i],
                 None if memory is None else memory.keys_values[i],
                 None if memory is None else memory.where,

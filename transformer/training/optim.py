@@ -12,10 +12,11 @@ from transformer.config import Config
 Schedule = Callable[[Any], Any]
 
 
-def inverse_sqrt(peak: float, warmup_steps: int, steps: int) -> Schedule:
+def inverse_sqrt(peak: float, warmup_steps: int, steps: int, final_rate: float) -> Schedule:
     """peak · min(s / w, sqrt(w / s)) at step s = 1, 2, ...
 
     With peak = (d_model · w)^-0.5 this is the paper's equation 3: d_model^-0.5 · min(s^-0.5, s · w^-1.5).
+    It knows no end.
     """
 
     def rate(count: Any) -> Any:
@@ -25,9 +26,9 @@ def inverse_sqrt(peak: float, warmup_steps: int, steps: int) -> Schedule:
     return rate
 
 
-def cosine(peak: float, warmup_steps: int, steps: int) -> Schedule:
-    """Linear to the peak at step `warmup_steps`, then half a cosine down to a hundredth of it at step `steps`."""
-    decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=0.01)
+def cosine(peak: float, warmup_steps: int, steps: int, final_rate: float) -> Schedule:
+    """Linear to the peak at step `warmup_steps`, then half a cosine down to `final_rate` of it at step `steps`."""
+    decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=final_rate)
 
     def rate(count: Any) -> Any:
         step = jnp.asarray(count, jnp.float32) + 1  # optax counts from 0
@@ -36,13 +37,14 @@ def cosine(peak: float, warmup_steps: int, steps: int) -> Schedule:
     return rate
 
 
-SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {"inverse_sqrt": inverse_sqrt, "cosine": cosine}
+SCHEDULES: dict[str, Callable[[float, int, int, float], Schedule]] = {"inverse_sqrt": inverse_sqrt, "cosine": cosine}
 
 
 def schedule(config: Config) -> Schedule:
     """The learning rate as a function of the steps done so far (0, 1, ...)."""
     optimizer = config.optimizer
-    return SCHEDULES[optimizer.schedule](optimizer.learning_rate, optimizer.warmup_steps, config.steps)
+    make = SCHEDULES[optimizer.schedule]
+    return make(optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_rate)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

@@ -1,38 +1,38 @@
-"""Sliding windows in O(L·w) time and memory, forward and backward, in plain XLA.
+"""Sliding windows in O(L·w) time and O(L) memory, forward and backward, in plain XLA.
 
-Queries are cut into blocks of c; block i meets the c + left + right keys that any of its queries can see:
+A tile of c queries meets the c + left + right keys that any of its queries can see:
 
     keys     . . . . . . . . . . . .
-    block 0  [q q q]k k              left = 0, right = 2, c = 3
-    block 1        [q q q]k k
-    block 2              [q q q]k k
+    tile 0   [q q q]k k              left = 0, right = 2, c = 3
+    tile 1         [q q q]k k
+    tile 2               [q q q]k k
 
-Blocks are cut by slices and concatenations of whole blocks, whose backward pass is the same, and not by a gather,
-whose backward pass is a scatter-add. Within a block the mask is the positions' (transformer.model.masks), so the
-width is exact.
+Tiles are cut by index, so positions must be consecutive inside a segment; within a tile the mask is the positions'
+(transformer.model.masks), so the width is exact.
 """
 
+from typing import Any
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer.model import masks
-from transformer.model.attention.dense import weighted_values
+from transformer.model.attention.blockwise import largest_tile
+from transformer.model.attention.tiles import Tiling, attend_tiles, tile_length
+
+SMALLEST = 128  # queries a tile, under which a step of the loop costs more than the smaller tile saves
 
 
-def block_length(length: int, left: int, right: int) -> int:
-    """Queries a block: near the width of the band, so that at most about half of the computed scores are masked;
-    at least 16, under which matrix products lose more than the mask saves."""
-    return max(1, min(length, max(16, left + right)))
-
-
-def _neighbourhoods(x: Array, block: int, before: int, after: int, axis_blocks: int) -> Array:
-    """[B, blocks · block, ...] -> [B, blocks, (before + 1 + after) · block, ...]: each block with its neighbours."""
-    padding = [(0, 0)] * x.ndim
-    padding[1] = (before * block, after * block)
-    x = jnp.pad(x, padding).reshape(x.shape[0], axis_blocks + before + after, block, *x.shape[2:])
-    return jnp.concatenate([x[:, i : i + axis_blocks] for i in range(before + 1 + after)], axis=2)
+def tiling_of(batch: int, heads: int, length: int, limits: masks.Band) -> Tiling:
+    """Tiles near the width of the band, so that about half of the computed scores are visible."""
+    # A band wider than the sequence is the sequence.
+    left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
+    largest = largest_tile(batch, heads)
+    block = tile_length(length, min(largest, max(SMALLEST, left + right)))
+    reach = block + left + right
+    slab = tile_length(reach, 2 * largest)
+    return Tiling(block, slab, across=-(-reach // slab), shift=block, before=left, limits=limits)
 
 
 def check_consecutive(q_positions: Array, k_positions: Array, q_segments: Array, k_segments: Array) -> None:
@@ -51,7 +51,7 @@ def check_consecutive(q_positions: Array, k_positions: Array, q_segments: Array,
             if np.ptp(row_offset[row_segments == segment]):
                 raise ValueError(
                     "backend='banded' needs positions that grow by one inside a segment, the same for queries and "
-                    "keys, and these do not: use backend='dense'"
+                    "keys, and these do not: use backend='blockwise'"
                 )
 
 
@@ -65,44 +65,10 @@ def banded(
     k_positions: Int[Array, "#B L"],
     q_segments: Int[Array, "#B L"] | None,
     k_segments: Int[Array, "#B L"] | None,
+    bias: Any,
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` for a window on both sides, at its cost. What padding gives is finite, but unspecified."""
     batch, length, heads, _ = q.shape
-    groups = k.shape[2]
-    # A band wider than the sequence is the sequence.
-    left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
-    block = block_length(length, left, right)
-    before, after = -(-left // block), -(-right // block)
-    blocks = -(-length // block)
-
-    def pad(x: Array, value: int = 0) -> Array:
-        return jnp.pad(x, [(0, 0), (0, blocks * block - length)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
-
-    # Keys outside the row get a segment of their own, which no query has.
-    q_segments = jnp.zeros_like(q_positions) if q_segments is None else q_segments
-    k_segments = jnp.zeros_like(k_positions) if k_segments is None else k_segments
-    neighbours = [_neighbourhoods(pad(x), block, before, after, blocks) for x in (k, v, k_positions, k_segments)]
-    index = _neighbourhoods(pad(jnp.ones((1, length), jnp.int32)), block, before, after, blocks)
-    # The first and the last neighbour block are trimmed to what the band reaches.
-    start, stop = before * block - left, before * block + block + right
-    keys, values, key_positions, key_segments = (x[:, :, start:stop] for x in neighbours)
-    inside = index[:, :, None, start:stop] == 1
-
-    def cut(x: Array) -> Array:
-        return pad(x).reshape(batch, blocks, block, *x.shape[2:])
-
-    mask = inside & masks.visible(
-        pad(q_positions).reshape(-1, blocks, block), key_positions, pad(q_segments).reshape(-1, blocks, block),
-        key_segments, limits,
-    )  # fmt: skip
-    queries = jnp.moveaxis(cut(q * scale), 3, 2)  # [B, blocks, H, block, K]
-    queries = queries.reshape(batch, blocks, groups, -1, block, q.shape[-1])
-    keys = jnp.moveaxis(keys, 3, 2)[:, :, :, None]  # [B, blocks, G, 1, keys, K]
-    values = jnp.moveaxis(values, 3, 2)[:, :, :, None]
-    if heads > groups:
-        keys, values = (jnp.broadcast_to(x, (*queries.shape[:4], *x.shape[4:])) for x in (keys, values))
-    scores = jnp.matmul(queries, jnp.swapaxes(keys, -1, -2))
-    out = weighted_values(scores, values, mask[:, :, None, None])
-    out = jnp.moveaxis(out.reshape(batch, blocks, heads, block, -1), 2, 3)
-    return out.reshape(batch, blocks * block, heads, -1)[:, :length]
+    tiling = tiling_of(batch, heads, length, limits)
+    return attend_tiles(tiling, q, k, v, bias, q_positions, k_positions, q_segments, k_segments, scale)

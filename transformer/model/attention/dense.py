@@ -1,5 +1,7 @@
 """The readable reference: every score, then a mask. O(L·S) time and memory."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -14,12 +16,12 @@ def weighted_values(
 
     The softmax is taken in float32. A query that sees nothing gives zeros with zero gradients, never NaN.
     """
-    scores = jnp.where(mask, scores.astype(jnp.float32), jnp.finfo(jnp.float32).min)
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     peak = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(mask, jnp.exp(scores - peak), 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    summed = jnp.matmul(weights.astype(values.dtype), values)
-    return summed / jnp.where(total == 0, 1, total).astype(values.dtype)
+    summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    return (summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
 
 
 def dense(
@@ -32,16 +34,22 @@ def dense(
     k_positions: Int[Array, "#B S"],
     q_segments: Int[Array, "#B L"] | None,
     k_segments: Int[Array, "#B S"] | None,
+    bias: Any,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """softmax(scale · Q K^T) V (Vaswani et al. 2017, equation 1), with H / G query heads on each key head."""
+    """softmax(scale · Q K^T + bias) V (Vaswani et al. 2017, equation 1), with H / G query heads on each key head."""
+    batch, length, heads, _ = q.shape
     groups = k.shape[2]
     q = jnp.moveaxis(q * scale, 1, 2)  # [B, H, L, K]
-    q = q.reshape(q.shape[0], groups, -1, *q.shape[2:])  # [B, G, H / G, L, K]
+    q = q.reshape(batch, groups, -1, *q.shape[2:])  # [B, G, H / G, L, K]
     k = jnp.moveaxis(k, 1, 2)[:, :, None]  # [B, G, 1, S, K]
     v = jnp.moveaxis(v, 1, 2)[:, :, None]
-    mask = masks.visible(q_positions, k_positions, q_segments, k_segments, limits)
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
-    out = weighted_values(jnp.matmul(q, jnp.swapaxes(k, -1, -2)), v, mask[:, None, None])
-    return jnp.moveaxis(out.reshape(out.shape[0], -1, *out.shape[3:]), 1, 2)
+    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    if bias is not None:
+        added = bias(q_positions, k_positions)
+        scores += added.reshape(added.shape[0], *scores.shape[1:])
+    mask = masks.visible(q_positions, k_positions, q_segments, k_segments, limits)
+    out = weighted_values(scores, v, mask[:, None, None])
+    return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)

@@ -1,0 +1,278 @@
+"""Attention tile by tile, with the weights computed again in the backward pass: O(L + S) memory.
+
+The softmax is taken online (Milakov & Gimelshein 2018; Rabe & Staats 2021): a tile of queries meets one slab of keys
+after another and carries the largest score m, the sum l of the weights and their product with the values,
+
+    m' = max(m, max s),  l' = l e^(m - m') + Σ e^(s - m'),  a' = a e^(m - m') + e^(s - m') V
+
+and a / l is its output. The backward pass keeps only the output and logsumexp = m + log l of each query (Dao et al.
+2022, "FlashAttention", appendix B): P = e^(s - logsumexp), dV = P^T dO, dS = P ∘ (dO V^T - rowsum(dO ∘ O)), dQ = dS K,
+dK = dS^T Q.
+
+A slab that no query of the tile can see is skipped, and one that all of them see wholly is not masked; both are
+decided by positions and segments, so any positions are right, and consecutive ones are fast.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer.model import masks
+
+# Scores of what may not be seen, and the start of the running maximum: e^(HIDDEN - LOWEST) is 0, and so are then the
+# weights of a query that sees nothing.
+HIDDEN = float(np.finfo(np.float32).min)
+LOWEST = HIDDEN / 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+    """Tile i of queries meets the slabs of keys that begin at `i * shift + j * slab`, j = 0 ... across - 1."""
+
+    block: int  # queries a tile
+    slab: int  # keys a slab
+    across: int  # slabs for each tile
+    shift: int  # keys by which the first slab moves from tile to tile
+    before: int  # places of padding before the first key
+    limits: masks.Band
+
+
+def tile_length(length: int, largest: int) -> int:
+    """The shortest tile with which `length` takes as few tiles of at most `largest` as it can; a multiple of 16 where
+    there are several."""
+    count = -(-length // largest)
+    return length if count == 1 else min(largest, -(-length // (16 * count)) * 16)
+
+
+class Slab(NamedTuple):
+    """What a tile of queries meets at once."""
+
+    k: Float[Array, "B G slab K"]
+    v: Float[Array, "B G slab M"]
+    positions: Int[Array, "#B slab"]
+    segments: Int[Array, "#B slab"]
+
+
+def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T across"]:
+    """0 where no query of a tile sees any key of a slab, 1 where each sees all, 2 between, by the bounds of both."""
+    q_positions, k_positions, q_segments, k_segments = ids
+    starts = np.arange(tiles)[:, None] * tiling.shift + np.arange(tiling.across) * tiling.slab
+
+    def of_slabs(x: Array, bound: Any) -> Array:  # [T, across, #B]
+        cut = lambda start: bound(lax.dynamic_slice_in_dim(x, start, tiling.slab, 1), axis=1)  # noqa: E731
+        return jax.vmap(jax.vmap(cut))(starts)
+
+    def of_tiles(x: Array, bound: Any) -> Array:  # [T, 1, #B]
+        return bound(x, axis=-1)[:, None]
+
+    low = of_slabs(k_positions, jnp.min) - of_tiles(q_positions, jnp.max)
+    high = of_slabs(k_positions, jnp.max) - of_tiles(q_positions, jnp.min)
+    segments = [
+        of(x, bound) for of, x in ((of_tiles, q_segments), (of_slabs, k_segments)) for bound in (jnp.min, jnp.max)
+    ]
+    q_low, q_high, k_low, k_high = segments
+    some = (q_low <= k_high) & (k_low <= q_high)
+    every = (q_low == k_high) & (k_low == q_high)
+    left, right = tiling.limits
+    if left is not None:
+        some, every = some & (high >= -left), every & (low >= -left)
+    if right is not None:
+        some, every = some & (low <= right), every & (high <= right)
+    return jnp.where(every.all(axis=-1), 1, jnp.where(some.any(axis=-1), 2, 0))
+
+
+def _matmul(x: Float[Array, "B G m n"], y: Float[Array, "B G n k"]) -> Float[Array, "B G m k"]:
+    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+
+
+def _matmul_t(x: Float[Array, "B G m k"], y: Float[Array, "B G n k"]) -> Float[Array, "B G m n"]:
+    return jnp.matmul(x, jnp.swapaxes(y, -1, -2), preferred_element_type=jnp.float32)
+
+
+def _cut(tiling: Tiling, keys: Slab, tile: Array, j: Array | int) -> tuple[Array, Slab]:
+    start = tile * tiling.shift + j * tiling.slab
+    cut = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=tiling.slab)
+    return start, Slab(
+        cut(keys.k, axis=2), cut(keys.v, axis=2), cut(keys.positions, axis=1), cut(keys.segments, axis=1)
+    )
+
+
+def _added(bias: Any, q_positions: Array, slab: Slab, groups: int) -> Float[Array, "#B G rows slab"]:
+    added = bias(q_positions, slab.positions)
+    return added.reshape(added.shape[0], groups, -1, added.shape[-1])
+
+
+def _mask(
+    tiling: Tiling, q_positions: Array, q_segments: Array, slab: Slab, repeats: int
+) -> Bool[Array, "#B 1 rows S"]:
+    mask = masks.visible(q_positions, slab.positions, q_segments, slab.segments, tiling.limits)
+    return jnp.tile(mask, (1, repeats, 1))[:, None]  # the rows of a group's heads follow each other
+
+
+def _by_kind(kind: Int[Array, ""], update: Callable[[bool, Any], Any], state: Any) -> Any:
+    return lax.switch(kind, (lambda s: s, partial(update, False), partial(update, True)), state)
+
+
+def _over_slabs(tiling: Tiling, body: Any, state: Any) -> Any:
+    return body(0, state) if tiling.across == 1 else lax.fori_loop(0, tiling.across, body, state)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def tiled(
+    tiling: Tiling,
+    q: Float[Array, "T B G rows K"],
+    k: Float[Array, "B G S K"],
+    v: Float[Array, "B G S M"],
+    bias: Any,
+    ids: Any,
+) -> Float[Array, "T B G rows M"]:
+    """Attention of tiles of queries (scaled; `rows` = the heads of a group times the tile's queries) over padded keys.
+
+    `ids` are the positions of queries [T, #B, block] and of keys [#B, S], then their segments; padding has segments
+    of its own. `bias(q_positions, k_positions)` gives [#B, H, block, slab], or is None.
+    """
+    return _forward(tiling, q, k, v, bias, ids)[0]
+
+
+def _forward(tiling: Tiling, q: Array, k: Array, v: Array, bias: Any, ids: Any) -> tuple[Array, Any]:
+    q_positions, k_positions, q_segments, k_segments = ids
+    tiles, batch, groups, rows, _ = q.shape
+    keys = Slab(k, v, k_positions, k_segments)
+    kinds = _kinds(tiling, tiles, ids)
+
+    def one_tile(_: None, x: Any) -> tuple[None, Any]:
+        i, q, q_positions, q_segments, kind = x
+
+        def one_slab(j: Any, state: Any) -> Any:
+            _, slab = _cut(tiling, keys, i, j)
+
+            def update(masked: bool, state: Any) -> Any:
+                peak, total, summed = state
+                scores = _matmul_t(q, slab.k)
+                if bias is not None:
+                    scores += _added(bias, q_positions, slab, groups)
+                if masked:
+                    scores = jnp.where(
+                        _mask(tiling, q_positions, q_segments, slab, rows // tiling.block), scores, HIDDEN
+                    )
+                higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
+                weights, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
+                total = total * shrink + weights.sum(axis=-1, keepdims=True)
+                return higher, total, summed * shrink + _matmul(weights.astype(slab.v.dtype), slab.v)
+
+            return _by_kind(kind[j], update, state)
+
+        state = (
+            jnp.full((batch, groups, rows, 1), LOWEST),
+            jnp.zeros((batch, groups, rows, 1)),
+            jnp.zeros((batch, groups, rows, v.shape[-1])),
+        )
+        peak, total, summed = _over_slabs(tiling, one_slab, state)
+        total = jnp.where(total == 0, 1, total)
+        return None, ((summed / total).astype(v.dtype), peak + jnp.log(total))
+
+    _, (out, logsumexp) = lax.scan(one_tile, None, (jnp.arange(tiles), q, q_positions, q_segments, kinds))
+    return out, (q, k, v, bias, ids, out, logsumexp, kinds)
+
+
+def _backward(tiling: Tiling, kept: Any, d_out: Array) -> tuple[Any, ...]:
+    q, k, v, bias, ids, out, logsumexp, kinds = kept
+    q_positions, k_positions, q_segments, k_segments = ids
+    tiles, batch, groups, rows, width = q.shape
+    keys = Slab(k, v, k_positions, k_segments)
+    trained = bias is not None and bool(jax.tree.leaves(bias))
+
+    def one_tile(totals: Any, x: Any) -> tuple[Any, Any]:
+        i, q, q_positions, q_segments, kind, d_out, out, logsumexp = x
+        # Scores are laid out keys first: the products for dV, dK and dQ then need no transposed copy of them.
+        logsumexp = logsumexp[..., 0][:, :, None]
+        delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, None]
+
+        def one_slab(j: Any, state: Any) -> Any:
+            dq, (dk, dv, d_bias) = state
+            start, slab = _cut(tiling, keys, i, j)
+
+            def update(masked: bool, state: Any) -> Any:
+                dq, dk, dv, d_bias = state
+                scores = _matmul_t(slab.k, q)
+                if bias is not None:
+                    scores += jnp.swapaxes(_added(bias, q_positions, slab, groups), -1, -2)
+                if masked:
+                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
+                    scores = jnp.where(jnp.swapaxes(mask, -1, -2), scores, HIDDEN)
+                weights = jnp.exp(scores - logsumexp)
+                d_scores = weights * (_matmul_t(slab.v, d_out) - delta)
+                if trained:
+                    added, pull = jax.vjp(lambda b: _added(b, q_positions, slab, groups), bias)
+                    pushed = jnp.swapaxes(d_scores, -1, -2)
+                    pushed = pushed if added.shape[0] == batch else pushed.sum(axis=0, keepdims=True)
+                    d_bias = jax.tree.map(jnp.add, d_bias, pull(pushed.astype(added.dtype))[0])
+                d_scores = d_scores.astype(q.dtype)
+                return (
+                    dq + _matmul(jnp.swapaxes(slab.k, -1, -2), d_scores),  # [K, rows]: transposed
+                    dk + _matmul(d_scores, q),
+                    dv + _matmul(weights.astype(d_out.dtype), d_out),
+                    d_bias,
+                )
+
+            at = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=tiling.slab, axis=2)
+            put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
+            state = (dq, at(dk), at(dv), d_bias)
+            dq, dk_slab, dv_slab, d_bias = _by_kind(kind[j], update, state)
+            return dq, (put(dk, dk_slab), put(dv, dv_slab), d_bias)
+
+        dq, totals = _over_slabs(tiling, one_slab, (jnp.zeros((batch, groups, width, rows)), totals))
+        return totals, jnp.swapaxes(dq, -1, -2).astype(q.dtype)
+
+    totals = (jnp.zeros(k.shape), jnp.zeros(v.shape), jax.tree.map(jnp.zeros_like, bias))
+    xs = (jnp.arange(tiles), q, q_positions, q_segments, kinds, d_out, out, logsumexp)
+    (dk, dv, d_bias), dq = lax.scan(one_tile, totals, xs)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, None
+
+
+tiled.defvjp(_forward, _backward)
+
+
+def attend_tiles(
+    tiling: Tiling,
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G M"],
+    bias: Any,
+    q_positions: Int[Array, "#B L"],
+    k_positions: Int[Array, "#B S"],
+    q_segments: Int[Array, "#B L"] | None,
+    k_segments: Int[Array, "#B S"] | None,
+    scale: float,
+) -> Float[Array, "B L H M"]:
+    """Cuts queries into tiles, pads, and puts the output together again."""
+    batch, length, heads, width = q.shape
+    groups = k.shape[2]
+    repeats, block, tiles = heads // groups, tiling.block, -(-length // tiling.block)
+    end = (tiles - 1) * tiling.shift + tiling.across * tiling.slab - tiling.before - k.shape[1]
+
+    def pad_queries(x: Array, value: int = 0) -> Array:
+        widths = [(0, 0), (0, tiles * block - length)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, widths, constant_values=value)
+        return jnp.moveaxis(x.reshape(x.shape[0], tiles, block, *x.shape[2:]), 1, 0)
+
+    def pad_keys(x: Array, value: int = 0) -> Array:
+        return jnp.pad(x, [(0, 0), (tiling.before, end)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
+
+    # Padding has segments that nobody else has.
+    q_segments = jnp.zeros_like(q_positions) if q_segments is None else q_segments
+    k_segments = jnp.zeros_like(k_positions) if k_segments is None else k_segments
+    ids = (pad_queries(q_positions), pad_keys(k_positions), pad_queries(q_segments, -3), pad_keys(k_segments, -2))
+    cut = pad_queries(q * scale).reshape(tiles, batch, block, groups, repeats, width)
+    cut = jnp.transpose(cut, (0, 1, 3, 4, 2, 5)).reshape(tiles, batch, groups, repeats * block, width)
+    k, v = (jnp.moveaxis(pad_keys(x), 2, 1) for x in (k, v))
+    out = tiled(tiling, cut, k, v, bias, ids)
+    out = out.reshape(tiles, batch, groups, repeats, block, -1)
+    return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, tiles * block, heads, -1)[:, :length]
