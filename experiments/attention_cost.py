@@ -29,6 +29,7 @@ LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 HEADS, HEAD_DIM, WINDOW = 8, 64, 128
 SECONDS = 12.0  # of rounds at each length, at least MIN_ROUNDS and at most MAX_ROUNDS of them
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
+REST = 0.02  # seconds before each timing, in which the threads of the kind before come to rest
 
 # Kind -> the longest sequence that it is asked for, by time and memory on two cores.
 LONGEST = {
@@ -95,6 +96,7 @@ def measure_case(length: int) -> list[dict[str, Any]]:
         if done >= MIN_ROUNDS and time.perf_counter() > end:
             break
         for kind, run in runs.items():
+            time.sleep(REST)
             began = time.perf_counter()
             run()
             times[kind].append(1000 * (time.perf_counter() - began))

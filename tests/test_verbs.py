@@ -207,7 +207,8 @@ def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> 
     layer = 4 * 16**2 + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16
     expected = 1000 * 16 + 3 * (layer + layer + 4 * 16**2 + 2 * 16)
     assert ended.last == {"parameters": expected}
-    assert f"{expected:,}" in ended.lines[-3]
+    assert [line.split() for line in ended.lines if line.startswith("total")] == [["total", f"{expected:,}"]]
+    assert sum(": full, dense: " in line for line in ended.lines) == 6, "a line for each layer"
 
 
 def test_commands_of_their_own(small: Small) -> None:

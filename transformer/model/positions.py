@@ -8,7 +8,7 @@ case.
 import dataclasses
 import math
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -175,7 +175,7 @@ def t5_bucket(offset: Int[Array, "*shape"], causal: bool) -> Int[Array, "*shape"
 class T5Bias:
     """A trained number for each bucket of distance and each head."""
 
-    table: Float[Array, "buckets H"]
+    table: Any  # Float[Array, "buckets H"], or what JAX puts in its place while it takes the pytree apart
     causal: bool = dataclasses.field(metadata={"static": True})
 
     def __call__(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
