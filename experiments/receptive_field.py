@@ -117,7 +117,7 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
             at = [row["accuracy"] for row in own if row["distance"] == d]
             accuracy[place, d - 1] = np.mean(at) if at else np.nan
         reach = layers * window
-        cells = [f"{layers} layers, window {window}", str(reach)]
+        cells = [_model(layers, window), str(reach)]
         for inside in (True, False):
             seeds = sorted({row["seed"] for row in own})
             means = []
@@ -130,7 +130,7 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
         edge = [f"{100 * accuracy[place, d - 1]:.1f}" if d <= farthest else "–" for d in (reach, reach + 1)]
         body.append([*cells, *edge])
         answer.append(
-            f"{layers} layers of window {window}: {edge[0]} % right at distance {reach}, the last that can be seen, "
+            f"{_model(layers, window)}: {edge[0]} % right at distance {reach}, the last that can be seen, "
             f"and {edge[1]} % at {reach + 1}; guessing gives {100 / VALUES:.0f} %."
         )
     labels = [f"{layers} × {window}" for layers, window in models]
@@ -147,6 +147,10 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
         Table(header, body, "Accuracy of recall; mean over seeds, with 95 % t intervals where several distances meet."),
     ]
     return answer, blocks
+
+
+def _model(layers: int, window: int) -> str:
+    return f"{layers} layer{'s' if layers > 1 else ''} of window {window}"
 
 
 def _shown(found: Any) -> str:

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -162,7 +163,7 @@ def test_jax_nn_has_the_same_window(
         lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal, local_window_size=window), compiler_options=QUICK
     )(q, k, v)
     for backend in ON_CPU if window is not None else ("dense", "blockwise"):
-        ours = run((q, k, v, v.repeat(2, axis=2)), causal=causal, window=window, backend=backend)[0]
+        ours = jax.jit(partial(attend, causal=causal, window=window, backend=backend), compiler_options=QUICK)(q, k, v)
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=backend)
 
 
@@ -176,14 +177,14 @@ def held_to_the_loop(length: int, window: int | tuple[int, int], causal: bool, h
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("window", range(5))
-def test_banded_at_every_window_of_one_tile(window: int, causal: bool) -> None:
+@pytest.mark.parametrize("window", [0, 1, 3])
+def test_banded_in_one_tile(window: int, causal: bool) -> None:
     held_to_the_loop(3, window, causal)
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("window", range(9))
-def test_banded_at_every_window_of_many_tiles(window: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("window", [0, 1, 2, 3, 5, 8])
+def test_banded_in_many_tiles(window: int, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of three queries: a band reaches from none to all of the neighbour tiles, in one slab or in two."""
     cut(monkeypatch, 3, 3)
     held_to_the_loop(7, window, causal)
@@ -472,11 +473,10 @@ def test_a_window_costs_in_proportion_to_the_length() -> None:
     assert banded[1] / full[1] == pytest.approx(144 / 1021, rel=0.05)
 
 
-@pytest.mark.parametrize(("length", "window"), [(300, 10), (1021, (200, 0))])
-def test_a_band_that_auto_takes_computes_at_most_half(length: int, window: Any) -> None:
-    x = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
-    assert choose(x, x, x, band(False, window)).backend == "banded"
-    assert Slabs(length, window=window, backend="banded").scores <= length**2 / 2
+def test_a_band_that_auto_takes_computes_at_most_half() -> None:
+    x = jax.ShapeDtypeStruct((1, 300, 1, 8), jnp.float32)
+    assert choose(x, x, x, band(False, 10), segments=True).backend == "banded"
+    assert Slabs(300, window=10, backend="banded").scores <= 300**2 / 2
 
 
 @pytest.mark.parametrize(
@@ -491,8 +491,7 @@ def test_a_band_that_auto_takes_computes_at_most_half(length: int, window: Any) 
 def test_memory_grows_with_the_length_and_not_with_its_square(
     backend: str, options: dict[str, Any], trained: bool, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted by the compiler, forward and backward: what twice the length adds, twice the length adds `growth` times
-    over."""
+    """Counted by the compiler, forward and backward: twice the length takes `growth` times the memory."""
     cut(monkeypatch, 32, 32)
 
     def kept(length: int) -> int:
@@ -505,8 +504,8 @@ def test_memory_grows_with_the_length_and_not_with_its_square(
         program = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).lower(*arrays).compile(QUICK)
         return program.memory_analysis().temp_size_in_bytes
 
-    short, middle, long = (kept(length) for length in (256, 512, 1024))
-    assert (long - middle) / (middle - short) == pytest.approx(growth, rel=0.15)
+    short, long = (kept(length) for length in (512, 1024))
+    assert long / short == pytest.approx(growth, rel=0.15)
     # The scores of one head alone are 4 MiB.
     assert (long > 2**22) == (backend == "dense")
 

@@ -63,9 +63,10 @@ class Slab(NamedTuple):
 def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T across"]:
     """0 where no query of a tile sees any key of a slab, 1 where each sees all, 2 between, by the bounds of both."""
     q_positions, k_positions, q_segments, k_segments = ids
-    starts = np.arange(tiles)[:, None] * tiling.shift + np.arange(tiling.across) * tiling.slab
+    places = np.arange(tiles if tiling.shift else 1)  # slabs that do not move are the same for all tiles
+    starts = places[:, None] * tiling.shift + np.arange(tiling.across) * tiling.slab
 
-    def of_slabs(x: Array, bound: Any) -> Array:  # [T, across, #B]
+    def of_slabs(x: Array, bound: Any) -> Array:  # [T or 1, across, #B]
         cut = lambda start: bound(lax.dynamic_slice_in_dim(x, start, tiling.slab, 1), axis=1)  # noqa: E731
         return jax.vmap(jax.vmap(cut))(starts)
 
