@@ -18,7 +18,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.0
     config.data.name = "quantities"
     config.data.vocab_size = 1536
-    config.data.max_len = 40  # as long as the longest training pair
+    config.data.max_len = 40  # the longest training pair has 25 tokens; `longer` goes past twice that
     config.data.batch_tokens = 1024
     config.data.buckets = (16, 24, 40)
     config.model.num_layers = 2
