@@ -367,10 +367,10 @@ def test_fused_says_on_the_cpu_what_to_take_instead() -> None:
     ("length", "keys", "causal", "window", "backend", "reason"),
     [
         (37, 37, False, 2, "dense", "37 x 37 scores a head are few"),
-        (511, 513, False, None, "dense", "511 x 513 scores"),
-        (512, 512, False, None, "blockwise", "512 x 512 scores a head are more than stay in a processor's cache"),
-        (512, 512, True, None, "blockwise", "512 x 512 scores"),
-        (1, 2**18, True, None, "blockwise", "1 x 262144 scores"),
+        (723, 725, False, None, "dense", "723 x 725 scores"),
+        (724, 725, False, None, "blockwise", "724 x 725 scores a head are more than stay in a processor's cache"),
+        (512, 1024, True, None, "blockwise", "512 x 1024 scores"),
+        (1, 2**19, True, None, "blockwise", "1 x 524288 scores"),
         # Three tiles of 112 queries meet 132 keys each, or 172.
         (300, 300, False, 10, "banded", "the window's tiles hold 44% of the scores"),
         (300, 300, False, 30, "dense", "300 x 300 scores"),
