@@ -160,7 +160,7 @@ def test_receptive_field_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert min(within) > 0.9, "one layer of window 4 sees four tokens back"
     assert max(past) < 0.5, "and not five: it guesses one of four values"
     answer, blocks = receptive_field.findings(rows, tmp_path)
-    assert answer[0].startswith("1 layers of window 4: ")
+    assert answer[0].startswith("1 layer of window 4: ")
     assert "guessing gives 25 %" in answer[0]
     assert (tmp_path / "receptive_field.png").exists()
     assert len(blocks) == 2

@@ -18,7 +18,7 @@ from transformer.model.layers import Tokens
 from transformer.model.positions import POSITIONS
 
 # Hundreds of tiny programs are compiled once and run for a moment.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = {"xla_backend_optimization_level": 0}
 B, L, S, V, W = 4, 13, 5, 13, 2
 TINY = ModelConfig(
     attention=(f"window:{W}", "full"), num_layers=2, d_model=16, d_ff=7, num_heads=4, dropout=0.0, max_positions=23,
