@@ -28,6 +28,8 @@ from experiments.single import Cost, Run, read_lines
 from transformer import command_line
 from transformer.config import MAY_CHANGE, Config, UserError, differences, load_file, override, to_dict
 
+INTERRUPTED = "interrupted; the same command goes on from here, and --report-only reports what there is"
+
 
 class Progress:
     """Tells of all runs at once: a bar over steps on a terminal, a line for each finished run elsewhere."""
@@ -126,8 +128,12 @@ def ignored(config: Config) -> dict[str, Any]:
 
 
 def only_one(workdir: Path) -> IO[str]:
-    """Holds the workdir for this process. UserError: another one is at work there."""
-    handle = (workdir / ".lock").open("w")
+    """Makes the workdir and holds it for this process. UserError: it cannot be written, or another one is at work."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        handle = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -162,12 +168,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
         "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
     }
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = only_one(workdir)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
-    with lock:
+    with only_one(workdir):
         plan = claim(workdir, plan, configs, base)
         runs = [
             Run(
@@ -197,7 +198,7 @@ def sweep(arguments: argparse.Namespace) -> int:
             except KeyboardInterrupt:
                 progress.close()
                 progress.bar = None
-                progress.say("interrupted; the same command goes on from here, and --report-only reports what there is")
+                progress.say(INTERRUPTED)
                 return 130
             finally:
                 progress.close()
@@ -209,17 +210,17 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
     """An experiment that trains no variants: measures what is missing and writes the report."""
-    given = [name for name in ("base", "steps", "set") if getattr(arguments, name)]
+    options = ("base", "seeds", "first_seed", "jobs", "steps", "set")
+    given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
     command_line.keep_freed_memory()
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = only_one(workdir)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
-    with lock:
-        print(measurement.measure(module, workdir, report.command(sys.argv), arguments.report_only))
+    with only_one(workdir):
+        try:
+            print(measurement.measure(module, workdir, report.command(sys.argv), arguments.report_only))
+        except KeyboardInterrupt:
+            print(INTERRUPTED, file=sys.stderr)
+            return 130
     return 0
 
 

@@ -43,10 +43,12 @@ def test_cases_are_measured_and_reported(
         assert "Not finished" not in text
 
 
-def test_an_interrupted_measurement_goes_on(command: Callable[..., int], tmp_path: Path) -> None:
+def test_an_interrupted_measurement_goes_on(
+    command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "stop").touch()
-    with pytest.raises(KeyboardInterrupt):
-        command()
+    assert command() == 130
+    assert "the same command goes on from here" in capsys.readouterr().err
     kept = (tmp_path / "out" / "rows.jsonl").read_text()
     assert [json.loads(line)["case"] for line in kept.splitlines()] == ["one", "three"]
     assert command("--report-only") == 0
@@ -64,6 +66,7 @@ def test_an_interrupted_measurement_goes_on(command: Callable[..., int], tmp_pat
     [
         (["--report-only"], "nothing is measured yet"),
         (["--steps=3"], "no variants of a config: leave out --steps"),
+        (["--seeds=5", "--first-seed=2", "--jobs=1"], "leave out --seeds and --first-seed and --jobs"),
         (["--set", "seed=1", "--base=configs/quantities.py"], "leave out --base and --set"),
     ],
 )

@@ -84,7 +84,8 @@ def test_what_no_kernel_takes_is_named() -> None:
         attend(q, k, v, q_segments=ones, k_segments=ones, backend="fused")
 
 
-def test_a_cpu_has_no_kernel() -> None:
+def test_a_cpu_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     q, k, v = arrays()
     with pytest.raises(ValueError, match=r"needs a GPU or a TPU.*runs on cpu; use backend='blockwise' or 'banded'"):
         attend(q, k, v, backend="fused")

@@ -210,7 +210,9 @@ def test_only_without_positions_is_the_encoder_permutation_equivariant(positions
     run = compiled(lambda x: stack.apply(params, x, places(7))[0])
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     difference = float(jnp.abs(run(x[:, order]) - run(x)[:, order]).max())
-    assert difference < 1e-5 if positions == "none" else difference > 0.02
+    # Encodings that act on the scores only change little in a small model.
+    least = 0.05 if positions in ("sinusoidal", "learned") else 0.02
+    assert difference < 1e-5 if positions == "none" else difference > least
 
 
 def test_a_window_tells_places_apart_without_positions() -> None:

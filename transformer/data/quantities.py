@@ -297,7 +297,7 @@ class Quantities(tfds.core.GeneratorBasedBuilder):
 
     code_path = None  # TFDS would look for checksums of downloads beside it, with a library that it does not require
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Numbers below a million, units, currencies, dates, ordinals and counted things."}
+    RELEASE_NOTES = {"1.0.0": "Numbers below a thousand, units, currencies, dates, ordinals and counted things."}
     # Its name is the folder of the prepared data: another Babel or other code never reads an older corpus.
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=identity(), description="The installed num2words and Babel.")]
 

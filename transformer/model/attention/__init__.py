@@ -110,9 +110,7 @@ def attend(
     plain = consecutive and q_segments is None and bias is None
     if backend == "auto":
         segments = q_segments is not None
-        backend = choose(
-            q, k, v, limits, bias=bias, segments=segments, consecutive=consecutive and not segments
-        ).backend
+        backend = choose(q, k, v, limits, bias=bias, segments=segments, consecutive=consecutive).backend
     if isinstance(bias, FunctionType):
         bias = jax.tree_util.Partial(bias)
     if backend not in BACKENDS:

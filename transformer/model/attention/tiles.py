@@ -117,6 +117,20 @@ def _mask(
     return jnp.tile(mask, (1, repeats, 1))[:, None]  # the rows of a group's heads follow each other
 
 
+def _scores(
+    tiling: Tiling, q: Array, q_positions: Array, q_segments: Array, slab: Slab, bias: Any, masked: bool, turned: bool
+) -> Float[Array, "B G m n"]:
+    """Scores of a tile over a slab, [B, G, rows, slab], or keys first when `turned`."""
+    turn = (lambda x: jnp.swapaxes(x, -1, -2)) if turned else (lambda x: x)
+    scores = _matmul_t(slab.k, q) if turned else _matmul_t(q, slab.k)
+    if bias is not None:
+        scores += turn(_added(bias, q_positions, slab, slab.k.shape[1]))
+    if masked:
+        mask = _mask(tiling, q_positions, q_segments, slab, q.shape[-2] // tiling.block)
+        scores = jnp.where(turn(mask), scores, HIDDEN)
+    return scores
+
+
 def _by_kind(kind: Int[Array, ""], update: Callable[[bool, Any], Any], state: Any) -> Any:
     return lax.switch(kind, (lambda s: s, partial(update, False), partial(update, True)), state)
 
@@ -156,13 +170,7 @@ def _forward(tiling: Tiling, q: Array, k: Array, v: Array, bias: Any, ids: Any) 
 
             def update(masked: bool, state: Any) -> Any:
                 peak, total, summed = state
-                scores = _matmul_t(q, slab.k)
-                if bias is not None:
-                    scores += _added(bias, q_positions, slab, groups)
-                if masked:
-                    scores = jnp.where(
-                        _mask(tiling, q_positions, q_segments, slab, rows // tiling.block), scores, HIDDEN
-                    )
+                scores = _scores(tiling, q, q_positions, q_segments, slab, bias, masked, turned=False)
                 higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
                 weights, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
                 total = total * shrink + weights.sum(axis=-1, keepdims=True)
@@ -202,12 +210,7 @@ def _backward(tiling: Tiling, kept: Any, d_out: Array) -> tuple[Any, ...]:
 
             def update(masked: bool, state: Any) -> Any:
                 dq, dk, dv, d_bias = state
-                scores = _matmul_t(slab.k, q)
-                if bias is not None:
-                    scores += jnp.swapaxes(_added(bias, q_positions, slab, groups), -1, -2)
-                if masked:
-                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
-                    scores = jnp.where(jnp.swapaxes(mask, -1, -2), scores, HIDDEN)
+                scores = _scores(tiling, q, q_positions, q_segments, slab, bias, masked, turned=True)
                 weights = jnp.exp(scores - logsumexp)
                 d_scores = weights * (_matmul_t(slab.v, d_out) - delta)
                 if trained:
