@@ -75,7 +75,15 @@ def test_override_changes_one_key_and_differences_finds_it(key: str, number: int
             key, 512 * number
         ),
         float: 0.5 / (number + 1),
-        str: {"model.norm": "pre", "optimizer.schedule": "cosine"}.get(key, f"other {number}"),
+        bool: not value,
+        str: {
+            "model.norm": "pre",
+            "model.norm_type": "rms",
+            "model.initialization": "depth_scaled",
+            "model.cell": "gru",
+            "model.remat": "full",
+            "optimizer.schedule": "cosine",
+        }.get(key, f"other {number}"),
         tuple: ("full", f"window:{number}") if key == "model.attention" else (16, 256 * number),
     }[type(value)]
     if new_value == value:
@@ -178,7 +186,7 @@ def test_key_heads_divide_the_heads(groups: int) -> None:
 @pytest.mark.parametrize("positions", ["rotary", "rotary-half"])
 def test_rotary_needs_an_even_head(positions: str) -> None:
     odd = {"model.d_model": 24, "model.num_heads": 8}
-    with pytest.raises(UserError, match=f"{positions}.* d_model / num_heads is 3: make it even"):
+    with pytest.raises(UserError, match=f"{positions}.* a head has 3: make it even"):
         override(Config(), {"model.positions": positions, **odd})
     assert override(Config(), {"model.positions": positions, **odd, "model.num_heads": 4}).model.positions == positions
     assert override(Config(), odd).model.num_heads == 8

@@ -29,12 +29,39 @@ class ModelConfig:
     num_layers: int = 6  # N, in the encoder and again in the decoder
     d_model: int = 512  # D
     d_ff: int = 2048  # F, inner width of the feed-forward layers
-    num_heads: int = 8  # H; head_dim K = d_model / num_heads
+    num_heads: int = 8  # H
     num_kv_heads: int = 0  # G, heads of keys and values, each for H / G heads of queries; 0 = H
+    head_dim: int = 0  # K, of queries and keys; 0 = d_model / num_heads
+    value_dim: int = 0  # M, of the values of a head; 0 = head_dim
+    scale_attention: bool = True  # scores are divided by sqrt(K); False: by nothing (T5)
+    attention_bias: bool = False  # the projections of attention have biases (GPT-2, BERT, ViT, Marian)
     norm: str = "post"  # "post" (the paper) or "pre" (normalise before each sublayer, and once at the end)
+    norm_type: str = "layer"  # "layer" (LayerNorm) or "rms" (RMSNorm: no mean, no bias; T5, Llama)
+    norm_eps: float = 1e-6  # added to the variance
+    activation: str = "relu"  # of the feed-forward: a row of transformer.model.layers.ACTIVATIONS
+    gated: bool = False  # the feed-forward is gated: act(x W_g) * (x W_1) (GLU; with "silu", SwiGLU)
+    feed_forward_bias: bool = True  # the feed-forward has biases
+    scale_embedding: bool = True  # token embeddings are multiplied by sqrt(d_model) (the paper)
+    embedding_norm: bool = False  # the embeddings are normalised before the first layer (BERT)
+    segment_types: int = 0  # rows of a segment embedding, for pairs of texts (BERT: 2); 0 = none
+    tied: bool = True  # the output table is the embedding table
+    output_bias: bool = False  # the logits have a bias (Marian; BERT's masked language model)
+    output_transform: bool = False  # dense, activation and norm before the logits (BERT's masked language model)
+    output_scale: float = 1.0  # the logits are multiplied by it (T5, tied: d_model ** -0.5)
+    pooling: str = "mean"  # how an encoder's outputs become one vector: a row of transformer.model.families.POOLINGS
+    num_classes: int = 0  # classes of a classification; 0 where there are none
+    image_size: tuple[int, ...] = (28, 28)  # height and width of images
+    channels: int = 1  # of images and frames (mel bands); variables of a series are forecast one by one
+    patch_size: int = 4  # side of an image's patches, or length of a series' patches
+    patch_stride: int = 0  # from patch to patch of a series; 0 = patch_size
+    initialization: str = "xavier"  # "xavier", or "depth_scaled": normal(0.02), into the residual / sqrt(2 N) (GPT-2)
     dropout: float = 0.1  # on embeddings and sublayer outputs
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
     vocab_size: int = 0  # V; 0 = the size of the tokenizer that was trained
+    cell: str = "lstm"  # of the recurrent families: "lstm" or "gru"
+    recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
+    scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
+    remat: str = "none"  # what the backward pass computes again: "none", "full" (layers), "dots" (all but products)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +71,15 @@ class DataConfig:
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
-    vocab_size: int = 8000  # at most so many byte-level BPE pieces, special tokens included
+    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS
+    vocab_size: int = 8000  # at most so many pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
     row_multiple: int = 8  # rows of a batch are a multiple of this, whatever the number of devices
+    horizon: int = 96  # steps of a series to forecast, from max_len steps before them
+    augment: bool = False  # images are shifted by up to two pixels; recordings are shifted, stretched and made noisy
+    corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +254,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    model, data, optimizer = config.model, config.data, config.optimizer
+    model, data, optimizer, flat = config.model, config.data, config.optimizer, flatten(config)
     positive = {
         "steps": config.steps,
         "model.num_layers": model.num_layers,
@@ -231,6 +262,9 @@ def _check(config: Config) -> None:
         "model.d_ff": model.d_ff,
         "model.num_heads": model.num_heads,
         "model.max_positions": model.max_positions,
+        "model.channels": model.channels,
+        "model.patch_size": model.patch_size,
+        "data.horizon": data.horizon,
         "data.max_len": data.max_len,
         "data.batch_tokens": data.batch_tokens,
         "data.row_multiple": data.row_multiple,
@@ -242,19 +276,20 @@ def _check(config: Config) -> None:
     for key, value in positive.items():
         if value < 1:
             raise UserError(f"config key {key!r} must be at least 1, not {value}")
-    if model.d_model % model.num_heads:
+    if model.d_model % model.num_heads and not model.head_dim:
         raise UserError(
-            f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them"
+            f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
+            "or set model.head_dim"
         )
     if model.num_kv_heads < 0 or model.num_heads % (model.num_kv_heads or model.num_heads):
         raise UserError(
             f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}: change one of "
             "them, or set it to 0 for as many"
         )
-    if model.positions.startswith("rotary") and model.d_model // model.num_heads % 2:
+    if model.positions.startswith("rotary") and head_width(model) % 2:
         raise UserError(
-            f"model.positions={model.positions!r} turns pairs of features, and d_model / num_heads is "
-            f"{model.d_model // model.num_heads}: make it even"
+            f"model.positions={model.positions!r} turns pairs of features, and a head has {head_width(model)}: make it "
+            "even"
         )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
@@ -265,7 +300,29 @@ def _check(config: Config) -> None:
     for key in ("b1", "b2"):
         if not 0 <= getattr(optimizer, key) < 1:
             raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
+    choices = {
+        "model.norm": ("post", "pre"),
+        "model.norm_type": ("layer", "rms"),
+        "model.initialization": ("xavier", "depth_scaled"),
+        "model.cell": ("lstm", "gru"),
+        "model.remat": ("none", "full", "dots"),
+        "optimizer.schedule": ("inverse_sqrt", "cosine"),
+    }
+    for key, names in choices.items():
+        if flat[key] not in names:
+            listed = " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(map(repr, names))}"
+            raise UserError(f"{key} must be {listed}, not {flat[key]!r}")
+    if len(model.image_size) != 2 or min(model.image_size) < 1:
+        raise UserError(f"model.image_size={model.image_size} must be a height and a width, in pixels")
+    if not 0 < data.corruption < 1:
+        raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
     not_negative = {
+        "model.head_dim": model.head_dim,
+        "model.value_dim": model.value_dim,
+        "model.segment_types": model.segment_types,
+        "model.num_classes": model.num_classes,
+        "model.patch_stride": model.patch_stride,
+        "model.norm_eps": model.norm_eps,
         "optimizer.eps": optimizer.eps,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip_norm": optimizer.clip_norm,
@@ -280,16 +337,17 @@ def _check(config: Config) -> None:
         raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
-    if model.norm not in ("post", "pre"):
-        raise UserError(f"model.norm must be 'post' or 'pre', not {model.norm!r}")
-    if optimizer.schedule not in ("inverse_sqrt", "cosine"):
-        raise UserError(f"optimizer.schedule must be 'inverse_sqrt' or 'cosine', not {optimizer.schedule!r}")
     if max(data.buckets) < data.max_len:
         raise UserError(
             f"data.buckets ends at {max(data.buckets)}, below data.max_len={data.max_len}: add a longer bucket"
         )
     for pattern in model.attention:
         parse_pattern(pattern)
+
+
+def head_width(model: ModelConfig) -> int:
+    """K, the width of a head's queries and keys."""
+    return model.head_dim or model.d_model // model.num_heads
 
 
 def parse_pattern(pattern: str) -> int | None:
