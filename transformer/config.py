@@ -24,6 +24,7 @@ class UserError(Exception):
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     family: str = "encoder_decoder"  # a row of transformer.model.families.FAMILIES
+    inputs: str = "tokens"  # what the encoder reads: a row of transformer.model.embedders.EMBEDDERS
     positions: str = "sinusoidal"  # a row of transformer.model.positions.POSITIONS
     attention: tuple[str, ...] = ("full",)  # self-attention pattern, cycled over the layers: "full" or "window:16"
     num_layers: int = 6  # N, in the encoder and again in the decoder
@@ -49,7 +50,7 @@ class ModelConfig:
     output_transform: bool = False  # dense, activation and norm before the logits (BERT's masked language model)
     output_scale: float = 1.0  # the logits are multiplied by it (T5, tied: d_model ** -0.5)
     pooling: str = "mean"  # how an encoder's outputs become one vector: a row of transformer.model.families.POOLINGS
-    num_classes: int = 0  # classes of a classification; 0 where there are none
+    num_classes: int = 0  # outputs of the head: classes, or the steps of a forecast (from data.horizon); 0 = no head
     image_size: tuple[int, ...] = (28, 28)  # height and width of images
     channels: int = 1  # of images and frames (mel bands); variables of a series are forecast one by one
     patch_size: int = 4  # side of an image's patches, or length of a series' patches
@@ -337,6 +338,11 @@ def _check(config: Config) -> None:
         raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:
         raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
+    if model.scan_layers and model.num_layers % len(model.attention):
+        raise UserError(
+            f"model.scan_layers stacks layers by their pattern, and {len(model.attention)} patterns of model.attention "
+            f"do not divide {model.num_layers} layers: change either, or set scan_layers to False"
+        )
     if max(data.buckets) < data.max_len:
         raise UserError(
             f"data.buckets ends at {max(data.buckets)}, below data.max_len={data.max_len}: add a longer bucket"

@@ -18,7 +18,7 @@ from transformer.config import Config, UserError
 from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
 from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
-from transformer.model.families import build, output_table
+from transformer.model.families import build, init, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
 from transformer.model.positions import longest
@@ -101,7 +101,7 @@ class Task(abc.ABC):
         """Parameters from a key; they depend on it and on the configuration, not on any batch."""
         ids = jnp.zeros((1, 2), jnp.int32)
         names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
-        return self.model.init(key, *self.arguments(dict.fromkeys(names, ids)))
+        return init(self.model, key, *self.arguments(dict.fromkeys(names, ids)))
 
     @abc.abstractmethod
     def arguments(self, batch: Batch) -> tuple[Any, ...]:

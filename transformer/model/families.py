@@ -1,22 +1,26 @@
 """The model families, each a short composition of the rooms: FAMILIES, and `build(config)`.
 
-Every family is called with what a batch of its task holds and gives logits; `features` stops before the output table
-(`output_table(params)`), for a loss that never holds all logits. Decoding is by `start` and `step`:
-`start(...)` gives the caches, `step(tokens, where, caches)` the logits of the new tokens and the caches with them.
+Every family is called with what a batch of its task holds. Those that write tokens give logits; their `features` stop
+before the output table (`output_table(params)`), for a loss that never holds all logits. Decoding is by `start` and
+`step`: `start(...)` gives the caches, `step(tokens, where, caches)` the logits of the new tokens and the caches with
+them.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig, UserError, head_width
 from transformer.model import cache as kv
-from transformer.model.embedders import TokenEmbedder
-from transformer.model.layers import Tokens, key_heads
+from transformer.model import embedders
+from transformer.model.embedders import EMBEDDERS, TokenEmbedder
+from transformer.model.layers import ACTIVATIONS, Linear, Tokens, key_heads, value_width, weight_init
 from transformer.model.noise import Noise
 from transformer.model.positions import POSITIONS
-from transformer.model.stacks import Memory, Stack, windows
+from transformer.model.stacks import Memory, Stack, stacked, windows
 
 
 class Decoding(NamedTuple):
@@ -28,58 +32,66 @@ class Decoding(NamedTuple):
 
 def _empty_caches(config: ModelConfig, batch: int, slots: int) -> tuple[kv.Cache, ...]:
     """A cache for each layer: of a window only what it sees."""
-    head_dim = config.d_model // config.num_heads
-    return tuple(kv.empty(batch, slots, key_heads(config), head_dim, head_dim, window) for window in windows(config))
+    widths = key_heads(config), head_width(config), value_width(config)
+    return tuple(kv.empty(batch, slots, *widths, window) for window in windows(config))
 
 
 class EncoderDecoder(nn.Module):
-    """The paper's model (Vaswani et al. 2017, figure 1): encoder, decoder with cross-attention, one shared table."""
+    """The paper's model (Vaswani et al. 2017, figure 1): encoder, decoder with cross-attention, one shared table.
+
+    The encoder may read something else than tokens (`config.inputs`), such as the frames of speech.
+    """
 
     config: ModelConfig
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
+        if self.config.inputs != "tokens":
+            self.front = EMBEDDERS[self.config.inputs](self.config)
         self.encoder = Stack(self.config, causal=False)
         self.decoder = Stack(self.config, causal=True, cross=True)
 
-    def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Memory:
-        encoded, _ = self.encoder(self.embedder(inputs), where, noise)
+    def encode(self, inputs: Array, where: Tokens, noise: Noise | None = None) -> Memory:
+        x, where = (self.embedder(inputs), where) if self.config.inputs == "tokens" else self.front(inputs, where)
+        encoded, _ = self.encoder(x, where, noise)
         return self.decoder.memory(encoded, where)
 
     def features(
         self,
-        inputs: Int[Array, "B S"],
+        inputs: Array,
         inputs_where: Tokens,
         target_inputs: Int[Array, "B L"],
         targets_where: Tokens,
         noise: Noise | None = None,
-    ) -> Float[Array, "B L D"]:
-        """The decoder's output for each of `target_inputs` (which begin with BOS), before the output table."""
+    ) -> Float[Array, "B L E"]:
+        """What the output table turns into logits, for each of `target_inputs` (which begin with BOS)."""
         memory = self.encode(inputs, inputs_where, noise)
-        return self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)[0]
+        x, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
+        return self.embedder.features(x)
 
     def __call__(
         self,
-        inputs: Int[Array, "B S"],
+        inputs: Array,
         inputs_where: Tokens,
         target_inputs: Int[Array, "B L"],
         targets_where: Tokens,
         noise: Noise | None = None,
     ) -> Float[Array, "B L V"]:
         """Logits of the token after each of `target_inputs`."""
-        return self.embedder.logits(self.features(inputs, inputs_where, target_inputs, targets_where, noise))
+        features = self.features(inputs, inputs_where, target_inputs, targets_where, noise)
+        return self.embedder.logits(features)
 
-    def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Decoding:
+    def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
         """Encodes the inputs once, and makes room for `slots` target tokens."""
         return Decoding(_empty_caches(self.config, inputs.shape[0], slots), self.encode(inputs, where))
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
-        return self.embedder.logits(decoded), Decoding(caches, state.memory)
+        return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches, state.memory)
 
 
 class DecoderOnly(nn.Module):
-    """A causal language model: the decoder without cross-attention, output tied to the embedding."""
+    """A causal language model: the decoder without cross-attention."""
 
     config: ModelConfig
 
@@ -89,8 +101,8 @@ class DecoderOnly(nn.Module):
 
     def features(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
-    ) -> Float[Array, "B L D"]:
-        return self.decoder(self.embedder(target_inputs), targets_where, noise)[0]
+    ) -> Float[Array, "B L E"]:
+        return self.embedder.features(self.decoder(self.embedder(target_inputs), targets_where, noise)[0])
 
     def __call__(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
@@ -102,22 +114,135 @@ class DecoderOnly(nn.Module):
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches)
-        return self.embedder.logits(decoded), Decoding(caches)
+        return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches)
 
 
-FAMILIES: dict[str, Any] = {"encoder_decoder": EncoderDecoder, "decoder_only": DecoderOnly}
+class EncoderOnly(nn.Module):
+    """An encoder of tokens, images or frames that gives one vector a place: classes of the whole (`config.num_classes`
+    above 0), or else the token at each place (a masked language model; Devlin et al. 2019, "BERT")."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        if config.inputs == "tokens":
+            self.embedder = TokenEmbedder(config)
+        else:
+            self.front = EMBEDDERS[config.inputs](config)
+        self.encoder = Stack(config, causal=False)
+        if config.pooling == "pooler":
+            self.pooler = Linear(config.d_model, kernel_init=weight_init(config))
+        if config.num_classes:
+            self.head = Linear(config.num_classes, kernel_init=nn.initializers.zeros)
+
+    def encode(
+        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+    ) -> tuple[Float[Array, "B L D"], Tokens]:
+        """The encoder's output and where its vectors stand. `types`: which text of a pair each token belongs to."""
+        if self.config.inputs == "tokens":
+            x = self.embedder(inputs, types)
+        else:
+            x, where = self.front(inputs, where)
+        return self.encoder(x, where, noise)[0], where
+
+    def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
+        """One vector for each row."""
+        vector = POOLINGS[self.config.pooling](x, where.segments)
+        return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
+
+    def features(
+        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L E"]:
+        """What the output table turns into logits, at each place of a text."""
+        x, where = self.encode(inputs, where, noise, types)
+        if self.is_initializing() and self.config.pooling == "pooler":
+            self.pooled(x, where)  # part of the model even where only tokens are asked for
+        return self.embedder.features(x)
+
+    def __call__(
+        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B V"] | Float[Array, "B L V"]:
+        """Logits of the classes; without classes, of the token at each place."""
+        if self.config.num_classes:
+            return self.head(self.pooled(*self.encode(inputs, where, noise, types)))
+        return self.embedder.logits(self.features(inputs, where, noise, types))
+
+
+class Forecaster(nn.Module):
+    """PatchTST (Nie et al. 2023): each variable of a series for itself through patches and an encoder, one linear map
+    from all of its vectors to the steps to come, after the instance's mean and deviation were taken off; they are put
+    back at the end (Kim et al. 2022, "RevIN", without trained scales)."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.front = EMBEDDERS["series"](self.config)
+        self.encoder = Stack(self.config, causal=False)
+        self.head = Linear(self.config.num_classes, kernel_init=weight_init(self.config))
+
+    def __call__(self, inputs: Float[Array, "B time C"], noise: Noise | None = None) -> Float[Array, "B horizon C"]:
+        """The next `config.num_classes` steps of each variable."""
+        batch, time, variables = inputs.shape
+        mean = inputs.mean(axis=1, keepdims=True)
+        deviation = jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5)
+        alone = ((inputs - mean) / deviation).transpose(0, 2, 1).reshape(batch * variables, time)
+        if noise is not None:  # each variable has dropout masks of its own
+            rows = (noise.rows[:, None] * variables + jnp.arange(variables)).reshape(-1)
+            noise = noise._replace(rows=rows)
+        x, where = self.front(alone)
+        x, _ = self.encoder(x, where, noise)
+        out = self.head(x.reshape(batch, variables, -1)).transpose(0, 2, 1)
+        return out * deviation + mean
+
+
+def _mean(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B D"]:
+    weights = (segments > 0).astype(x.dtype)[..., None]
+    return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+
+
+def _first(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B D"]:
+    return x[:, 0]
+
+
+# "mean": global average pooling over what is no padding; "first": the first place (CLS, or a vector of its own before
+# patches); "pooler": tanh of a linear map of the first place (BERT).
+POOLINGS: dict[str, Callable[[Array, Array], Array]] = {"mean": _mean, "first": _first, "pooler": _first}
+
+FAMILIES: dict[str, Any] = {
+    "encoder_decoder": EncoderDecoder,
+    "decoder_only": DecoderOnly,
+    "encoder_only": EncoderOnly,
+    "forecaster": Forecaster,
+}
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The module of a configuration whose `vocab_size` is known."""
-    for key, value, rows in (("family", config.family, FAMILIES), ("positions", config.positions, POSITIONS)):
-        if value not in rows:
-            raise UserError(f"there is no model.{key} {value!r}: choose one of {', '.join(rows)}")
-    if config.vocab_size < 1:
+    """The module of a configuration whose `vocab_size` is known, where it has a vocabulary."""
+    rows = {
+        "family": FAMILIES,
+        "inputs": EMBEDDERS,
+        "positions": POSITIONS,
+        "activation": ACTIVATIONS,
+        "pooling": POOLINGS,
+    }
+    for key, known in rows.items():
+        if getattr(config, key) not in known:
+            raise UserError(f"there is no model.{key} {getattr(config, key)!r}: choose one of {', '.join(known)}")
+    tokens = config.inputs == "tokens" or not (config.family == "encoder_only" and config.num_classes)
+    if config.vocab_size < 1 and tokens and config.family != "forecaster":
         raise UserError("model.vocab_size is 0: it is set from the tokenizer, or give a number")
+    if config.family == "forecaster" and not config.num_classes:
+        raise UserError("model.num_classes is 0: a forecaster's head gives as many steps; it is set from data.horizon")
     return FAMILIES[config.family](config)
 
 
-def output_table(params: Any) -> Float[Array, "V D"]:
-    """The table whose product with the features gives the logits: the embedding's (tied)."""
-    return params["params"]["embedder"]["table"]
+def init(model: Any, key: Array, *arguments: Any) -> Any:
+    """Parameters from a key; those of scanned layers are stacked from those of single layers, so both are the same."""
+    config = model.config
+    params = model.init(key, *arguments)
+    return stacked(params, len(config.attention)) if config.scan_layers else params
+
+
+def output_table(params: Any) -> Float[Array, "V E"]:
+    """The table whose product with the features gives the logits: the embedding's, where they are tied."""
+    return embedders.output_table(params["params"]["embedder"])

@@ -72,6 +72,12 @@ class Sinusoidal(NoPositions):
         return x + sinusoid(positions, x.shape[-1]).astype(x.dtype)
 
 
+def table_deviation(config: ModelConfig) -> float:
+    """Of the rows of an embedding table: 1 / sqrt(D), so that rows have length 1 and those of tokens, times sqrt(D),
+    variance 1; 0.02 in GPT-2's initialization."""
+    return config.d_model**-0.5 if config.initialization == "xavier" else 0.02
+
+
 class Learned(NoPositions):
     """One trained vector a position (paper, Table 3 E). There is none past `max_positions`: positions whose values
     are known raise a ValueError, and inside jit, where they are not, they give NaN, never a neighbour's vector. The
@@ -81,7 +87,7 @@ class Learned(NoPositions):
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         if not isinstance(positions, jax.core.Tracer) and positions.size:
             check_length(self.config, int(np.asarray(positions).max()) + 1)
-        init = nn.initializers.normal(x.shape[-1] ** -0.5)
+        init = nn.initializers.normal(table_deviation(self.config))
         table = self.param("table", init, (self.config.max_positions, x.shape[-1]), jnp.float32)
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
 

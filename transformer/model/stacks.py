@@ -1,8 +1,15 @@
-"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`."""
+"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`.
 
+Layers run one after another, or scanned over stacked weights (`config.scan_layers`), with the same result: dropout is
+told the layer's number, and stacked weights are made from those of single layers (`stacked`, and back: `unstacked`).
+"""
+
+import itertools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer.config import ModelConfig, parse_pattern
@@ -16,7 +23,7 @@ from transformer.model.positions import Bias
 class Memory(NamedTuple):
     """What the decoder sees of the encoder: keys and values of each decoder layer, made once."""
 
-    keys_values: tuple[tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]], ...]
+    keys_values: Any  # (k [B, S, G, K], v [B, S, G, M]) for each layer; scanned, for each pattern with a first axis
     where: Tokens
 
 
@@ -87,6 +94,10 @@ class Stack(nn.Module):
         self.final_norm = final_norm(self.config)
 
     def memory(self, encoded: Float[Array, "B S D"], where: Tokens) -> Memory:
+        if self.config.scan_layers and not self.is_initializing():
+            over_layers = jax.vmap(lambda layer, p: layer.apply(p, encoded, method="keys_values"), (None, 0))
+            pairs = zip(self._free_layers(), self._stacked(), strict=True)
+            return Memory(tuple(over_layers(layer, {"params": weights}) for layer, weights in pairs), where)
         return Memory(tuple(layer.keys_values(encoded) for layer in self.layers), where)
 
     def __call__(
@@ -98,19 +109,98 @@ class Stack(nn.Module):
         memory: Memory | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...]]:
         """The stack's output, and the caches with the new tokens (none without `caches`)."""
+        noise = None if noise is None else noise.at("/".join(self.path))
         x, bias = self.input(x, where.positions, noise)
-        written: list[Any] = []
-        for i, layer in enumerate(self.layers):
-            x, cache = layer(
-                x,
-                where,
-                noise,
-                bias,
-                None if caches is None else caches[i],
-                None if memory is None else memory.keys_values[i],
-                None if memory is None else memory.where,
-            )
-            written.append(cache)
+        memory_where = None if memory is None else memory.where
+
+        def run(i: Any, layer: Any, x: Array, cache: Any, keys_values: Any) -> tuple[Array, Any]:
+            at = None if noise is None else noise.at("layer", i)
+            return layer(x, where, at, bias, cache, keys_values, memory_where)
+
+        if self.is_initializing():
+            written: list[Any] = []
+            for i, layer in enumerate(self.layers):
+                x, cache = run(i, layer, x, *(None if y is None else y[i] for y in (caches, _pairs(memory))))
+                written.append(cache)
+        else:
+            x, written = self._run(run, x, caches, _pairs(memory))
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x, () if caches is None else tuple(written)
+
+    def _run(self, run: Any, x: Array, caches: Any, keys_values: Any) -> tuple[Array, list[Any]]:
+        """All layers as functions of their weights, so that they can be scanned and computed again."""
+        free = self._free_layers()
+        period = len(free)
+
+        def one(j: int, i: Any, weights: Any, x: Array, cache: Any, pair: Any) -> tuple[Array, Any]:
+            return run(i, lambda *args: free[j].apply({"params": weights}, *args), x, cache, pair)
+
+        if self.config.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
+            one = jax.checkpoint(one, policy=policy, static_argnums=0)
+        count = self.config.num_layers
+        if not self.config.scan_layers or caches is not None:
+            weights = self.variables["params"]
+            weights = unstacked(weights, count) if self.config.scan_layers else weights
+            if self.config.scan_layers and keys_values is not None:
+                keys_values = [
+                    jax.tree.map(lambda y, i=i: y[i // period], keys_values[i % period]) for i in range(count)
+                ]
+            written = []
+            for i in range(count):
+                cache, pair = (None if y is None else y[i] for y in (caches, keys_values))
+                x, cache = one(i % period, i, weights[f"layer_{i}"], x, cache, pair)
+                written.append(cache)
+            return x, written
+
+        def some(x: Array, each: Any) -> tuple[Array, None]:
+            first, weights, pairs = each
+            for j in range(period):
+                x, _ = one(j, first + j, weights[j], x, None, None if pairs is None else pairs[j])
+            return x, None
+
+        starts = jnp.arange(0, count, period)
+        return jax.lax.scan(some, x, (starts, self._stacked(), keys_values))[0], []
+
+    def _free_layers(self) -> list[Layer]:
+        """A layer of each pattern, as a function of weights."""
+        patterns = windows(self.config)[: len(self.config.attention)]
+        return [Layer(self.config, self.causal, window, self.cross, parent=None) for window in patterns]
+
+    def _stacked(self) -> tuple[Any, ...]:
+        weights = self.variables["params"]
+        return tuple(weights[f"layers_{j}"] for j in range(len(self.config.attention)))
+
+
+def _pairs(memory: Memory | None) -> Any:
+    return None if memory is None else memory.keys_values
+
+
+def stacked(params: Any, period: int) -> Any:
+    """Parameters with layers `layer_0`, `layer_1`, ... as those of a scanned stack: `layers_j` holds, along a first
+    axis, the layers j, j + period, ..., which have one pattern."""
+    if not isinstance(params, dict):
+        return params
+    count = _count(params)
+    other = {name: stacked(value, period) for name, value in params.items() if not name.startswith("layer_")}
+    of_slot = {
+        f"layers_{j}": [params[f"layer_{i}"] for i in range(j, count, period)] for j in range(min(period, count))
+    }
+    return other | {name: jax.tree.map(lambda *xs: jnp.stack(xs), *layers) for name, layers in of_slot.items()}
+
+
+def unstacked(params: Any, count: int) -> Any:
+    """The inverse of `stacked`, for stacks of `count` layers."""
+    if not isinstance(params, dict):
+        return params
+    other = {name: unstacked(value, count) for name, value in params.items() if not name.startswith("layers_")}
+    period = len(params) - len(other)
+    return other | {
+        f"layer_{i}": jax.tree.map(lambda x, i=i: x[i // period], params[f"layers_{i % period}"])
+        for i in range(count if period else 0)
+    }
+
+
+def _count(params: dict[str, Any]) -> int:
+    return next(i for i in itertools.count() if f"layer_{i}" not in params)
