@@ -37,10 +37,10 @@ class ArrayData:
                 count += 1
                 for key, value in example.items():
                     if isinstance(value, np.ndarray):
-                        digest.update(json.dumps([key, str(value.dtype), value.shape]).encode())
+                        digest.update(f"{key} {value.dtype.str} {value.shape} ".encode())
                         digest.update(np.ascontiguousarray(value).data)
                     else:
-                        digest.update(json.dumps([key, value]).encode())
+                        digest.update(f"{key} {value!r} ".encode())
             if not count:
                 raise UserError(f"{self.name} has no example for its split {split!r}: add files to data.dir.")
             digest.update(json.dumps([split, count]).encode())

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def _split_of(image: np.ndarray) -> str:
     raise AssertionError("the shares add up to 100")
 
 
-def _image_data(name: str, parts: dict[str, tuple[np.ndarray, ...]]) -> ArrayData:
+def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> ArrayData:
     """Parts: split -> (pixels [n, H, W, 1], labels [n])."""
 
     def examples(split: str) -> Iterator[dict[str, Any]]:

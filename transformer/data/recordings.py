@@ -21,8 +21,8 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
 from transformer.data.arrays import ArrayData, array_feature, folder_of, read_bytes
+from transformer.data.log_mel import RATE
 
-RATE = 8_000  # samples a second
 OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that may name a speaker to hold out
 FORM = "recordings/{digit}_{speaker}_{take}.wav"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -106,6 +106,13 @@ class Source:
             raise UserError(f"{self.name} has no text field {name!r}: {choose(name, self.fields)}.")
         return name
 
+    def array(self, name: str) -> str:
+        """The array field `name`. UserError: there is none."""
+        if name not in self.arrays:
+            others = f"its arrays are {', '.join(self.arrays)}" if self.arrays else "it holds no arrays"
+            raise UserError(f"{self.name} has no field {name!r} of arrays ({others}): choose another data.name.")
+        return name
+
     def pair(self, data: DataConfig) -> tuple[str, str]:
         """The fields to translate from and into. UserError: one does not exist, or both are the same."""
         source, target = self.field(data.source), self.field(data.target)
@@ -118,6 +125,17 @@ class Source:
         target = self.field(data.target)
         source = self.aliases.get(data.source, data.source)
         return (source, target) if source in self.fields and source != target else (target,)
+
+
+def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.ndarray) -> None:
+    """UserError: `labels`, those of a split, hold a class that `trained`, those of the split `train`, do not."""
+    unseen = np.setdiff1d(labels, trained)
+    if len(unseen):
+        names = ", ".join(repr(source.classes[i]) if i < len(source.classes) else str(i) for i in unseen.tolist())
+        raise UserError(
+            f"The split {split!r} of {source.name} has the class {names}, of which train has no example: add some to "
+            "train, or take it out."
+        )
 
 
 def choose(wrong: str, names: Iterable[str]) -> str:
