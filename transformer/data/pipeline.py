@@ -272,30 +272,28 @@ class PairBatches(Batches):
         return int((self._lengths > max_len).sum())
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
-        inputs, lengths = _gather(self._source, rows, width)
+        source, source_lengths = _gather(self._source, rows, width)
+        target, target_lengths = _gather(self._target, rows, width)
         real = rows >= 0
-        inputs[np.flatnonzero(real), lengths[real]] = Tokenizer.eos_id
-        sides = {"inputs": inputs} | places("input", lengths + real, width)
-        return sides | target_arrays(self._target, rows, width) | {"example_ids": rows.astype(np.int32)}
-
-
-def places(side: str, lengths: np.ndarray, width: int) -> Batch:
-    """Positions 0, 1, ... and segment 1 of rows [B] of such lengths, zeros after them: two arrays [B, width]."""
-    position = np.arange(width, dtype=np.int32)
-    segments = (position < lengths[:, None]).astype(np.int32)
-    return {f"{side}_positions": position * segments, f"{side}_segments": segments}
-
-
-def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
-    """What a decoder reads (BOS first) and should say (EOS last) of the texts `rows`, each [B, width]; -1 is none."""
-    text, lengths = _gather(tokens, rows, width)
-    real = rows >= 0
-    targets = text.copy()
-    targets[np.flatnonzero(real), lengths[real]] = Tokenizer.eos_id
-    inputs = np.zeros_like(text)
-    inputs[:, 1:] = text[:, :-1]
-    inputs[real, 0] = Tokenizer.bos_id
-    return {"target_inputs": inputs, "targets": targets} | places("target", lengths + real, width)
+        inputs, targets = source, target.copy()
+        inputs[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
+        targets[np.flatnonzero(real), target_lengths[real]] = Tokenizer.eos_id
+        target_inputs = np.zeros_like(target)
+        target_inputs[:, 1:] = target[:, :-1]
+        target_inputs[real, 0] = Tokenizer.bos_id
+        position = np.arange(width, dtype=np.int32)
+        input_segments = (position < (source_lengths + real)[:, None]).astype(np.int32)
+        target_segments = (position < (target_lengths + real)[:, None]).astype(np.int32)
+        return {
+            "inputs": inputs,
+            "input_positions": position * input_segments,
+            "input_segments": input_segments,
+            "target_inputs": target_inputs,
+            "targets": targets,
+            "target_positions": position * target_segments,
+            "target_segments": target_segments,
+            "example_ids": rows.astype(np.int32),
+        }
 
 
 def _buckets(data: DataConfig) -> list[int]:

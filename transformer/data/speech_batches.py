@@ -9,14 +9,15 @@ import numpy as np
 from transformer.config import DataConfig, UserError
 from transformer.data import log_mel
 from transformer.data.augmentation import augmented_audio, longest_augmented, masked_frames
-from transformer.data.buckets import BucketBatches
+from transformer.data.bucketed import BucketedBatches
 from transformer.data.caching import cache_root, locked, writing
-from transformer.data.pipeline import MAP_ABOVE, Batch, places, target_arrays, tokenize
+from transformer.data.pipeline import MAP_ABOVE, Batch, tokenize
 from transformer.data.source import Source, check_classes
+from transformer.data.targets import places, target_arrays
 from transformer.data.tokenizers import Tokenizer
 
 
-class SpeechBatches(BucketBatches):
+class SpeechBatches(BucketedBatches):
     """Recordings of similar length, as log-mel frames with mean 0 and deviation 1 in each recording.
 
     `data.max_len`, `data.buckets` and `data.batch_tokens` count frames, of 10 ms. With `data.augment`, `batch` (never
@@ -29,6 +30,8 @@ class SpeechBatches(BucketBatches):
 
     UserErrors: a recording longer than max_len, a silent one, a class that `train` does not have.
     """
+
+    noun = "recordings"
 
     def __init__(
         self,
@@ -61,7 +64,7 @@ class SpeechBatches(BucketBatches):
             check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
         if data.augment:
             lengths = np.minimum(data.max_len, log_mel.frame_count(longest_augmented(self._frames.samples)))
-        super().__init__(lengths, seed, data, process_index, process_count)
+        super().__init__(lengths, lengths, seed, data, process_index, process_count)
 
     def batch(self, step: int) -> Batch:
         """As in `Batches`; augmented where the config says so."""
