@@ -15,16 +15,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer.config import Config, ModelConfig, UserError
-from transformer.data.frames import SpeechBatches
-from transformer.data.images import ImageBatches
+from transformer.data.image_batches import ImageBatches
 from transformer.data.labelled import LabelledBatches
 from transformer.data.masked import MaskedBatches
 from transformer.data.packed import ContiguousBatches, PackedBatches
 from transformer.data.pairs import PairBatches
 from transformer.data.pipeline import Batches, tokenize
-from transformer.data.series import SeriesBatches
+from transformer.data.series_batches import SeriesBatches
 from transformer.data.source import Source
 from transformer.data.spans import SpanBatches
+from transformer.data.speech_batches import SpeechBatches
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.model.families import build, init, output_table
 from transformer.model.layers import Tokens
