@@ -22,7 +22,7 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
     Raises UserError where the split holds a sequence longer than the model takes.
     """
     from transformer.config import UserError
-    from transformer.data.pipeline import PairBatches
+    from transformer.data.pairs import PairBatches
     from transformer.training import losses, sharding, step
 
     task = trained.task

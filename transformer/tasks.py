@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transformer.config import Config, UserError
-from transformer.data.pipeline import Batches, PackedBatches, PairBatches, tokenize
+from transformer.data.packed import PackedBatches
+from transformer.data.pairs import PairBatches
+from transformer.data.pipeline import Batches, tokenize
 from transformer.data.sources import Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.model.families import build, output_table

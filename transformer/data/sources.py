@@ -29,8 +29,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
+from transformer.data import text_files
 from transformer.data.caching import cache_root, locked, remove, writing
 from transformer.data.parallel import ParallelText, TextFiles
+from transformer.data.records import RecordDataset, Records
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ class Examples(Sequence[dict[str, Any]]):
             yield from self.many(range(start, min(start + 1000, len(self))))
 
     def _example(self, record: Any) -> dict[str, Any]:
-        example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
+        example = {name: _as_text(_leaf(record, path)) for name, path in self._texts.items()}
         example.update({name: _leaf(record, path) for name, path in self._others.items()})
         return example
 
@@ -79,7 +81,7 @@ def _leaf(record: Any, path: tuple[str, ...]) -> Any:
     return functools.reduce(operator.getitem, path, record)
 
 
-def _text(value: Any) -> str:
+def _as_text(value: Any) -> str:
     value = value.item() if isinstance(value, np.ndarray) else value
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
 
@@ -94,6 +96,8 @@ class Source:
     splits: tuple[str, ...]
     fingerprint: str
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
+    classes: tuple[str, ...] = ()  # names of the classes of the field `label`
+    contiguous: bool = False  # one long text, of which a language model reads rows of consecutive tokens
 
     def split(self, name: str) -> Examples:
         """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
@@ -202,7 +206,8 @@ def _from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str
         raise UserError(f"{name} has no text field: choose a dataset of texts.")
     present = [split for split, info in builder.info.splits.items() if info.num_examples]
     splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]
-    source = Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases)
+    classes = tuple(getattr(dict(builder.info.features).get("label"), "names", None) or ())
+    source = Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases, classes)
     return source if fingerprint else dataclasses.replace(source, fingerprint=_content_fingerprint(source))
 
 
@@ -303,6 +308,18 @@ def _parallel(data: DataConfig, files: TextFiles, **aliases: str) -> Source:
     folder = cache_root(data) / "tfds"
     builder = _prepared(lambda: ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=folder))
     return _from_builder(data.name, builder, fingerprint, **aliases)
+
+
+def _records(data: DataConfig, records: Records, **aliases: str) -> Source:
+    """Prepares what was read from files; the folder is named after what they hold."""
+    folder = cache_root(data) / "tfds"
+    builder = _prepared(lambda: RecordDataset(records, data_dir=folder))
+    return _from_builder(data.name, builder, records.identity, **aliases)
+
+
+def _text_file(data: DataConfig) -> Source:
+    source = _records(data, text_files.text(data), **{data.target: "text"})
+    return dataclasses.replace(source, contiguous=True)
 
 
 MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -415,4 +432,10 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "docstrings": functools.partial(_embedded, "Docstrings"),
     "multi30k": _multi30k,
     "files": _files,
+    "summaries": functools.partial(_embedded, "Summaries"),
+    "languages": functools.partial(_embedded, "Languages"),
+    "prompts": functools.partial(_embedded, "Prompts"),
+    "sst2": lambda data: _records(data, text_files.sst2(data)),
+    "scitldr": lambda data: _records(data, text_files.scitldr(data)),
+    "text": _text_file,
 }

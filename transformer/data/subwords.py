@@ -87,7 +87,7 @@ class _SentencePiece(Library):
         super().__init__(library)
         self._letters = letters
         self._alphabet = Alphabet(letters)
-        self._bytes = [bytes_of(library.id_to_token(i)) for i in range(self.vocab_size)]
+        self._bytes = [bytes_of(library.id_to_token(i) or "") for i in range(self.vocab_size)]
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":

@@ -213,8 +213,9 @@ def load_or_train(
 
     `fields` are the text fields that it learns from, by default those that `data.source` and `data.target` name (a
     language model's source names none). `extra` are names of special tokens to reserve: MASK, `holes(n)`. UserError: a
-    vocabulary too small, a field that the source does not have, no such kind of tokenizer. Where `data.tokenizer` is the
-    path of a .json file (`transformer.tokenize` writes them), that tokenizer is taken as it is.
+    vocabulary too small, a field that the source does not have, no such kind of tokenizer.
+
+    Where `data.tokenizer` is the path of a .json file (`transformer.tokenize` writes them), that one is taken.
     """
     if data.tokenizer.endswith(".json"):
         return _ready(data.tokenizer, extra)
