@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.1
     config.data.name = "digits"
     config.data.batch_tokens = 128
-    config.data.augment = True
+    config.data.augment = False
     config.model.family = "encoder_only"
     config.model.inputs = "image"
     config.model.image_size = (8, 8)

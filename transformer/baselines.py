@@ -72,6 +72,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
     from sklearn.preprocessing import StandardScaler
 
     from transformer import tasks
+    from transformer.data.pipeline import read_labels
 
     task, source = trained.task, trained.source
     steps: list[Any] = [StandardScaler()]
@@ -80,7 +81,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
         steps = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)]
 
         def read(part: str) -> tuple[Any, np.ndarray]:
-            return [example[field] for example in source.split(part)], np.asarray(source.labels(part))
+            return [example[field] for example in source.split(part)], read_labels(source, part)
 
     else:
         speech = isinstance(task, tasks.SpeechClassification)

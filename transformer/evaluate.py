@@ -130,7 +130,9 @@ def written_metrics(trained: Trained, split: str) -> dict[str, Any]:
         return speech_metrics(transcribe(trained, split), [example[source.field(data.target)] for example in examples])
     if task == "prompts":
         outputs = generate(trained, [example["prompt"] for example in examples])
-        return answer_metrics(outputs, [e["answer"] for e in examples], [e["kind"] for e in examples])
+        return answer_metrics(
+            outputs, [e["answer"] for e in examples], ["sums" if "+" in e["prompt"] else "words" for e in examples]
+        )
     text, target = source.pair(data)
     outputs = generate(trained, [example[text] for example in examples])
     if task == "translation":
@@ -139,8 +141,8 @@ def written_metrics(trained: Trained, split: str) -> dict[str, Any]:
 
 
 def references(example: dict[str, Any], target: str) -> list[str]:
-    """All summaries of an example."""
-    return json.loads(example["references"]) if "references" in example else [example[target]]
+    """All summaries of an example; some datasets have several, a line each."""
+    return example["references"].splitlines() if "references" in example else [example[target]]
 
 
 def evaluate(trained: Trained, split: str = "test") -> dict[str, Any]:

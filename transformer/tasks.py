@@ -15,15 +15,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer.config import Config, ModelConfig, UserError
+from transformer.data.contiguous import ContiguousBatches
+from transformer.data.corrupted import MaskedBatches, SpanBatches, holes_needed
 from transformer.data.image_batches import ImageBatches
 from transformer.data.labelled import LabelledBatches
-from transformer.data.masked import MaskedBatches
-from transformer.data.packed import ContiguousBatches, PackedBatches
+from transformer.data.packed import PackedBatches
 from transformer.data.pairs import PairBatches
-from transformer.data.pipeline import Batches, tokenize
+from transformer.data.pipeline import Batches, read_labels, tokenize
 from transformer.data.series_batches import SeriesBatches
 from transformer.data.source import Source
-from transformer.data.spans import SpanBatches
 from transformer.data.speech_batches import SpeechBatches
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.model.families import build, init, output_table
@@ -239,7 +239,7 @@ class SpanCorruption(Translation):
 
     @staticmethod
     def extra_pieces(config: Config) -> tuple[str, ...]:
-        return holes(config.data.max_len)
+        return holes(holes_needed(config.data))
 
     def batches(self, source: Source, split: str) -> Batches:
         return SpanBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
@@ -258,7 +258,7 @@ class SpeechRecognition(Translation):
 
     def batches(self, source: Source, split: str) -> Batches:
         mels = self.model_config.channels
-        return SpeechBatches(source, split, mels=mels, tokens=self._tokens(source, split), **self._common())
+        return SpeechBatches(source, split, mels=mels, tokenizer=self.tokenizer, **self._common())
 
     def example(self) -> Batch:
         return super().example() | _frames(self.model_config.channels)
@@ -350,7 +350,7 @@ class TextClassification(Classification):
         return (source.field(config.data.target),)
 
     def batches(self, source: Source, split: str) -> Batches:
-        return LabelledBatches(self._tokens(source, split), source.labels(split), **self._common())
+        return LabelledBatches(self._tokens(source, split), read_labels(source, split), **self._common())
 
     def example(self) -> Batch:
         return dict.fromkeys(("inputs", "input_positions", "input_segments"), jnp.zeros((1, 2), jnp.int32))

@@ -76,7 +76,7 @@ def test_bad_files(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(UserError, match=r"broken\.json is no tokenizer file"):
         Tokenizer.load(tmp_path / "broken.json")
-    text = trained()._bpe.to_str().replace(SPECIALS[0], "[PAD]")
+    text = trained().to_json().replace(SPECIALS[0], "[PAD]")
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(UserError, match="other special tokens"):
         Tokenizer.load(tmp_path / "other.json")

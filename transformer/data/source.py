@@ -83,6 +83,7 @@ class Source:
     arrays: tuple[str, ...] = ()  # fields of numbers in an array: images, recordings, series
     classes: tuple[str, ...] = ()  # names of the classes of the field `label`
     slices: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> the part of TFDS's split that it is
+    contiguous: bool = False  # one long text, of which a language model reads rows of consecutive tokens
 
     def split(self, name: str) -> Examples:
         """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""

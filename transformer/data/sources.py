@@ -6,6 +6,7 @@ and arrays. SOURCES holds the names of our own; any other name is looked up amon
 
 import contextlib
 import difflib
+import dataclasses
 import functools
 import hashlib
 import http.client
@@ -21,10 +22,11 @@ from pathlib import Path
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
-from transformer.data import images, recordings, series
+from transformer.data import images, recordings, series, text_files
 from transformer.data.arrays import ArrayData, ArrayDataset
 from transformer.data.caching import cache_root, locked, writing
 from transformer.data.parallel import ParallelText, TextFiles
+from transformer.data.records import RecordDataset, Records
 from transformer.data.source import Source, choose, from_builder, prepare, quiet
 
 logger = logging.getLogger(__name__)
@@ -132,6 +134,18 @@ def _mnist(data: DataConfig) -> Source:
     """MNIST's own files in `data.dir`, or else the dataset of that name as TFDS prepares it."""
     prepared = not data.dir or (Path(data.dir).expanduser() / "mnist").is_dir()
     return _by_name(data) if prepared else _arrays(images.mnist, data)
+
+
+def _records(data: DataConfig, records: Records, **aliases: str) -> Source:
+    """Prepares what was read from files; the folder is named after what they hold."""
+    folder = cache_root(data) / "tfds"
+    builder = prepare(lambda: RecordDataset(records, data_dir=folder))
+    return from_builder(data.name, builder, records.identity, **aliases)
+
+
+def _text_file(data: DataConfig) -> Source:
+    source = _records(data, text_files.text(data), **{data.target: "text"})
+    return dataclasses.replace(source, contiguous=True)
 
 
 MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -250,4 +264,10 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "digit_strings": functools.partial(_arrays, recordings.digit_strings),
     "ett": functools.partial(_arrays, series.ett),
     "co2": functools.partial(_arrays, series.co2),
+    "summaries": functools.partial(_embedded, "Summaries"),
+    "languages": functools.partial(_embedded, "Languages"),
+    "prompts": functools.partial(_embedded, "Prompts"),
+    "sst2": lambda data: _records(data, text_files.sst2(data)),
+    "scitldr": lambda data: _records(data, text_files.scitldr(data)),
+    "text": _text_file,
 }
