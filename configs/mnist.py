@@ -1,4 +1,4 @@
-"""A vision transformer of 0.2 M parameters on MNIST.
+"""A vision transformer of 0.3 M parameters on MNIST.
 
     python -m transformer.train --config=configs/mnist.py --config.data.dir=FOLDER --workdir=runs/mnist
     python -m transformer.evaluate --workdir=runs/mnist --baselines
@@ -14,7 +14,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "image_classification"
-    config.steps = 6000
+    config.steps = 8000
     config.label_smoothing = 0.1
     config.data.name = "mnist"
     config.data.batch_tokens = 128
@@ -22,13 +22,13 @@ def get_config() -> ConfigDict:
     config.model.family = "encoder_only"
     config.model.inputs = "image"
     config.model.image_size = (28, 28)
-    config.model.patch_size = 4
+    config.model.patch_size = 7
     config.model.num_classes = 10
     config.model.positions = "learned"
-    config.model.max_positions = 49
-    config.model.num_layers = 6
-    config.model.d_model = 64
-    config.model.d_ff = 128
+    config.model.max_positions = 16
+    config.model.num_layers = 4
+    config.model.d_model = 96
+    config.model.d_ff = 192
     config.model.num_heads = 4
     config.model.norm = "pre"
     config.model.activation = "gelu"

@@ -135,7 +135,7 @@ def transcribe(trained: Trained, split: str) -> list[str]:
     from transformer.tasks import SpeechRecognition
 
     assert isinstance(trained.task, SpeechRecognition)
-    write, texts = _writer(trained), {}
+    write, texts = _writer(trained), dict[int, str]()
     for batch in trained.task.batches(trained.source, split).evaluation():
         written = write(batch["inputs"], batch["input_segments"].sum(axis=1))
         texts |= {int(i): text for i, text in zip(batch["example_ids"], written, strict=True) if i >= 0}

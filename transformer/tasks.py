@@ -191,7 +191,7 @@ class WritingTask(TokenTask):
 class Translation(WritingTask):
     """Text to text with an encoder-decoder: `data.source` to `data.target`."""
 
-    families = ("encoder_decoder", "recurrent_encoder_decoder")
+    families: tuple[str, ...] = ("encoder_decoder", "recurrent_encoder_decoder")
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ and arrays. SOURCES holds the names of our own; any other name is looked up amon
 """
 
 import contextlib
-import difflib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import http.client
