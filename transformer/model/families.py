@@ -136,13 +136,15 @@ class EncoderOnly(nn.Module):
             self.head = Linear(config.num_classes, kernel_init=nn.initializers.zeros)
 
     def encode(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Tokens]:
-        """The encoder's output and where its vectors stand. `types`: which text of a pair each token belongs to."""
+        """The encoder's output and where its vectors stand. `where` is None for images, which have all of their
+        patches; `types` says which text of a pair each token belongs to."""
         if self.config.inputs == "tokens":
             x = self.embedder(inputs, types)
         else:
             x, where = self.front(inputs, where)
+        assert where is not None, "only images do without"
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
@@ -151,7 +153,7 @@ class EncoderOnly(nn.Module):
         return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
 
     def features(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B L E"]:
         """What the output table turns into logits, at each place of a text."""
         x, where = self.encode(inputs, where, noise, types)
@@ -160,7 +162,7 @@ class EncoderOnly(nn.Module):
         return self.embedder.features(x)
 
     def __call__(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B V"] | Float[Array, "B L V"]:
         """Logits of the classes; without classes, of the token at each place."""
         if self.config.num_classes:
