@@ -41,13 +41,14 @@ class Beginning(NamedTuple):
 class Task(abc.ABC):
     """One configuration of a task. `model` is its module; `limit` the longest sequence it takes (None = any)."""
 
-    family: str  # the row of FAMILIES whose call signature the task's batches fit
+    families: tuple[str, ...]  # the rows of FAMILIES whose call signature the task's batches fit
     batch_class: Any  # PairBatches or PackedBatches
 
     def __init__(self, config: Config, tokenizer: Tokenizer):
-        if config.model.family != self.family:
+        if config.model.family not in self.families:
             raise UserError(
-                f"task {config.task!r} needs model.family={self.family!r}, not {config.model.family!r}: change either"
+                f"task {config.task!r} needs model.family={' or '.join(map(repr, self.families))}, not "
+                f"{config.model.family!r}: change either"
             )
         vocab_size = config.model.vocab_size or tokenizer.vocab_size
         if vocab_size < tokenizer.vocab_size:
@@ -121,7 +122,7 @@ class Task(abc.ABC):
 class Translation(Task):
     """Text to text with an encoder-decoder: `data.source` to `data.target`."""
 
-    family = "encoder_decoder"
+    families = ("encoder_decoder", "recurrent_encoder_decoder")
     batch_class = PairBatches
 
     @staticmethod
@@ -151,7 +152,7 @@ class Translation(Task):
 class LanguageModel(Task):
     """The next token of `data.target`, a text field, with a decoder."""
 
-    family = "decoder_only"
+    families = ("decoder_only", "recurrent_language_model")
     batch_class = PackedBatches
 
     @staticmethod

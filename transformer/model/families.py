@@ -16,6 +16,7 @@ from transformer.model.embedders import TokenEmbedder
 from transformer.model.layers import Tokens, key_heads
 from transformer.model.noise import Noise
 from transformer.model.positions import POSITIONS
+from transformer.model.recurrent import RecurrentEncoderDecoder, RecurrentLanguageModel
 from transformer.model.stacks import Memory, Stack, windows
 
 
@@ -105,7 +106,12 @@ class DecoderOnly(nn.Module):
         return self.embedder.logits(decoded), Decoding(caches)
 
 
-FAMILIES: dict[str, Any] = {"encoder_decoder": EncoderDecoder, "decoder_only": DecoderOnly}
+FAMILIES: dict[str, Any] = {
+    "encoder_decoder": EncoderDecoder,
+    "decoder_only": DecoderOnly,
+    "recurrent_encoder_decoder": RecurrentEncoderDecoder,
+    "recurrent_language_model": RecurrentLanguageModel,
+}
 
 
 def build(config: ModelConfig) -> nn.Module:
