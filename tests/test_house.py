@@ -29,7 +29,7 @@ def _parameters(config: Config) -> Any:
     length = min(8, config.data.max_len)
     tokens = jnp.ones((2, length), jnp.int32)
     where = Tokens(jnp.broadcast_to(jnp.arange(length), (2, length)), tokens)
-    sides = 2 if config.model.family == "encoder_decoder" else 1
+    sides = 2 if config.model.family.endswith("encoder_decoder") else 1
     return jax.eval_shape(model.init, jax.random.key(0), *(tokens, where) * sides)["params"]
 
 

@@ -14,12 +14,13 @@ import pytest
 from transformer.config import ModelConfig, UserError
 from transformer.model.attention import Choice, choose
 from transformer.model.embedders import TokenEmbedder
-from transformer.model.families import FAMILIES, build
+from transformer.model.families import build
 from transformer.model.layers import MultiHeadAttention, Tokens
 from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
 
+FAMILIES = ("encoder_decoder", "decoder_only")  # those with attention; the recurrent ones have tests of their own
 QUICK = {"xla_backend_optimization_level": 0}
 V = 13
 LONG = 263  # enough that tiles over a narrow band hold less than half of the scores

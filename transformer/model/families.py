@@ -20,6 +20,7 @@ from transformer.model.embedders import EMBEDDERS, TokenEmbedder
 from transformer.model.layers import ACTIVATIONS, Linear, Tokens, key_heads, value_width, weight_init
 from transformer.model.noise import Noise
 from transformer.model.positions import POSITIONS
+from transformer.model.recurrent import RecurrentEncoderDecoder, RecurrentLanguageModel
 from transformer.model.stacks import Memory, Stack, stacked, windows
 
 
@@ -215,6 +216,8 @@ FAMILIES: dict[str, Any] = {
     "decoder_only": DecoderOnly,
     "encoder_only": EncoderOnly,
     "forecaster": Forecaster,
+    "recurrent_encoder_decoder": RecurrentEncoderDecoder,
+    "recurrent_language_model": RecurrentLanguageModel,
 }
 
 
