@@ -165,9 +165,10 @@ class EncoderOnly(nn.Module):
     def __call__(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B V"] | Float[Array, "B L V"]:
-        """Logits of the classes; without classes, of the token at each place."""
-        if self.config.num_classes:
-            return self.head(self.pooled(*self.encode(inputs, where, noise, types)))
+        """Logits of the classes; without classes, of the token at each place of a text, and of others their vector."""
+        if self.config.num_classes or self.config.inputs != "tokens":
+            pooled = self.pooled(*self.encode(inputs, where, noise, types))
+            return self.head(pooled) if self.config.num_classes else pooled
         return self.embedder.logits(self.features(inputs, where, noise, types))
 
 
@@ -233,7 +234,7 @@ def build(config: ModelConfig) -> nn.Module:
     for key, known in rows.items():
         if getattr(config, key) not in known:
             raise UserError(f"there is no model.{key} {getattr(config, key)!r}: choose one of {', '.join(known)}")
-    tokens = config.inputs == "tokens" or not (config.family == "encoder_only" and config.num_classes)
+    tokens = config.inputs == "tokens" or config.family != "encoder_only"
     if config.vocab_size < 1 and tokens and config.family != "forecaster":
         raise UserError("model.vocab_size is 0: it is set from the tokenizer, or give a number")
     if config.family == "forecaster" and not config.num_classes:
