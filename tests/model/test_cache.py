@@ -13,11 +13,10 @@ import pytest
 from transformer.config import ModelConfig
 from transformer.model import cache as kv
 from transformer.model import masks
-from transformer.model.families import build
+from transformer.model.families import FAMILIES, build
 from transformer.model.layers import Tokens
 from transformer.model.positions import POSITIONS
 
-FAMILIES = ("encoder_decoder", "decoder_only")  # those with attention; the recurrent ones have tests of their own
 # Hundreds of tiny programs are compiled once and run for a moment.
 QUICK = {"xla_backend_optimization_level": 0}
 B, L, S, V, W = 4, 13, 5, 13, 2

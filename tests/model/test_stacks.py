@@ -14,13 +14,12 @@ import pytest
 from transformer.config import ModelConfig, UserError
 from transformer.model.attention import Choice, choose
 from transformer.model.embedders import TokenEmbedder
-from transformer.model.families import build
+from transformer.model.families import FAMILIES, build
 from transformer.model.layers import MultiHeadAttention, Tokens
 from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
 
-FAMILIES = ("encoder_decoder", "decoder_only")  # those with attention; the recurrent ones have tests of their own
 QUICK = {"xla_backend_optimization_level": 0}
 V = 13
 LONG = 263  # enough that tiles over a narrow band hold less than half of the scores
@@ -410,7 +409,7 @@ def test_shared_parameters_of_all_variants_start_equal(family: str) -> None:
         {"positions": "learned", "num_layers": 1, "attention": ("window:2",), "norm": "pre"},
         {"positions": "none", "num_layers": 2, "attention": ("window:2", "full"), "dropout": 0.5, "max_positions": 3},
         {"positions": "t5", "num_layers": 2, "attention": ("window:2", "full")},
-        *({"positions": name, "num_layers": 1} for name in ("rotary", "rotary-half", "alibi")),
+        *({"positions": name, "num_layers": 1} for name in ("rotary", "rotary-half", "alibi", "sinusoidal-half")),
     ]
     assert {"sinusoidal", *(change["positions"] for change in changes)} == POSITIONS.keys()
     stacks = 2 if family == "encoder_decoder" else 1

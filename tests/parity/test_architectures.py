@@ -154,9 +154,7 @@ def run_theirs(model: Any, kind: str, batch: dict[str, np.ndarray]) -> Any:
     if kind == "image":
         out = model(pixel_values=tensors["images"].permute(0, 3, 1, 2))
     elif kind == "encoder_decoder":
-        out = model(
-            input_ids=tensors["tokens"], attention_mask=tensors["mask"], decoder_input_ids=tensors["targets"]
-        )
+        out = model(input_ids=tensors["tokens"], attention_mask=tensors["mask"], decoder_input_ids=tensors["targets"])
     else:
         types = {"token_type_ids": tensors["types"]} if kind == "encoder" else {}
         out = model(input_ids=tensors["tokens"], attention_mask=tensors["mask"], **types)
