@@ -1,7 +1,8 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
 Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl and
-checkpoints/.
+checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
+--processes=N --process=0, 1, ...
 """
 
 import json
@@ -15,6 +16,8 @@ from absl import flags
 
 from transformer import command_line
 from transformer.config import MAY_CHANGE, Config, UserError, differences, from_dict, to_dict
+
+FLAGS = flags.FLAGS
 
 
 def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
@@ -156,8 +159,11 @@ def _train(config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool])
 def main() -> None:
     """The verb, with its flags parsed. Stopped by SIGTERM it ends well, with the state saved."""
     from transformer.training.loop import Stopped
+    from transformer.training.processes import join
 
     config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
+    if FLAGS.distributed or FLAGS.coordinator:
+        join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
     try:
         train(config, workdir)
     except Stopped as stopped:
@@ -168,4 +174,9 @@ if __name__ == "__main__":
     command_line.define_config()
     flags.declare_key_flag("config")
     flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
+    flags.DEFINE_bool("distributed", False, "One of several processes, as SLURM, Open MPI or GKE started them.")
+    flags.DEFINE_string("coordinator", None, "One of several processes: host:port where the first one listens.")
+    flags.DEFINE_integer("processes", None, "How many there are; with --coordinator.")
+    flags.DEFINE_integer("process", None, "Which one this is: 0, 1, ...; with --coordinator.")
+    flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
     command_line.run(main)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax import lax
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -121,11 +122,13 @@ class Checkpoints:
         late = [number for number in self.manager.all_steps() if number > step]
         if not late or not self.owner:
             return
-        aside = self.workdir / "damaged_checkpoints"
-        aside.mkdir(exist_ok=True)
-        for number in late:
-            kept = sum(path.name.split("-")[0] == str(number) for path in aside.iterdir())
-            (self.manager.directory / str(number)).rename(aside / (f"{number}-{kept}" if kept else str(number)))
+        if jax.process_index() == 0:
+            aside = self.workdir / "damaged_checkpoints"
+            aside.mkdir(exist_ok=True)
+            for number in late:
+                kept = sum(path.name.split("-")[0] == str(number) for path in aside.iterdir())
+                (self.manager.directory / str(number)).rename(aside / (f"{number}-{kept}" if kept else str(number)))
+        multihost_utils.sync_global_devices("damaged checkpoints are set aside")
         self.manager.reload()
 
     def average(self, like: Any, last: int) -> Any:

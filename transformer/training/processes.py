@@ -1,8 +1,9 @@
-"""What keeps a run to itself and lets it stop in good order: a lock on its folder, SIGTERM, and agreement between the
-processes of a run."""
+"""What keeps a run to itself and lets it stop in good order: a lock on its folder, SIGTERM, and the other processes of
+the run."""
 
 import contextlib
 import fcntl
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,30 @@ from jax.experimental import multihost_utils
 from transformer.config import UserError
 
 AGREE_EVERY = 8  # steps between the questions that several processes ask each other; each costs a round trip
+
+
+def join(coordinator: str | None, count: int | None, index: int | None, seconds: int) -> None:
+    """Makes this process the `index`-th of `count` of one run, whose first process listens at `coordinator`, host:port.
+
+    Before any device is used. What is None is found out from the environment (SLURM, Open MPI and GKE are known to
+    JAX). On CPUs, processes talk over gloo. Raises UserError, with their numbers, where processes do not join in time.
+    """
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(coordinator, count, index, initialization_timeout=seconds)
+    except (RuntimeError, ValueError) as error:
+        text = str(error)
+        missing = sorted({int(number) for number in re.findall(r"task:(\d+)", text.partition("timed out task")[2])})
+        if missing:
+            named = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of {count} did not join"
+        elif "DEADLINE_EXCEEDED" in text or "UNAVAILABLE" in text:
+            named = f"process 0 did not answer at {coordinator}"
+        else:
+            raise UserError(
+                f"the processes of the run cannot be found out ({text.strip().splitlines()[0]}): give --coordinator, "
+                "--processes and --process"
+            ) from error
+        raise UserError(f"{named} within {seconds} s: start all processes, with the same --coordinator") from error
 
 
 @contextlib.contextmanager
