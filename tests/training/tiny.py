@@ -16,6 +16,10 @@ VOCABULARY = 24
 ROWS = 32  # over 8 devices and 4 micro-batches
 
 
+# Half as much to compile as an encoder and a decoder.
+DECODER = {"task": "language_model", "model.family": "decoder_only"}
+
+
 def tiny(**changes: Any) -> Config:
     """One layer that divides over 8 devices along every axis, dropout on; Adam's eps is 1e-6."""
     return override(
