@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transformer.config import Config, UserError
+from transformer.data.contiguous import ContiguousBatches
 from transformer.data.packed import PackedBatches
 from transformer.data.pairs import PairBatches
 from transformer.data.pipeline import Batches, tokenize
@@ -75,7 +76,8 @@ class Task(abc.ABC):
     def batches(self, source: Source, split: str) -> Batches:
         """The batches of a split, from cached tokens."""
         tokens = tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
-        return self.batch_class(
+        whole = source.contiguous and self.batch_class is PackedBatches  # one long text, read as it stands
+        return (ContiguousBatches if whole else self.batch_class)(
             tokens,
             seed=self.config.seed,
             data=self.config.data,
