@@ -43,7 +43,9 @@ class TextClassification(Classification):
         return (source.field(config.data.target),)
 
     def batches(self, source: Source, split: str) -> Batches:
-        return LabelledBatches(self._tokens(source, split), read_labels(source, split), **self._common())
+        return LabelledBatches(
+            self._tokens(source, split), read_labels(source, split, self.config.data), **self._common()
+        )
 
     def example(self) -> Batch:
         return dict.fromkeys(("inputs", "input_positions", "input_segments"), jnp.zeros((1, 2), jnp.int32))
