@@ -62,6 +62,7 @@ class SpanCorruption(Translation):
     """T5's objective (Raffel et al. 2020, section 3.1.4): the text with holes in, what was in the holes out."""
 
     families = ("encoder_decoder",)
+    reads_lines = False
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
