@@ -180,6 +180,8 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
         out = generate(trained, lines_in)
         assert len(out) == 3
         assert out[1] == ""
+        if task == "language_model":
+            assert trained.task.prompt([5, 7]) == [5, 7], "one long text has no begin"
         if task == "text_classification":
             assert {out[0], out[2]} <= {"negative", "positive"}
     else:
