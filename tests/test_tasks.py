@@ -129,7 +129,11 @@ BASELINES = {
     "summarization": {"copy", "lead sentence"},
     "language_model": {"unigram"},
     "prompts": {"unigram"},
-    "text_classification": {"most frequent class", "logistic regression, bag of words and pairs"},
+    "text_classification": {
+        "most frequent class",
+        "logistic regression, words and pairs of them",
+        "logistic regression, one to three characters",
+    },
     "image_classification": {"most frequent class", "logistic regression, pixels"},
     "speech_classification": {"most frequent class", "logistic regression, mean and deviation of mel bands"},
     "forecasting": {"repeat the last value", "linear"},
