@@ -13,7 +13,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "prompts"
-    config.steps = 4000
+    config.steps = 2200
     config.label_smoothing = 0.0
     config.data.name = "prompts"
     config.data.source = ""

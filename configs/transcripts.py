@@ -14,7 +14,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "speech_recognition"
-    config.steps = 4000
+    config.steps = 2000
     config.data.name = "digit_strings"
     config.data.target = "text"
     config.data.tokenizer = "characters"
