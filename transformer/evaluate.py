@@ -1,7 +1,9 @@
-"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N]
+"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--baselines]
 
-Prints one JSON object as its last line: loss (nats a token, not smoothed), perplexity and token accuracy of the
-reference; for translation also exact match and BLEU of the greedy output, with its sacreBLEU signature.
+Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
+of the reference. Of classes: loss, accuracy and macro F1. Of forecasts: MSE and MAE on the scaled series. Of what is
+written greedily: exact match and BLEU (translation), ROUGE (summaries), word error rate (speech), share of right
+answers (prompts). --baselines adds what needs no model of ours, on the same split.
 """
 
 import json
@@ -11,40 +13,58 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.generate import Trained, generate, restore
+from transformer.generate import Trained, generate, restore, transcribe
 
 FLAGS = flags.FLAGS
 
 
 def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
-    """Loss, perplexity and token accuracy over every token of a split, each token once.
+    """What the loss of the task counts, over every token, example or value of a split, each once.
 
     Raises UserError where the split holds a sequence longer than the model takes.
     """
     from transformer.config import UserError
-    from transformer.data.pipeline import PairBatches
+    from transformer.tasks import TokenTask
     from transformer.training import losses, sharding, step
 
     task = trained.task
     batches = task.batches(trained.source, split)
-    if task.limit is not None and isinstance(batches, PairBatches) and (long := batches.too_long(task.limit)):
+    if task.limit is not None and (long := batches.too_long(task.limit)):
         raise UserError(
-            f"{long} sentence pairs of {split!r} are longer than the {task.limit} positions of the learned table: "
-            "train with a larger model.max_positions, or evaluate another --split"
+            f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
+            "with a larger model.max_positions, or evaluate another --split"
         )
     mesh = sharding.make_mesh(trained.config.mesh, trained.config.data.row_multiple)
-    eval_step = step.make_eval_step(task.loss, mesh)
-    total: dict[str, losses.Pair] = {}
-    for batch in batches.evaluation():
-        metrics = eval_step(trained.params, batch)
-        total = losses.add(total, metrics) if total else metrics
+    total = step.total(step.make_eval_step(task.loss, mesh), trained.params, batches.evaluation())
     means = losses.means(total)
+    if not isinstance(task, TokenTask):
+        return {name: value for name, value in means.items() if name != "nll"}
     return {
         "loss": means["nll"],
         "perplexity": math.exp(min(means["nll"], 700.0)),
         "token_accuracy": means["token_accuracy"],
         "tokens": int(total["nll"][1]),
     }
+
+
+def class_metrics(trained: Trained, split: str) -> dict[str, float]:
+    """Macro F1 (the mean over classes of 2 TP / (2 TP + FP + FN)), and how many examples there are."""
+    import jax
+    import numpy as np
+
+    predict = jax.jit(trained.task.predict)
+    labels, found = [], []
+    for batch in trained.task.batches(trained.source, split).evaluation():
+        real = batch["example_ids"] >= 0
+        labels.append(batch["labels"][real])
+        found.append(np.asarray(predict(trained.params, batch)).argmax(axis=1)[real])
+    right, guessed = np.concatenate(labels), np.concatenate(found)
+    scores = []
+    for c in range(trained.task.model_config.num_classes):
+        hits = int(((right == c) & (guessed == c)).sum())
+        either = int((right == c).sum() + (guessed == c).sum())
+        scores.append(2 * hits / either if either else 1.0)
+    return {"macro_f1": float(np.mean(scores)), "examples": len(right)}
 
 
 def translation_metrics(outputs: list[str], references: list[str]) -> dict[str, Any]:
@@ -61,25 +81,94 @@ def translation_metrics(outputs: list[str], references: list[str]) -> dict[str, 
     }
 
 
+def summary_metrics(outputs: list[str], references: list[list[str]]) -> dict[str, Any]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`, stemmed); of several references the best counts, as in
+    the SciTLDR paper."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    rows = [scorer.score_multi(targets, text) for targets, text in zip(references, outputs, strict=True)]
+    return {kind: 100 * sum(row[kind].fmeasure for row in rows) / max(len(rows), 1) for kind in kinds}
+
+
+def word_errors(output: str, reference: str) -> int:
+    """Fewest words to replace, insert or delete in the output to get the reference (Levenshtein 1966)."""
+    target = reference.split()
+    row = list(range(len(target) + 1))
+    for i, word in enumerate(output.split(), start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(target, start=1):
+            before, row[j] = row[j], min(before + (word != other), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def speech_metrics(outputs: list[str], references: list[str]) -> dict[str, Any]:
+    """Word error rate, errors over words of all references, and the share of exact transcripts."""
+    errors = sum(map(word_errors, outputs, references))
+    words = sum(len(reference.split()) for reference in references)
+    exact = sum(map(str.__eq__, outputs, references))
+    return {"word_error_rate": errors / max(words, 1), "exact_match": exact / max(len(references), 1)}
+
+
+def answer_metrics(outputs: list[str], references: list[str], kinds: list[str]) -> dict[str, Any]:
+    """Share of right answers, of each kind of prompt and of all."""
+    right = [output == reference for output, reference in zip(outputs, references, strict=True)]
+    table = {kind: [ok for ok, k in zip(right, kinds, strict=True) if k == kind] for kind in sorted(set(kinds))}
+    return {"answers": sum(right) / max(len(right), 1)} | {
+        f"answers_{kind}": sum(found) / len(found) for kind, found in table.items()
+    }
+
+
+def written_metrics(trained: Trained, split: str) -> dict[str, Any]:
+    """What the task's greedy outputs are worth; nothing for tasks that write none."""
+    source, data, task = trained.source, trained.config.data, trained.config.task
+    if task not in ("translation", "summarization", "speech_recognition", "prompts"):
+        return {}
+    examples = list(source.split(split))
+    if task == "speech_recognition":
+        return speech_metrics(transcribe(trained, split), [example[source.field(data.target)] for example in examples])
+    if task == "prompts":
+        outputs = generate(trained, [example["prompt"] for example in examples])
+        return answer_metrics(
+            outputs, [e["answer"] for e in examples], ["sums" if "+" in e["prompt"] else "words" for e in examples]
+        )
+    text, target = source.pair(data)
+    outputs = generate(trained, [example[text] for example in examples])
+    if task == "translation":
+        return translation_metrics(outputs, [example[target] for example in examples])
+    return summary_metrics(outputs, [references(example, target) for example in examples])
+
+
+def references(example: dict[str, Any], target: str) -> list[str]:
+    """All summaries of an example; some datasets have several, a line each."""
+    return example["references"].splitlines() if "references" in example else [example[target]]
+
+
 def evaluate(trained: Trained, split: str = "test") -> dict[str, Any]:
     """All metrics of a split; see the head of this file."""
+    from transformer.tasks import Classification
+
     metrics: dict[str, Any] = {"split": split, "step": trained.step} | loss_metrics(trained, split)
-    if trained.config.task == "translation":
-        examples = list(trained.source.split(split))
-        source, target = trained.source.pair(trained.config.data)
-        outputs = generate(trained, [example[source] for example in examples])
-        metrics |= translation_metrics(outputs, [example[target] for example in examples])
-    return metrics
+    if isinstance(trained.task, Classification):
+        metrics |= class_metrics(trained, split)
+    return metrics | written_metrics(trained, split)
 
 
 def main() -> None:
     """The verb, with its flags parsed."""
     trained = restore(command_line.workdir_from_flags(), FLAGS.average)
-    print(json.dumps(evaluate(trained, FLAGS.split)))
+    metrics = evaluate(trained, FLAGS.split)
+    if FLAGS.baselines:
+        from transformer.baselines import baselines
+
+        metrics["baselines"] = baselines(trained, FLAGS.split)
+    print(json.dumps(metrics))
 
 
 if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run.")
     flags.DEFINE_string("split", "test", "Split to evaluate on.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    flags.DEFINE_boolean("baselines", False, "Also what a majority class, a linear model or a copy reach.")
     command_line.run(main)

@@ -1,7 +1,7 @@
 """python -m transformer.generate --workdir=runs/first < in.txt > out.txt
 
-Writes exactly one line for each line read, in order: the greedy translation, or the greedy continuation of a prompt.
-An empty line gives an empty line.
+Writes exactly one line for each line read, in order: the greedy translation or summary, the greedy continuation of a
+prompt, or the name of the text's class. An empty line gives an empty line.
 """
 
 import dataclasses
@@ -69,10 +69,12 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     # Any number of devices will do, whatever the run was trained on.
     devices = math.gcd(len(jax.devices()), config.data.row_multiple)
     config = dataclasses.replace(config, mesh=MeshConfig(data=devices))
-    if not (workdir / "tokenizer.json").is_file():
-        raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
-    tokenizer = Tokenizer.load(workdir / "tokenizer.json")
-    task = task_class(config.task)(config, tokenizer)
+    kind, tokenizer = task_class(config.task), None
+    if kind.reads_text:
+        if not (workdir / "tokenizer.json").is_file():
+            raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
+        tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+    task = kind(config, tokenizer)
     mesh = sharding.make_mesh(config.mesh, config.data.row_multiple)
     everywhere = sharding.replicated(mesh)
     shapes = jax.eval_shape(step.make_init(task.init, optim.make_optimizer(config), mesh), jnp.uint32(0))
@@ -89,30 +91,30 @@ def generate(trained: Trained, lines: list[str]) -> list[str]:
     """One output for each line, in order; empty lines stay empty.
 
     Lines are padded to the widths of `data.buckets` (and multiples of the last one), in batches of fixed size.
-    Raises UserError, before anything is computed, for a line longer than the model takes.
+    Raises UserError, before anything is computed, for a line longer than the model takes, and for a task that writes
+    no text.
     """
-    import jax
     import numpy as np
 
-    from transformer.data.tokenizers import Tokenizer
-    from transformer.decoding import DECODERS
+    from transformer.tasks import TextClassification, WritingTask
 
-    ids = trained.tokenizer.encode_batch(lines)
-    limit = trained.task.limit
+    task = trained.task
+    if isinstance(task, TextClassification):
+        write, prompt = _classifier(trained), lambda ids: [trained.tokenizer.bos_id, *ids, trained.tokenizer.eos_id]
+    elif isinstance(task, WritingTask) and task.reads_lines:
+        write, prompt = _writer(trained), task.prompt
+    else:
+        raise UserError(f"task {trained.config.task!r} turns no line into another: see python -m transformer.evaluate")
+    ids = [prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
     for number, (line, tokens) in enumerate(zip(lines, ids, strict=True), start=1):
-        if limit is not None and len(tokens) + 1 > limit:
+        if task.limit is not None and len(tokens) > task.limit:
             raise UserError(
-                f"line {number} has {len(tokens) + 1} tokens, and the learned position table ends after {limit}: "
+                f"line {number} has {len(tokens)} tokens, and the learned position table ends after {task.limit}: "
                 f"shorten it ({line[:40]!r}...), or train with a larger model.max_positions"
             )
     outputs = [""] * len(lines)
     todo = [i for i, line in enumerate(lines) if line.strip()]
-    widths = {i: _width(len(ids[i]) + 1, trained.config.data.buckets, limit) for i in todo}
-    strategy = DECODERS["greedy"]
-    # Compiles once a width.
-    decode = jax.jit(
-        lambda params, tokens, lengths: strategy(*trained.task.begin(params, tokens, lengths), Tokenizer.eos_id)
-    )
+    widths = {i: _width(len(ids[i]), trained.config.data.buckets, task.limit) for i in todo}
     for width in sorted(set(widths.values())):
         members = [i for i in todo if widths[i] == width]
         rows = _rows(width, trained.config)
@@ -120,16 +122,65 @@ def generate(trained: Trained, lines: list[str]) -> list[str]:
             chunk = members[start : start + rows]
             batch, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
             for row, i in enumerate(chunk):
-                tokens = trained.task.prompt(ids[i])
-                batch[row, : len(tokens)], lengths[row] = tokens, len(tokens)
+                batch[row, : len(ids[i])], lengths[row] = ids[i], len(ids[i])
             # Rows that are left over repeat the first, so that they end when it does.
             batch[len(chunk) :], lengths[len(chunk) :] = batch[0], lengths[0]
-            written_rows = np.asarray(decode(trained.params, batch, lengths))[: len(chunk)]
-            for i, written in zip(chunk, written_rows, strict=True):
-                stop = np.flatnonzero(written == Tokenizer.eos_id)
-                text = trained.tokenizer.decode(written[: stop[0]].tolist() if len(stop) else written.tolist())
-                outputs[i] = " ".join(text.splitlines())
+            for i, text in zip(chunk, write(batch, lengths), strict=False):
+                outputs[i] = text
     return outputs
+
+
+def transcribe(trained: Trained, split: str) -> list[str]:
+    """The texts of the recordings of a split, in their order."""
+    from transformer.tasks import SpeechRecognition
+
+    assert isinstance(trained.task, SpeechRecognition)
+    write, texts = _writer(trained), dict[int, str]()
+    for batch in trained.task.batches(trained.source, split).evaluation():
+        written = write(batch["inputs"], batch["input_segments"].sum(axis=1))
+        texts |= {int(i): text for i, text in zip(batch["example_ids"], written, strict=True) if i >= 0}
+    return [texts[i] for i in sorted(texts)]
+
+
+def _writer(trained: Trained) -> Any:
+    """(padded inputs [B, width, ...], lengths [B]) -> the text of each row, greedy; compiles once a width."""
+    import jax
+    import numpy as np
+
+    from transformer.data.tokenizers import Tokenizer
+    from transformer.decoding import DECODERS
+
+    strategy = DECODERS["greedy"]
+    decode = jax.jit(
+        lambda params, inputs, lengths: strategy(*trained.task.begin(params, inputs, lengths), Tokenizer.eos_id)
+    )
+
+    def write(inputs: Any, lengths: Any) -> list[str]:
+        texts = []
+        for row in np.asarray(decode(trained.params, inputs, lengths)):
+            stop = np.flatnonzero(row == Tokenizer.eos_id)
+            text = trained.tokenizer.decode(row[: stop[0]].tolist() if len(stop) else row.tolist())
+            texts.append(" ".join(text.splitlines()))
+        return texts
+
+    return write
+
+
+def _classifier(trained: Trained) -> Any:
+    """(padded tokens [B, width], lengths [B]) -> the name of each row's most likely class."""
+    import jax
+    import numpy as np
+
+    predict = jax.jit(trained.task.predict)
+    names = trained.source.classes
+
+    def write(tokens: Any, lengths: Any) -> list[str]:
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(np.int32)
+        batch = {"inputs": tokens, "input_positions": positions, "input_segments": segments}
+        return [names[i] for i in np.asarray(predict(trained.params, batch)).argmax(axis=1)]
+
+    return write
 
 
 def _width(length: int, buckets: tuple[int, ...], limit: int | None) -> int:

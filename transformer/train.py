@@ -1,6 +1,7 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json, metrics.jsonl and checkpoints/.
+Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl and
+checkpoints/.
 """
 
 import json
@@ -58,7 +59,7 @@ def read_config(workdir: Path) -> Config:
 
 
 def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float]:
-    """Trains a run to `config.steps` and returns its validation metrics (means over tokens, not smoothed).
+    """Trains a run to `config.steps` and returns its validation metrics (means, not smoothed).
 
     Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
     leaves out none.
@@ -77,13 +78,16 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     kind = task_class(config.task)
     mesh = sharding.make_mesh(config.mesh, config.data.row_multiple)
     source = load_source(config.data)
-    tokenizer = load_or_train(source, config.data, kind.fields(config, source))
+    tokenizer = None
+    if kind.reads_text:
+        tokenizer = load_or_train(source, config.data, kind.fields(config, source), kind.extra_pieces(config))
     task = kind(config, tokenizer)
+    task.check(source)
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
 
     claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
-    if not (workdir / "tokenizer.json").exists():
+    if tokenizer is not None and not (workdir / "tokenizer.json").exists():
         tokenizer.save(workdir / "tokenizer.json")
 
     optimizer = optim.make_optimizer(config)
@@ -105,11 +109,7 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     eval_step = step.make_eval_step(task.loss, mesh)
 
     def evaluate(state: step.State) -> dict[str, float]:
-        total: dict[str, losses.Pair] = {}
-        for batch in validation.evaluation(config.data.max_len):
-            metrics = eval_step(state.params, batch)
-            total = losses.add(total, metrics) if total else metrics
-        return losses.means(total)
+        return losses.means(step.total(eval_step, state.params, validation.evaluation(config.data.max_len)))
 
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.show(
@@ -132,7 +132,7 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
         )
         metrics = evaluate(state)
         writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
-        writer.show(config.steps, f"validation loss {metrics['nll']:.4f} in {str(workdir)!r}")
+        writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
     except loop.Diverged as error:
         raise UserError(str(error)) from error
     finally:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from transformer.config import DataConfig, UserError
 from transformer.data import pipeline
-from transformer.data.pipeline import Batches, PackedBatches, PairBatches, Tokens, pack, tokenize
+from transformer.data.packed import PackedBatches, pack
+from transformer.data.pairs import PairBatches
+from transformer.data.pipeline import Batches, Tokens, tokenize
 from transformer.data.sources import load_source
 from transformer.data.tokenizers import Tokenizer, load_or_train
 

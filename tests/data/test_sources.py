@@ -20,7 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
-from transformer.data import parallel, sources
+from transformer.data import parallel, source, sources
 from transformer.data.sources import load_source
 
 ROOT = Path(__file__).parents[2]
@@ -329,7 +329,7 @@ with tfds.core.registered.skip_registration():
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    with sources._quiet():
+    with source.quiet():
         TinyTranslate(data_dir=folder, config="de-en", file_format="array_record").download_and_prepare()
     return folder
 
@@ -405,7 +405,7 @@ def test_a_dataset_without_text(tmp_path: Path) -> None:
             def _generate_examples(self) -> Iterator[tuple[int, dict]]:
                 yield 0, {"id": 0}
 
-    with sources._quiet():
+    with source.quiet():
         NoText(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with pytest.raises(UserError, match="no_text has no text field"):
         load_source(config(tmp_path, "no_text"))

@@ -14,7 +14,7 @@ import pytest
 
 from transformer import train as verb
 from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, UserError, override
-from transformer.data.pipeline import PairBatches
+from transformer.data.pairs import PairBatches
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.loop import Diverged
 from transformer.training.writer import Writer

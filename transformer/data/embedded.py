@@ -1,6 +1,25 @@
-"""The defaults that need no download, as TFDS builders: one translation corpus, one for language models."""
+"""The defaults that need no download, as TFDS builders: for translation, language models, summaries and classes."""
 
+from pathlib import Path
+
+from transformer.data import languages, prompts, summaries
 from transformer.data.docstrings import Docstrings
 from transformer.data.quantities import Quantities
+from transformer.data.records import RecordDataset
 
-__all__ = ["Docstrings", "Quantities"]
+__all__ = ["Docstrings", "Languages", "Prompts", "Quantities", "Summaries"]
+
+
+def Summaries(data_dir: Path) -> RecordDataset:
+    """Bodies and summaries of docstrings."""
+    return RecordDataset(summaries.records(), data_dir=data_dir)
+
+
+def Languages(data_dir: Path) -> RecordDataset:
+    """Names from CLDR, labelled by language."""
+    return RecordDataset(languages.records(), data_dir=data_dir)
+
+
+def Prompts(data_dir: Path) -> RecordDataset:
+    """Sums and number words, with their answers."""
+    return RecordDataset(prompts.records(), data_dir=data_dir)

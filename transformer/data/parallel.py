@@ -84,7 +84,7 @@ class TextFiles:
 
 def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
     """Line n of every file, without surrounding white space."""
-    readers = [_lines(path) for path in files.values()]
+    readers = [lines_of(path) for path in files.values()]
     for number, lines in enumerate(zip_longest(*readers)):
         if None in lines:
             counted = " but ".join(
@@ -95,11 +95,15 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
         yield lines
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file; they end at a line feed only, since U+2028 and its kind belong to the text."""
+def lines_of(path: Path) -> Iterator[str]:
+    """The lines of a file, plain or gzipped, without surrounding white space.
+
+    They end at a line feed only, since U+2028 and its kind belong to the text. UserErrors: the file is empty, damaged,
+    not UTF-8 (with the line), or cannot be read.
+    """
     number = 0
     try:
-        with _opened(path) as stream:
+        with opened(path) as stream:
             for number, line in enumerate(stream, start=1):
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
@@ -112,7 +116,8 @@ def _lines(path: Path) -> Iterator[str]:
         raise UserError(f"{path} is empty: give a file with one example a line.")
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """The bytes of a file, plain or gzipped."""
     with open(path, "rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
     return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]

@@ -2,8 +2,7 @@
 
 An epoch is a plan over token lengths: made from (seed, epoch), never from what was read before. So a checkpoint needs
 only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global batch.
-All arrays of a batch are int32; segment 0 is padding. `PairBatches` is for translation, `PackedBatches` for language
-models.
+All arrays of a batch of texts are int32; segment 0 is padding. What a batch looks like is in the files beside this one.
 """
 
 import abc
@@ -11,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
@@ -24,7 +23,9 @@ from transformer.data.tokenizers import Tokenizer
 
 Batch = dict[str, np.ndarray]
 
-PACKING = 2**64 - 1  # stands in the place of the epoch in the key of the packing's random numbers
+# These stand in the place of the epoch in the key of random numbers: of the packing, and of what evaluation hides.
+PACKING = 2**64 - 1
+EVALUATION = 2**64 - 2
 MAP_ABOVE = 2**28  # bytes; larger token files are mapped into memory instead of read
 
 
@@ -82,6 +83,31 @@ def tokenize(
     return tokens
 
 
+def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
+    """The class of every example of a split [examples], int32, from the cache where they have been read before.
+
+    UserError: the source has no classes, or examples of none of them.
+    """
+    if not source.classes:
+        raise UserError(f"{source.name} has no classes: choose a dataset of labelled texts in data.name.")
+    examples = source.split(split)
+    identity = json.dumps([source.fingerprint, split, "label"])
+    path = cache_root(data) / "labels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    with locked(path):
+        if not path.exists():
+            labels = np.array([example["label"] for example in examples], np.int32)
+            with writing(path) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, labels)
+    labels = np.load(path)
+    without = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
+    if len(without):  # -1 stands for no label, as in the test split of GLUE
+        raise UserError(
+            f"Example {without[0] + 1} of {split} of {source.name} has the label {labels[without[0]]}, which is no "
+            "class: choose another split, or take it out."
+        )
+    return labels
+
+
 # --- Batches
 
 
@@ -120,6 +146,10 @@ class Batches(abc.ABC):
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every example exactly once, in a few fixed shapes; the last rows of a shape may be padding."""
 
+    def too_long(self, max_len: int) -> int:
+        """How many examples `evaluation` gives that are longer than `max_len`, special tokens included."""
+        return 0
+
     def batch(self, step: int) -> Batch:
         """This process's rows of the global batch of a step (0, 1, ...); depends on the seed and the step only."""
         epoch, index = divmod(step, self.steps_per_epoch)
@@ -134,9 +164,13 @@ class Batches(abc.ABC):
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
     def _local(self, width: int, rows: np.ndarray) -> Batch:
+        return self._make(width, self._share(rows))
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of this process."""
         index, count = self._process
         share = len(rows) // count
-        return self._make(width, rows[index * share : (index + 1) * share])
+        return rows[index * share : (index + 1) * share]
 
     def _rows_of(self, width: int) -> int:
         """Rows of a batch of that width: about batch_tokens positions, and a multiple of row_multiple."""
@@ -175,127 +209,6 @@ def _cut(rows: np.ndarray, count: int) -> list[np.ndarray]:
     return list(padded.reshape(-1, count))
 
 
-# --- Translation
-
-
-class PairBatches(Batches):
-    """Pairs in buckets: a batch holds pairs of similar length, padded to the width of their bucket.
-
-    `tokens` are those of the source and of the target field, in this order. A pair's length is that of its longer
-    side, EOS (or BOS) included; longer ones than max_len are left out of training and never of `evaluation`. What
-    does not fill a batch goes up into the next bucket, so that only one batch of an epoch has rows of padding.
-
-    Keys: inputs, input_positions, input_segments [B, S]; target_inputs (BOS first), targets (EOS last),
-    target_positions, target_segments [B, L], S = L = the bucket; example_ids [B], -1 on rows of padding.
-    """
-
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
-        self._source, self._target = tokens.values()
-        self._widths = _buckets(data)
-        self._lengths = np.maximum(self._source.lengths, self._target.lengths) + 1
-        self._kept = np.flatnonzero(self._lengths <= data.max_len)
-        self._bucket_of = np.searchsorted(self._widths, self._lengths)
-        # (width, batches) of the buckets in use; the counts do not depend on the epoch.
-        self._counts: list[tuple[int, int]] = []
-        carried = 0
-        sizes = np.bincount(self._bucket_of[self._kept], minlength=len(self._widths))
-        self._used = np.flatnonzero(sizes)
-        for bucket in self._used:
-            size, rows = carried + int(sizes[bucket]), self._rows_of(self._widths[bucket])
-            last = bucket == self._used[-1]
-            self._counts.append((self._widths[bucket], -(-size // rows) if last else size // rows))
-            carried = size % rows
-
-    @property
-    def steps_per_epoch(self) -> int:
-        steps = sum(count for _, count in self._counts)
-        if not steps:
-            raise UserError(
-                f"None of {len(self._lengths)} pairs fits into data.max_len={self.data.max_len}: raise it, or give "
-                "shorter sentences."
-            )
-        return steps
-
-    @property
-    def report(self) -> dict[str, Any]:
-        positions = sum(2 * width * self._rows_of(width) * count for width, count in self._counts)
-        kept = self._kept
-        filled = int((self._source.lengths[kept] + self._target.lengths[kept] + 2).sum())
-        return {
-            "kept": len(kept),
-            "dropped": len(self._lengths) - len(kept),
-            "fill": filled / max(positions, 1),
-            "shapes": [(self._rows_of(width), width) for width, count in self._counts if count],
-            "steps_per_epoch": sum(count for _, count in self._counts),
-        }
-
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        bits = _philox(self.seed, epoch)
-        pairs = self._kept[_permutation(bits, len(self._kept))]
-        buckets = self._bucket_of[pairs]
-        plan: list[tuple[int, np.ndarray]] = []
-        carried = pairs[:0]
-        for bucket, (width, count) in zip(self._used, self._counts, strict=True):
-            rows = self._rows_of(width)
-            members = np.concatenate([carried, pairs[buckets == bucket]])
-            plan.extend((width, batch) for batch in _cut(members[: count * rows], rows))
-            carried = members[count * rows :]
-        return [plan[i] for i in _permutation(bits, len(plan))]
-
-    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every pair exactly once, from short to long; widths beyond the last bucket are multiples of it.
-
-        With `max_len`, pairs longer than that are left out, for a model that takes no more; `too_long` counts them.
-        """
-        limit = int(self._lengths.max(initial=0)) if max_len is None else max_len
-        last = self._widths[-1]
-        widths = np.where(
-            self._bucket_of < len(self._widths),
-            np.asarray(self._widths)[np.minimum(self._bucket_of, len(self._widths) - 1)],
-            -(-self._lengths // last) * last,
-        )
-        for width in np.unique(widths[self._lengths <= limit]).tolist():
-            for rows in _cut(np.flatnonzero((widths == width) & (self._lengths <= limit)), self._rows_of(width)):
-                yield self._local(width, rows)
-
-    def too_long(self, max_len: int) -> int:
-        """How many pairs have a side longer than `max_len`, special tokens included."""
-        return int((self._lengths > max_len).sum())
-
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
-        source, source_lengths = _gather(self._source, rows, width)
-        target, target_lengths = _gather(self._target, rows, width)
-        real = rows >= 0
-        inputs, targets = source, target.copy()
-        inputs[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
-        targets[np.flatnonzero(real), target_lengths[real]] = Tokenizer.eos_id
-        target_inputs = np.zeros_like(target)
-        target_inputs[:, 1:] = target[:, :-1]
-        target_inputs[real, 0] = Tokenizer.bos_id
-        position = np.arange(width, dtype=np.int32)
-        input_segments = (position < (source_lengths + real)[:, None]).astype(np.int32)
-        target_segments = (position < (target_lengths + real)[:, None]).astype(np.int32)
-        return {
-            "inputs": inputs,
-            "input_positions": position * input_segments,
-            "input_segments": input_segments,
-            "target_inputs": target_inputs,
-            "targets": targets,
-            "target_positions": position * target_segments,
-            "target_segments": target_segments,
-            "example_ids": rows.astype(np.int32),
-        }
-
-
 def _buckets(data: DataConfig) -> list[int]:
     """The widths that max_len needs. UserError: none is that wide."""
     buckets = sorted(set(data.buckets))
@@ -315,128 +228,3 @@ def _gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, n
     matrix = np.full((len(rows), width), Tokenizer.pad_id, np.int32)
     matrix[inside] = tokens.flat[(starts[:, None] + column)[inside]]
     return matrix, lengths
-
-
-# --- Language models
-
-
-class PackedBatches(Batches):
-    """Documents packed into rows of max_len: each BOS + tokens + EOS, the targets one ahead of the inputs.
-
-    A document longer than max_len is cut into consecutive chunks. A row holds several chunks, numbered 1, 2, ... by
-    its segments; positions restart in each. `tokens` are those of one field; empty documents are left out. The
-    packing depends on the seed only, and the order of the rows on (seed, epoch).
-
-    Keys: target_inputs, targets, target_positions, target_segments [B, L], L = max_len.
-    """
-
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
-        (self._tokens,) = tokens.values()
-        documents = np.flatnonzero(self._tokens.lengths)
-        lengths = self._tokens.lengths[documents] + 1  # inputs with BOS, as many as targets with EOS
-        chunks = -(-lengths // data.max_len)
-        number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
-        document, start = np.repeat(documents, chunks), number * data.max_len
-        length = np.minimum(data.max_len, np.repeat(lengths, chunks) - start)
-        rows = pack(length, data.max_len, seed)
-        by_row = np.argsort(rows, kind="stable")
-        self._document, self._start, self._length = document[by_row], start[by_row], length[by_row]
-        # The chunks of row r are first[r], ..., first[r + 1] - 1.
-        self._first = np.concatenate([[0], np.cumsum(np.bincount(rows))]) if len(rows) else np.zeros(1, np.int64)
-        self._kept = len(documents)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        rows = len(self._first) - 1
-        if not rows:
-            raise UserError(f"None of {len(self._tokens)} documents holds a token: give some text.")
-        return -(-rows // self._rows_of(self.data.max_len))
-
-    @property
-    def report(self) -> dict[str, Any]:
-        rows, steps = self._rows_of(self.data.max_len), self.steps_per_epoch
-        return {
-            "kept": self._kept,
-            "dropped": 0,
-            "fill": int(self._length.sum()) / (steps * rows * self.data.max_len),
-            "shapes": [(rows, self.data.max_len)],
-            "steps_per_epoch": steps,
-        }
-
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = _permutation(_philox(self.seed, epoch), len(self._first) - 1)
-        return [(self.data.max_len, rows) for rows in _cut(order, self._rows_of(self.data.max_len))]
-
-    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every chunk exactly once, in the order of the packing. Rows have the length max_len of the config."""
-        del max_len  # nothing is longer than a row
-        for rows in _cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
-            yield self._local(self.data.max_len, rows)
-
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
-        first = self._first[np.maximum(rows, 0)]
-        counts = np.where(rows >= 0, self._first[np.maximum(rows, 0) + 1] - first, 0)
-        row, within = _spread(counts)  # of each chunk: its row in the batch, its number in that row
-        chunk = first[row] + within
-        length = self._length[chunk]
-        before = np.cumsum(length) - length  # tokens of the batch before this chunk
-        column = before - before[np.maximum(np.arange(len(chunk)) - within, 0)]
-        owner, position = _spread(length)  # of each token: its chunk, its place in that chunk
-        where = (row[owner], column[owner] + position)
-
-        place = self._start[chunk][owner] + position  # in BOS + tokens + EOS
-        document = self._document[chunk][owner]
-        begin, end = self._tokens.offsets[document], self._tokens.lengths[document]
-        flat = self._tokens.flat
-        batch = {
-            key: np.zeros((len(rows), width), np.int32)
-            for key in ("target_inputs", "targets", "target_positions", "target_segments")
-        }
-        batch["target_inputs"][where] = np.where(place == 0, Tokenizer.bos_id, flat[begin + np.maximum(place - 1, 0)])
-        batch["targets"][where] = np.where(place == end, Tokenizer.eos_id, flat[begin + np.minimum(place, end - 1)])
-        batch["target_positions"][where] = position
-        batch["target_segments"][where] = within[owner] + 1
-        return batch
-
-
-def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For counts [2, 3]: the owners [0, 0, 1, 1, 1] and the places [0, 1, 0, 1, 2]."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
-def pack(lengths: np.ndarray, width: int, seed: int) -> np.ndarray:
-    """A row for each length (each at most `width`) such that no row holds more than `width`: best fit, longest first.
-
-    Deterministic; the seed decides between equal lengths. About a microsecond a length.
-    """
-    order = _permutation(_philox(seed, PACKING), len(lengths))
-    order = order[np.argsort(-lengths[order], kind="stable")]
-    rows = np.zeros(len(lengths), np.int64)
-    free: dict[int, list[int]] = {}  # room left -> rows with as much
-    rooms = 0  # bit r is set when free[r] has a row: the best fit is one bit operation away
-    count = 0
-    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
-        fitting = rooms >> length
-        if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = free[room].pop()
-            if not free[room]:
-                rooms ^= 1 << room
-        else:
-            room, row = width, count
-            count += 1
-        rows[item] = row
-        if room > length:
-            free.setdefault(room - length, []).append(row)
-            rooms |= 1 << (room - length)
-    return rows

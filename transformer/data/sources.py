@@ -1,8 +1,7 @@
 """Where examples come from: TFDS builders prepared as ArrayRecord files, read at random without TensorFlow.
 
-`load_source` turns the `data` part of a config into a `Source`: its splits are sequences of dicts of strings. SOURCES
-holds the names of our own; any other name is looked up among the TFDS datasets. Preparing happens once, under a lock
-and into a temporary folder, so that neither a second process nor a kill half-way leaves a broken cache.
+`load_source` turns the `data` part of a config into a `Source`: its splits are sequences of dicts of strings, numbers
+and arrays. SOURCES holds the names of our own; any other name is looked up among the TFDS datasets.
 """
 
 import contextlib
@@ -12,213 +11,33 @@ import functools
 import hashlib
 import http.client
 import importlib
-import io
-import json
 import logging
-import operator
 import re
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import absl.logging
-import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig, UserError
-from transformer.data.caching import cache_root, locked, remove, writing
+from transformer.data import images, recordings, series, text_files
+from transformer.data.arrays import ArrayData, ArrayDataset
+from transformer.data.caching import cache_root, locked, writing
 from transformer.data.parallel import ParallelText, TextFiles
+from transformer.data.records import RecordDataset, Records
+from transformer.data.source import Source, choose, from_builder, prepare, quiet
 
 logger = logging.getLogger(__name__)
-
-SPLIT_ORDER = ("train", "validation", "test")
-
-
-# --- A source
-
-
-class Examples(Sequence[dict[str, Any]]):
-    """The examples of one split, at random access: text fields as str, other scalars as NumPy scalars."""
-
-    def __init__(
-        self, records: Any, texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]
-    ) -> None:
-        self._records = records
-        self._texts = texts
-        self._others = others
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return self.many(range(*index.indices(len(self))))
-        position = operator.index(index)
-        if not -len(self) <= position < len(self):
-            raise IndexError(f"example {position} of {len(self)}")
-        return self._example(self._records[position % len(self)])
-
-    def many(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`, read in one go: about three times as fast as one by one."""
-        return [self._example(record) for record in self._records.__getitems__(list(indices))] if len(indices) else []
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), 1000):
-            yield from self.many(range(start, min(start + 1000, len(self))))
-
-    def _example(self, record: Any) -> dict[str, Any]:
-        example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
-        example.update({name: _leaf(record, path) for name, path in self._others.items()})
-        return example
-
-
-def _leaf(record: Any, path: tuple[str, ...]) -> Any:
-    return functools.reduce(operator.getitem, path, record)
-
-
-def _text(value: Any) -> str:
-    value = value.item() if isinstance(value, np.ndarray) else value
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A prepared dataset. `fingerprint` is a hex digest of what it holds: equal digests, equal data."""
-
-    name: str
-    builder: tfds.core.DatasetBuilder
-    fields: tuple[str, ...]
-    splits: tuple[str, ...]
-    fingerprint: str
-    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
-
-    def split(self, name: str) -> Examples:
-        """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
-        if name not in self.splits:
-            raise UserError(f"{self.name} has no split {name!r}: {_choose(name, self.splits)}.")
-        texts, others = _features(self.builder)
-        try:
-            with _quiet():
-                records = self.builder.as_data_source(split=name)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "
-                'download_and_prepare(file_format="array_record").'
-            ) from error
-        return Examples(records, texts, others)
-
-    def field(self, name: str) -> str:
-        """The text field that `name` means. UserError: there is none."""
-        name = self.aliases.get(name, name)
-        if name not in self.fields:
-            raise UserError(f"{self.name} has no text field {name!r}: {_choose(name, self.fields)}.")
-        return name
-
-    def pair(self, data: DataConfig) -> tuple[str, str]:
-        """The fields to translate from and into. UserError: one does not exist, or both are the same."""
-        source, target = self.field(data.source), self.field(data.target)
-        if source == target:
-            raise UserError(f"data.source and data.target are both {data.source!r}: name two fields.")
-        return source, target
-
-    def chosen_fields(self, data: DataConfig) -> tuple[str, ...]:
-        """The fields that the config names: source and target, or the target alone where the source is no field."""
-        target = self.field(data.target)
-        source = self.aliases.get(data.source, data.source)
-        return (source, target) if source in self.fields and source != target else (target,)
 
 
 def load_source(data: DataConfig) -> Source:
     """The dataset that `data.name` and `data.dir` mean, prepared if it was not. UserError: there is none."""
-    factory = SOURCES.get(data.name)
-    return factory(data) if factory else _by_name(data)
-
-
-def _choose(wrong: str, names: Iterable[str]) -> str:
-    """The way out of a wrong name: the nearest of `names`, and all of them."""
-    names = list(names)
-    near = difflib.get_close_matches(wrong, names, n=1)
-    listed = ", ".join(names)
-    return f"did you mean {near[0]!r} (of {listed})" if near else f"choose one of {listed}"
-
-
-# --- TFDS
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """TFDS without progress bars, log lines and prints; everything is as before afterwards."""
-    verbosity = absl.logging.get_verbosity()
-    progress = tfds.core.utils.tqdm_utils._active
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    tfds.display_progress_bar(False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.logging.set_verbosity(verbosity)
-        tfds.display_progress_bar(progress)
-
-
-def _prepared(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
-    """The builder that `make` makes, prepared once in the cache folder; other processes wait meanwhile."""
-    with _quiet():
-        path = Path(make().data_path)
-    with locked(path), _quiet():
-        builder = make()  # reads what another process has prepared while this one waited
-        if (path / "dataset_info.json").exists():
-            return builder
-        for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own temporary folders, of killed processes
-            remove(stale)
-        builder.download_and_prepare(file_format="array_record")
-    return builder
-
-
-def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Paths of the text fields and of the other scalars, by the shortest name that is unique."""
-    texts: list[tuple[str, ...]] = []
-    others: list[tuple[str, ...]] = []
-
-    def walk(feature: Any, path: tuple[str, ...]) -> None:
-        if isinstance(feature, tfds.features.FeaturesDict):  # Translation is one
-            for name in feature:
-                walk(feature[name], (*path, name))
-        elif path and isinstance(feature, tfds.features.Tensor) and feature.shape == ():
-            is_text = isinstance(feature, tfds.features.Text) or tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
-            (texts if is_text else others).append(path)
-
-    walk(builder.info.features, ())
-    leaves = [path[-1] for path in texts + others]
-    named = {path: path[-1] if leaves.count(path[-1]) == 1 else "/".join(path) for path in texts + others}
-    return {named[path]: path for path in texts}, {named[path]: path for path in others}
-
-
-def _from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str = "", **aliases: str) -> Source:
-    texts, _ = _features(builder)
-    if not texts:
-        raise UserError(f"{name} has no text field: choose a dataset of texts.")
-    present = [split for split, info in builder.info.splits.items() if info.num_examples]
-    splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]
-    source = Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases)
-    return source if fingerprint else dataclasses.replace(source, fingerprint=_content_fingerprint(source))
-
-
-def _content_fingerprint(source: Source) -> str:
-    """Digest of name, configuration, version, sizes, and 100 examples of each split spread evenly over it."""
-    builder = source.builder
-    own = (builder.info.metadata or {}).get("fingerprint")  # some builders say themselves what they hold
-    digest = hashlib.sha256(json.dumps([builder.info.full_name, own, source.fields, source.splits]).encode())
-    for name in source.splits:
-        split = builder.info.splits[name]
-        digest.update(json.dumps([name, split.shard_lengths, split.num_bytes]).encode())
-        examples = source.split(name)
-        indices = sorted(set(np.linspace(0, len(examples) - 1, 100).astype(int).tolist()))
-        for example in examples.many(indices):
-            digest.update(json.dumps([example[field] for field in source.fields]).encode())
-    return digest.hexdigest()
+    name = data.name.split("/")[0]
+    factory = SOURCES.get(name if name in recordings.OF_SPEAKERS else data.name)
+    source = factory(data) if factory else _by_name(data)
+    return dataclasses.replace(source, contiguous=data.name in CONTIGUOUS)
 
 
 # TFDS registers its older datasets only as far as the first folder that wants TensorFlow; those of text come after it.
@@ -227,7 +46,7 @@ TFDS_TEXT_MODULES = ("text", "translate", "summarization", "question_answering",
 
 def _by_name(data: DataConfig) -> Source:
     """Any TFDS dataset: of data.dir, of TFDS's own folder, or downloaded and prepared in the cache folder."""
-    with _quiet():
+    with quiet():
         for module in TFDS_TEXT_MODULES:
             with contextlib.suppress(ImportError):
                 importlib.import_module(f"tensorflow_datasets.{module}")
@@ -249,13 +68,13 @@ def _by_name(data: DataConfig) -> Source:
         try:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
-            builder = _prepared(lambda: tfds.builder(data.name, data_dir=cache_root(data) / "tfds"))
+            builder = prepare(lambda: tfds.builder(data.name, data_dir=cache_root(data) / "tfds"))
         except Exception as error:  # whatever a dataset's own code and the network raise
             raise UserError(
                 f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
                 'it where that works, with file_format="array_record", and name its folder in data.dir.'
             ) from error
-    return _from_builder(data.name, builder)
+    return from_builder(data.name, builder)
 
 
 def _check_network(builder: tfds.core.DatasetBuilder) -> None:
@@ -293,16 +112,44 @@ def _brief(error: Exception) -> str:
 def _embedded(builder: str, data: DataConfig) -> Source:
     from transformer.data import embedded  # only here: what it generates from is slow to import
 
-    made = _prepared(lambda: getattr(embedded, builder)(data_dir=cache_root(data) / "tfds"))
-    return _from_builder(data.name, made, made.info.metadata["fingerprint"])  # of every example
+    made = prepare(lambda: getattr(embedded, builder)(data_dir=cache_root(data) / "tfds"))
+    return from_builder(data.name, made, made.info.metadata["fingerprint"])  # of every example
 
 
 def _parallel(data: DataConfig, files: TextFiles, **aliases: str) -> Source:
     """Prepares text files; the folder is named after what they hold, so that changed files are prepared anew."""
     fingerprint = files.fingerprint(data.name)
     folder = cache_root(data) / "tfds"
-    builder = _prepared(lambda: ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=folder))
-    return _from_builder(data.name, builder, fingerprint, **aliases)
+    builder = prepare(lambda: ParallelText(files, name=data.name, fingerprint=fingerprint, data_dir=folder))
+    return from_builder(data.name, builder, fingerprint, **aliases)
+
+
+def _arrays(load: Callable[[DataConfig], ArrayData], data: DataConfig) -> Source:
+    """Prepares arrays; the folder is named after what they hold."""
+    made = load(data)
+    builder = prepare(lambda: ArrayDataset(made, data_dir=cache_root(data) / "tfds"))
+    return from_builder(data.name, builder, made.fingerprint)
+
+
+def _mnist(data: DataConfig) -> Source:
+    """MNIST's own files in `data.dir`, or else the dataset of that name as TFDS prepares it."""
+    prepared = not data.dir or (Path(data.dir).expanduser() / "mnist").is_dir()
+    return _by_name(data) if prepared else _arrays(images.mnist, data)
+
+
+def _records(data: DataConfig, records: Records, **aliases: str) -> Source:
+    """Prepares what was read from files; the folder is named after what they hold."""
+    folder = cache_root(data) / "tfds"
+    builder = prepare(lambda: RecordDataset(records, data_dir=folder))
+    return from_builder(data.name, builder, records.identity, **aliases)
+
+
+# Sources that are one long text: its rows have neither begin nor end.
+CONTIGUOUS = ("text",)
+
+
+def _text_file(data: DataConfig) -> Source:
+    return _records(data, text_files.text(data), **{data.target: "text"})
 
 
 MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -328,7 +175,7 @@ def _multi30k(data: DataConfig) -> Source:
     languages = _languages(data)
     for language in languages:
         if language not in MULTI30K_LANGUAGES:
-            raise UserError(f"multi30k has no language {language!r}: {_choose(language, MULTI30K_LANGUAGES)}.")
+            raise UserError(f"multi30k has no language {language!r}: {choose(language, MULTI30K_LANGUAGES)}.")
     if data.dir:
         folder = Path(data.dir).expanduser()
         folders = [folder / "data" / "task1" / "raw", folder]
@@ -415,4 +262,16 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "docstrings": functools.partial(_embedded, "Docstrings"),
     "multi30k": _multi30k,
     "files": _files,
+    "mnist": _mnist,
+    "digits": functools.partial(_arrays, images.digits),
+    "fsdd": functools.partial(_arrays, recordings.fsdd),
+    "digit_strings": functools.partial(_arrays, recordings.digit_strings),
+    "ett": functools.partial(_arrays, series.ett),
+    "co2": functools.partial(_arrays, series.co2),
+    "summaries": functools.partial(_embedded, "Summaries"),
+    "languages": functools.partial(_embedded, "Languages"),
+    "prompts": functools.partial(_embedded, "Prompts"),
+    "sst2": lambda data: _records(data, text_files.sst2(data)),
+    "scitldr": lambda data: _records(data, text_files.scitldr(data)),
+    "text": _text_file,
 }

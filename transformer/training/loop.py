@@ -70,7 +70,7 @@ def train(
         if evaluate_every and step % evaluate_every == 0 and step < config.steps:
             validation = evaluate(state)
             writer.write(step, **{f"validation_{name}": value for name, value in validation.items()})
-            writer.show(step, f"validation loss {validation['nll']:.4f}")
+            writer.show(step, f"validation loss {validation['loss']:.4f}")
             then = time.monotonic()
         if saving:
             checkpoints.save(step, state, to_dict(config))

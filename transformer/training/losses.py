@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -42,6 +42,15 @@ def cross_entropy(
         "nll": ((nll * weights).sum(), total),
         "token_accuracy": ((correct * weights).sum(), total),
     }
+
+
+def squared_error(
+    forecasts: Float[Array, "B T C"], targets: Float[Array, "B T C"], rows: Bool[Array, " B"]
+) -> dict[str, Pair]:
+    """`loss` (mean squared error) and `mae` (mean absolute error) over all values of the rows that count."""
+    error = jnp.where(rows[:, None, None], forecasts.astype(jnp.float32) - targets, 0)
+    values = rows.sum().astype(jnp.float32) * (error.shape[1] * error.shape[2])
+    return {"loss": ((error**2).sum(), values), "mae": (jnp.abs(error).sum(), values)}
 
 
 # Tokens whose logits exist at once. On two cores the logits of 512 tokens and 6,000 pieces stay in the cache: loss and

@@ -1,6 +1,6 @@
 """The train state, and the compiled steps."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from transformer.training import sharding
+from transformer.training import losses, sharding
 from transformer.training.losses import Pair
 
 Batch = Mapping[str, Any]
@@ -68,3 +68,12 @@ def make_eval_step(loss: Loss, mesh: Mesh) -> Callable[[Any, Batch], dict[str, P
     return jax.jit(
         lambda params, batch: loss(params, batch, None, None), in_shardings=(everywhere, rows), out_shardings=everywhere
     )
+
+
+def total(eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]) -> dict[str, Pair]:
+    """Metrics of all batches together; nothing where there is none."""
+    added: dict[str, Pair] = {}
+    for batch in batches:
+        metrics = eval_step(params, batch)
+        added = losses.add(added, metrics) if added else metrics
+    return added

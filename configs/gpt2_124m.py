@@ -1,0 +1,48 @@
+"""GPT-2, 124 M parameters (Radford et al. 2019), for training from scratch on any text.
+
+    python -m transformer.describe --config=configs/gpt2_124m.py        # 124,439,808 parameters
+    python -m transformer.train --config=configs/gpt2_124m.py --config.data.name=files --config.data.source= \
+      --config.data.target=corpus.txt --workdir=runs/gpt2
+
+Weights of the released model: `transformer.model.pretrained.load(folder)`. Not trained here: two cores are too few.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.config import defaults
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.task = "language_model"
+    config.label_smoothing = 0.0
+    config.steps = 600_000
+    config.data.name = "docstrings"
+    config.data.target = "text"
+    config.data.vocab_size = 50_257
+    config.data.max_len = 1024
+    config.data.buckets = (1024,)
+    config.data.batch_tokens = 491_520
+    config.model.family = "decoder_only"
+    config.model.positions = "learned"
+    config.model.max_positions = 1024
+    config.model.vocab_size = 50_257
+    config.model.num_layers = 12
+    config.model.d_model = 768
+    config.model.d_ff = 3072
+    config.model.num_heads = 12
+    config.model.norm = "pre"
+    config.model.norm_eps = 1e-5
+    config.model.activation = "gelu_tanh"
+    config.model.attention_bias = True
+    config.model.scale_embedding = False
+    config.model.initialization = "depth_scaled"
+    config.model.scan_layers = True
+    config.model.dropout = 0.0
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 6e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.1
+    return config

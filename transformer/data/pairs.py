@@ -1,0 +1,72 @@
+"""Batches of pairs of texts, for translation."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.bucketed import BucketedBatches
+from transformer.data.pipeline import Batch, Tokens, _gather
+from transformer.data.tokenizers import Tokenizer
+
+
+class PairBatches(BucketedBatches):
+    """Pairs in buckets: a batch holds pairs of similar length, padded to the width of their bucket.
+
+    `tokens` are those of the source and of the target field, in this order. A pair's length is that of its longer
+    side, EOS (or BOS) included; longer ones than max_len are left out of training and never of `evaluation`.
+
+    Keys: inputs, input_positions, input_segments [B, S]; target_inputs (BOS first), targets (EOS last),
+    target_positions, target_segments [B, L], S = L = the bucket; example_ids [B], -1 on rows of padding.
+    """
+
+    noun = "pairs"
+    sides = 2
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self._source, self._target = tokens.values()
+        source, target = self._source.lengths + 1, self._target.lengths + 1
+        super().__init__(np.maximum(source, target), source + target, seed, data, process_index, process_count)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        source, source_lengths = _gather(self._source, rows, width)
+        target, target_lengths = _gather(self._target, rows, width)
+        return pair_batch(source, source_lengths, target, target_lengths, rows)
+
+
+def pair_batch(
+    source: np.ndarray, source_lengths: np.ndarray, target: np.ndarray, target_lengths: np.ndarray, rows: np.ndarray
+) -> Batch:
+    """The batch of padded texts [B, width], whose rows are at least one shorter than the width.
+
+    EOS is written after each, and BOS before the targets as the decoder reads them. The arrays are taken over.
+    """
+    width = source.shape[1]
+    real = rows >= 0
+    inputs, targets = source, target.copy()
+    inputs[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
+    targets[np.flatnonzero(real), target_lengths[real]] = Tokenizer.eos_id
+    target_inputs = np.zeros_like(target)
+    target_inputs[:, 1:] = target[:, :-1]
+    target_inputs[real, 0] = Tokenizer.bos_id
+    position = np.arange(width, dtype=np.int32)
+    input_segments = (position < (source_lengths + real)[:, None]).astype(np.int32)
+    target_segments = (position < (target_lengths + real)[:, None]).astype(np.int32)
+    return {
+        "inputs": inputs,
+        "input_positions": position * input_segments,
+        "input_segments": input_segments,
+        "target_inputs": target_inputs,
+        "targets": targets,
+        "target_positions": position * target_segments,
+        "target_segments": target_segments,
+        "example_ids": rows.astype(np.int32),
+    }
