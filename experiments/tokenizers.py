@@ -4,7 +4,8 @@ Hypothesis: more pieces mean fewer tokens a byte, so more text in one context an
 fall with the vocabulary and then level off, as rare pieces are seen too rarely to be learned.
 
 Source: Sennrich et al. 2016, "Neural machine translation of rare words with subword units" (arXiv 1508.07909); Kudo
-2018, "Subword regularization" (arXiv 1804.10959). Losses a token cannot be compared between tokenizers; bits a byte can.
+2018, "Subword regularization" (arXiv 1804.10959). Losses a token cannot be compared between tokenizers; bits a byte
+can.
 """
 
 from typing import Any

@@ -1,9 +1,10 @@
 """python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
-of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1. Of forecasts: MSE and MAE on the scaled series. Of what is
-written greedily: exact match and BLEU (translation), ROUGE (summaries), word error rate (speech), share of right
-answers (prompts). --baselines adds what needs no model of ours, on the same split.
+of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
+Of forecasts: MSE and MAE on the scaled series. Of what is written greedily: exact match and BLEU (translation), ROUGE
+(summaries), word error rate (speech), share of right answers (prompts). --baselines adds what needs no model of ours,
+on the same split.
 """
 
 import json
