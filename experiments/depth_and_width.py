@@ -30,7 +30,7 @@ def variants(base: Config) -> dict[str, dict[str, Any]]:
     layers = model.num_layers
     return {
         REFERENCE: {},
-        "half": {"model.num_layers": max(1, layers // 2)},
+        **({"half": {"model.num_layers": layers // 2}} if layers > 1 else {}),
         "double": {"model.num_layers": 2 * layers},
         "deep": size(2 * layers, 2**-0.5),
         "wide": size(max(1, layers // 2), 2**0.5),
