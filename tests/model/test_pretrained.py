@@ -320,6 +320,11 @@ def test_the_papers_model_is_of_no_architecture(tmp_path: Path) -> None:
         save(tmp_path / "out", build(ModelConfig(vocab_size=V, attention_bias=True)), {"params": {}})
 
 
+def test_a_model_that_no_settings_can_say(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is this model: gpt2 sets n_inner=0: .*; llama sets intermediate_size=0"):
+        save(tmp_path / "out", build(dataclasses.replace(model_config(SMALL["gpt2"]), d_ff=0)), {"params": {}})
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write to"):
