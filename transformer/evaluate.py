@@ -35,8 +35,8 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
             f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
             "with a larger model.max_positions, or evaluate another --split"
         )
-    mesh = sharding.make_mesh(trained.config.mesh, trained.config.data.row_multiple)
-    total = step.total(step.make_eval_step(task.loss, mesh), trained.params, batches.evaluation())
+    layout = sharding.make_layout(trained.config)
+    total = step.total(step.make_eval_step(task.loss, layout), trained.params, batches.evaluation())
     means = losses.means(total)
     if not isinstance(task, TokenTask):
         return {name: value for name, value in means.items() if name != "nll"}
