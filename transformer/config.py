@@ -73,7 +73,7 @@ class DataConfig:
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
-    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS
+    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
     vocab_size: int = 8000  # at most so many pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
