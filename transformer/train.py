@@ -63,7 +63,9 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
-def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float]:
+def train(
+    config: Config, workdir: Path, quiet: bool = False, profile_steps: tuple[int, int] | None = None
+) -> dict[str, float]:
     """Trains a run to `config.steps` and returns its validation metrics (means, not smoothed).
 
     Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
@@ -72,10 +74,12 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     from transformer.training.processes import alone_in, stop_signal
 
     with stop_signal() as stop, alone_in(workdir):
-        return _train(config, workdir, quiet, stop)
+        return _train(config, workdir, quiet, stop, profile_steps)
 
 
-def _train(config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool]) -> dict[str, float]:
+def _train(
+    config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool], profile_steps: tuple[int, int] | None
+) -> dict[str, float]:
     import jax
     import numpy as np
 
@@ -142,6 +146,7 @@ def _train(config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool])
             writer,
             lambda: writer.show(start + 1, f"first step after {time.monotonic() - began:.1f} s"),
             stop,
+            profile_steps,
         )
         metrics = evaluate(state)
         checkpoints.finish()
@@ -156,6 +161,14 @@ def _train(config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool])
     return metrics
 
 
+def _profile_steps(given: list[str] | None) -> tuple[int, int] | None:
+    if not given:
+        return None
+    if len(given) != 2 or not all(part.isdecimal() for part in given) or not 0 < int(given[0]) <= int(given[1]):
+        raise UserError(f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20")
+    return int(given[0]), int(given[1])
+
+
 def main() -> None:
     """The verb, with its flags parsed. Stopped by SIGTERM it ends well, with the state saved."""
     from transformer.training.loop import Stopped
@@ -165,7 +178,7 @@ def main() -> None:
     if FLAGS.distributed or FLAGS.coordinator:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
     try:
-        train(config, workdir)
+        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps))
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on from there", file=sys.stderr)
 
@@ -174,6 +187,7 @@ if __name__ == "__main__":
     command_line.define_config()
     flags.declare_key_flag("config")
     flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
+    flags.DEFINE_list("profile_steps", None, "First and last step of a trace for TensorBoard or Perfetto: 10,20.")
     flags.DEFINE_bool("distributed", False, "One of several processes, as SLURM, Open MPI or GKE started them.")
     flags.DEFINE_string("coordinator", None, "One of several processes: host:port where the first one listens.")
     flags.DEFINE_integer("processes", None, "How many there are; with --coordinator.")

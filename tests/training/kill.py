@@ -79,9 +79,9 @@ def disturb(process: Any, workdir: Path, random: random.Random) -> str:
     """Kills the process at a random moment: after some time, after some step, or while it saves."""
     how = random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
     when = random.choice(["early", "step", "save"])
-    before, began = steps_written(workdir), time.monotonic()
+    before, until = steps_written(workdir), time.monotonic() + random.uniform(0, 20)
     while process.poll() is None:
-        if when == "early" and time.monotonic() - began > random.uniform(0, 20):
+        if when == "early" and time.monotonic() > until:
             break
         if when == "step" and steps_written(workdir) > before:
             break

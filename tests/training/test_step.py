@@ -1,5 +1,6 @@
 """One training step: the same numbers on every version, and on any number of devices."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -151,3 +152,43 @@ def test_a_step_depends_on_the_seed_and_the_step_by_its_dropout_alone() -> None:
     values = [float(loss(jnp.uint32(seed), jnp.int32(step))) for seed, step in [(0, 0), (0, 0), (0, 1), (1, 0)]]
     assert values[0] == values[1]
     assert len(set(values)) == 3
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if hasattr(inner, "jaxpr"):
+                    yield from _equations(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+def test_bfloat16_computes_products_in_it_and_the_rest_in_float32(family: str) -> None:
+    task = "translation" if family == "encoder_decoder" else "language_model"
+    config = _config(**{"model.family": family, "task": task, "model.num_layers": 1, "model.dtype": "bfloat16"})
+    half = TASKS[task](config, VOCABULARY)  # type: ignore[arg-type]
+    params, batch = jax.jit(half.init)(jax.random.key(0)), _ragged(0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def loss(params: Any) -> jax.Array:
+        return half.loss(params, batch, jnp.uint32(0), jnp.int32(0))["loss"][0]
+
+    used: dict[str, set[str]] = {}
+    for equation in _equations(jax.make_jaxpr(loss)(params).jaxpr):
+        used.setdefault(equation.primitive.name, set()).update(
+            str(x.aval.dtype) for x in equation.invars if hasattr(x.aval, "dtype")
+        )
+    assert used["dot_general"] == {"bfloat16"}
+    for exact in ("exp", "log", "rsqrt"):  # softmax and loss, the loss's logarithm, the norms
+        assert used[exact] == {"float32"}, exact
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+    whole = TASKS[task](override(config, {"model.dtype": "float32"}), VOCABULARY)  # type: ignore[arg-type]
+    exact_gradients = jax.jit(jax.grad(lambda p: whole.loss(p, batch, jnp.uint32(0), jnp.int32(0))["loss"][0]))(params)
+    for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact_gradients), strict=True):
+        assert np.linalg.norm(left - right) <= 0.05 * np.linalg.norm(right) + 1e-3

@@ -36,10 +36,12 @@ def train(
     writer: Writer,
     on_first_step: Callable[[], None],
     stop: Callable[[], bool] = lambda: False,
+    profile_steps: tuple[int, int] | None = None,
 ) -> State:
     """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`.
 
     The metrics of a step are fetched when the next one has been dispatched, so the device does not wait for the host.
+    `profile_steps`: the first and the last step of a trace in `profile/`, for TensorBoard or Perfetto.
     Raises Stopped, with the state saved, soon after `stop()` is true in any process.
     """
     seed, start = np.uint32(config.seed), int(state.step)
@@ -48,6 +50,8 @@ def train(
     saved = time.monotonic()
 
     for step in range(start + 1, config.steps + 1):
+        if profile_steps and step == profile_steps[0]:
+            jax.profiler.start_trace(str(checkpoints.workdir / "profile"))
         batch = meter.waiting(batches)
         state, metrics = train_step(state, batch, seed)
         meter.settle()
@@ -55,6 +59,10 @@ def train(
         if step == start + 1:
             jax.block_until_ready(state.step)
             on_first_step()
+
+        if profile_steps and step == profile_steps[1] and profile_steps[0] > start:
+            jax.block_until_ready(state.step)
+            jax.profiler.stop_trace()
 
         late = 0 < logging.checkpoint_minutes * 60 <= time.monotonic() - saved
         stopping, late = any_process(step, stop(), late)

@@ -15,7 +15,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer.config import Config, UserError
 
@@ -68,7 +68,7 @@ def logical_axes(path: str, dimensions: int) -> tuple[str | None, ...]:
 class Layout:
     """A mesh and a strategy. `whole` names axes of parameters that cannot be split over "tensor"."""
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     strategy: str = "data"
     whole: frozenset[str] = frozenset()
 
@@ -136,13 +136,13 @@ def row_shards() -> int:
     return math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
 
 
-def make_layout(config: Config) -> Layout:
-    """The layout that `config.mesh` asks for, over the devices that there are.
+def make_layout(config: Config, devices: int | None = None) -> Layout:
+    """The layout that `config.mesh` asks for, over the devices that there are; or, on paper, over so many `devices`.
 
     Raises UserError where the devices, the rows of a batch, the heads or the feed-forward do not divide, and where the
     strategy and the sizes of the mesh contradict each other.
     """
-    shape = _sizes(config)
+    shape = _sizes(config, devices or len(jax.devices()))
     mesh, model = config.mesh, config.model
     size, tensor = math.prod(shape.values()), shape["tensor"]
     for axis in ("fsdp", "tensor"):
@@ -173,14 +173,16 @@ def make_layout(config: Config) -> Layout:
     vocabulary = model.vocab_size or config.data.vocab_size
     if vocabulary % tensor:
         whole.add("vocabulary")
-    devices = jax.devices()[:size]
-    made = jax.make_mesh(tuple(shape.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
+    if devices is not None:
+        return Layout(AbstractMesh(sizes, AXES, axis_types=types), mesh.strategy, frozenset(whole))
+    made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[:size])
     return Layout(made, mesh.strategy, frozenset(whole))
 
 
-def _sizes(config: Config) -> dict[str, int]:
+def _sizes(config: Config, devices: int) -> dict[str, int]:
     """The axes of the mesh, with a number in the place of -1. UserError: there are not as many devices."""
-    mesh, devices = config.mesh, len(jax.devices())
+    mesh = config.mesh
     if mesh.strategy not in SHARDINGS:
         raise UserError(f"there is no mesh.strategy {mesh.strategy!r}: choose one of {', '.join(SHARDINGS)}")
     shape = {axis: getattr(mesh, axis) for axis in AXES}
