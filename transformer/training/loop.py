@@ -138,7 +138,8 @@ class Meter:
 
     def _dump(self, step: int, batch: Any) -> Path:
         path = self.workdir / f"skipped_batch_{step}_process_{jax.process_index()}.npz"
-        np.savez(path, **{key: _local(value) for key, value in batch.items()})
+        arrays: Any = {key: _local(value) for key, value in batch.items()}
+        np.savez(path, **arrays)
         return path
 
     def line(self) -> dict[str, float]:
