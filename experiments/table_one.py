@@ -15,7 +15,6 @@ smallest number of them with which the last place's output depends on the first 
 Source: Vaswani et al. 2017, Table 1 (arXiv 1706.03762).
 """
 
-import bisect
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -101,7 +100,7 @@ def cost(length: int, width: int) -> list[dict[str, Any]]:
     x, runs, steps = _input(length, width), dict[str, Callable[[], Any]](), {}
     for kind in PAPER:
         init, apply = layer(kind, width)
-        weights = init(jax.random.key(0), x)
+        weights = jax.jit(init)(jax.random.key(0), x)
         steps[kind] = max(1, loops(jax.make_jaxpr(apply)(weights, x).jaxpr))
         both = jax.jit(jax.grad(lambda weights, x, apply=apply: (apply(weights, x) ** 2).sum(), argnums=(0, 1)))
         runs[kind] = partial(lambda both, *args: jax.block_until_ready(both(*args)), both, weights, x)
@@ -116,24 +115,32 @@ def reach(length: int, width: int) -> list[dict[str, Any]]:
     """How many layers of each kind the last place needs to see the first, and how many steps lie on that way."""
     import jax
 
-    x, rows = _input(length, width), []
+    x = _input(length, width)
+    rows = []
     for kind in PAPER:
         init, apply = layer(kind, width)
-
-        def sees(count: int, init: Any = init, apply: Any = apply) -> bool:
-            weights = [init(jax.random.key(i), x) for i in range(count)]
-
-            def last(x: Any) -> Any:
-                for each in weights:
-                    x = apply(each, x)
-                return x[0, -1].sum()
-
-            return bool(np.any(np.asarray(jax.jit(jax.grad(last))(x))[0, 0] != 0))
-
-        layers = bisect.bisect_left(range(1, length), True, key=sees) + 1
+        layers = _layers_to_first(jax.jit(init), jax.jit(apply), x)
         inside = loops(jax.make_jaxpr(apply)(init(jax.random.key(0), x), x).jaxpr) if kind == "recurrent" else 1
         rows.append({"kind": kind, "layers": layers, "path": layers * inside})
     return rows
+
+
+def _layers_to_first(init: Callable[..., Any], apply: Callable[..., Any], x: Any) -> int:
+    """The smallest number of layers through which the last place's output has a gradient at the first place."""
+    import jax
+    import jax.numpy as jnp
+
+    back = jax.jit(lambda weights, x, g: jax.vjp(partial(apply, weights), x)[1](g)[0])
+    weights, inputs = [], [x]
+    for count in range(1, x.shape[1]):
+        weights.append(init(jax.random.key(count), x))
+        gradient = jnp.zeros_like(x).at[0, -1].set(1)
+        for each, seen in zip(reversed(weights), reversed(inputs), strict=True):
+            gradient = back(each, seen, gradient)
+        if np.any(np.asarray(gradient)[0, 0] != 0):
+            return count
+        inputs.append(apply(weights[-1], inputs[-1]))
+    raise ValueError(f"{count} layers do not reach {x.shape[1]} places back")
 
 
 def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[Block]]:
