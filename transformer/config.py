@@ -29,7 +29,7 @@ class ModelConfig:
     attention: tuple[str, ...] = ("full",)  # self-attention pattern, cycled over the layers: "full" or "window:16"
     num_layers: int = 6  # N, in the encoder and again in the decoder
     d_model: int = 512  # D
-    d_ff: int = 2048  # F, inner width of the feed-forward layers
+    d_ff: int = 2048  # F, inner width of the feed-forward layers; 0 = there are none
     num_heads: int = 8  # H
     num_kv_heads: int = 0  # G, heads of keys and values, each for H / G heads of queries; 0 = H
     head_dim: int = 0  # K, of queries and keys; 0 = d_model / num_heads
@@ -73,14 +73,14 @@ class DataConfig:
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
-    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS
+    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
     vocab_size: int = 8000  # at most so many pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
     row_multiple: int = 8  # rows of a batch are a multiple of this, whatever the number of devices
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
-    augment: bool = False  # images are shifted by up to two pixels; recordings are shifted, stretched and made noisy
+    augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
 
 
@@ -267,7 +267,6 @@ def _check(config: Config) -> None:
         "steps": config.steps,
         "model.num_layers": model.num_layers,
         "model.d_model": model.d_model,
-        "model.d_ff": model.d_ff,
         "model.num_heads": model.num_heads,
         "model.max_positions": model.max_positions,
         "model.channels": model.channels,
@@ -328,6 +327,7 @@ def _check(config: Config) -> None:
     if not 0 < data.corruption < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
     not_negative = {
+        "model.d_ff": model.d_ff,
         "model.head_dim": model.head_dim,
         "model.value_dim": model.value_dim,
         "model.segment_types": model.segment_types,

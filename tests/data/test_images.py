@@ -315,8 +315,8 @@ def test_augmented_images_are_shifted_copies(source: Source, data: DataConfig) -
                 continue
             scaled = (pixels[example] / 255 - plain.mean[0]) / plain.deviation[0]
             fits = []
-            for down in range(-2, 3):
-                for right in range(-2, 3):
+            for down in range(-1, 2):
+                for right in range(-1, 2):
                     expected = np.full((7, 5), black)
                     for y in range(7):
                         for x in range(5):
@@ -326,7 +326,7 @@ def test_augmented_images_are_shifted_copies(source: Source, data: DataConfig) -
                         fits.append((down, right))
             assert len(fits) == 1
             seen.add((step // plain.steps_per_epoch, example, *fits[0]))
-    assert {place for *_, down, right in seen for place in (down, right)} == {-2, -1, 0, 1, 2}
+    assert {down for *_, down, _ in seen} == {right for *_, right in seen} == {-1, 0, 1}
     epochs = [{entry[1]: entry[2:] for entry in seen if entry[0] == number} for number in range(2)]
     assert epochs[0] != epochs[1]
     for a, b in zip(plain.evaluation(), moved.evaluation(), strict=True):

@@ -141,7 +141,11 @@ class SentencePieceBPE(_SentencePiece):
 
 
 class Unigram(_SentencePiece):
-    """SentencePiece's unigram model (Kudo, 2018): the likeliest of all ways to cut a text into pieces."""
+    """SentencePiece's unigram model (Kudo, 2018): the likeliest of all ways to cut a text into pieces.
+
+    Slow to learn: 8,000 pieces took 7 s of processor time from 1.2 M characters of docstrings, 32 s from 3.2 M. As the
+    library does it, a piece of several letters is one that occurs in two different words.
+    """
 
     @staticmethod
     def _learn(spelled: Iterable[str], vocab_size: int, specials: list[str], letters: str) -> models.Model:
@@ -153,8 +157,8 @@ class Unigram(_SentencePiece):
         )
         learner.train_from_iterator(spelled, trainer)
         # The library sums in any order and ranks its rarest letters at random: scores are rounded, and pieces of one
-        # letter that are rarer than all others share a score.
-        learned = {piece: round(score, 6) for piece, score in model_of(learner)["vocab"]}
+        # letter that are rarer than all others share a score. Of no text at all, its scores are no numbers.
+        learned = {piece: round(score, 6) for piece, score in model_of(learner)["vocab"] if score is not None}
         single = {*BYTES, *letters}
         longer = {piece: score for piece, score in learned.items() if piece not in single}
         lowest = min(longer.values(), default=-1.0) - 1.0

@@ -115,7 +115,16 @@ class MultiHeadAttention(nn.Module):
         return POSITIONS[self.config.positions].turn(x, positions)
 
     def _attend(self, q: Array, keys: kv.Keys, where: Tokens, bias: Bias | None, consecutive: bool) -> Array:
-        out = attend(
+        limits = masks.band(self.causal, self.window)
+        choice = choose(q, keys.k, keys.v, limits, bias=bias, segments=True, consecutive=consecutive)
+        out = self.heads(q, keys, where, bias, choice.backend)
+        return self.out(out.reshape(*q.shape[:2], -1))
+
+    def heads(
+        self, q: Float[Array, "B L H K"], keys: kv.Keys, where: Tokens, bias: Bias | None, backend: str
+    ) -> Float[Array, "B L H M"]:
+        """head_1 ... head_H, before W_O; `transformer.analysis` looks inside a model here."""
+        return attend(
             q,
             keys.k,
             keys.v,
@@ -127,17 +136,8 @@ class MultiHeadAttention(nn.Module):
             k_segments=keys.segments,
             bias=bias,
             scale=None if self.config.scale_attention else 1.0,
-            backend=choose(
-                q,
-                keys.k,
-                keys.v,
-                masks.band(self.causal, self.window),
-                bias=bias,
-                segments=True,
-                consecutive=consecutive,
-            ).backend,
+            backend=backend,
         )
-        return self.out(out.reshape(*q.shape[:2], -1))
 
 
 class FeedForward(nn.Module):

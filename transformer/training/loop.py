@@ -138,7 +138,7 @@ class Meter:
 
     def _dump(self, step: int, batch: Any) -> Path:
         path = self.workdir / f"skipped_batch_{step}_process_{jax.process_index()}.npz"
-        arrays: dict[str, Any] = {key: _local(value) for key, value in batch.items()}
+        arrays: Any = {key: _local(value) for key, value in batch.items()}
         np.savez(path, **arrays)
         return path
 

@@ -74,8 +74,8 @@ def make_train_step(
             return jax.tree.map(jnp.add, so_far, summed(params, micro[0], seed, step, micro[1])), None
 
         parts = jax.tree.map(cut, (dict(batch), jnp.arange(_rows(batch))))
-        first, rows = jax.tree.map(lambda x: x[0], parts)
-        shapes = jax.eval_shape(summed, params, first, seed, step, rows)
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(lambda: summed(params, first[0], seed, step, first[1]))
         return lax.scan(one, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
 
     def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, dict[str, Pair]]:
@@ -88,10 +88,9 @@ def make_train_step(
             grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
             norm = optax.tree.norm(grads)
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-            new = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
-
             finite = jnp.isfinite(total) & jnp.isfinite(norm)
-            old = state._replace(step=new.step)
+            new = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
+            old = state._replace(step=state.step + 1)
             state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
             metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
             metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
