@@ -53,7 +53,7 @@ def train(
         if profile_steps and step == profile_steps[0]:
             jax.profiler.start_trace(str(checkpoints.workdir / "profile"))
         batch = meter.waiting(batches)
-        state, metrics = train_step(state, batch, seed)
+        state, metrics = meter.running(train_step, state, batch, seed)
         meter.settle()
         meter.dispatched(step, batch, metrics)
         if step == start + 1:
@@ -93,8 +93,8 @@ def train(
 class Meter:
     """Adds up the metrics of the steps between two lines, and says where their time went.
 
-    `data_share` is the share of the time that the host waited for a batch, `device_share` that it waited for the
-    metrics of the step before; what is left is dispatching, writing and saving.
+    `data_share` is the share of the time that the host waited for a batch, `device_share` that it dispatched a step (a
+    CPU computes meanwhile) or waited for the metrics of the one before; what is left is writing and saving.
     """
 
     def __init__(self, max_skipped: int, workdir: Path):
@@ -115,6 +115,13 @@ class Meter:
         batch = next(batches)
         self.data += time.monotonic() - began
         return batch
+
+    def running(self, train_step: Callable[..., Any], *arguments: Any) -> Any:
+        """What the step returns, which may not have been computed yet."""
+        began = time.monotonic()
+        returned = train_step(*arguments)
+        self.device += time.monotonic() - began
+        return returned
 
     def dispatched(self, step: int, batch: Any, metrics: Any) -> None:
         self.pending = (step, batch, metrics)

@@ -1,0 +1,128 @@
+"""The loop over a step that only counts: what it writes, saves, skips and stops."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer.config import Config, override
+from transformer.training import loop
+from transformer.training.step import State
+from transformer.training.writer import Writer
+
+
+class Saved:
+    """Checkpoints that only remember."""
+
+    def __init__(self, workdir: Path):
+        self.workdir, self.steps, self.losses, self.finished = workdir, [], [], False
+
+    def save(self, step: int, state: State, config: Any, loss: float | None = None) -> None:
+        assert int(state.step) == step
+        self.steps.append(step)
+        self.losses.append(loss)
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+def _step(bad: Callable[[int], bool]) -> Callable[..., Any]:
+    def step(state: State, batch: Any, seed: Any) -> Any:
+        good = 0.0 if bad(int(state.step)) else 1.0
+        pairs = {"loss": (2.0 * good, good), "gradient_norm": (3.0 * good, good), "skipped": (1 - good, 1.0)}
+        metrics = {name: (np.float32(total), np.float32(weight)) for name, (total, weight) in pairs.items()}
+        return State(state.step + 1, state.params, state.optimizer), metrics
+
+    return step
+
+
+def _batches(start: int) -> Iterator[dict[str, Any]]:
+    while True:
+        yield {"inputs": np.full((2, 3), start), "example_ids": np.array([start * 10, -1])}
+        start += 1
+
+
+def _run(
+    workdir: Path,
+    bad: Callable[[int], bool] = lambda step: False,
+    start: int = 0,
+    stop: Callable[[], bool] = lambda: False,
+    **changes: Any,
+) -> tuple[Saved, list[dict[str, Any]]]:
+    usual = {"steps": 10, "logging.log_every": 4, "logging.checkpoint_every": 5}
+    config = override(Config(), usual | {key.replace("__", "."): value for key, value in changes.items()})
+    saved, writer = Saved(workdir), Writer(workdir, start, config.steps, quiet=True)
+    state = State(jnp.int32(start), {}, {})
+    try:
+        evaluate = lambda state: {"loss": float(state.step)}  # noqa: E731
+        arguments: Any = (evaluate, saved, writer, lambda: None, stop)
+        loop.train(config, state, _step(bad), _batches(start), lambda count: 0.5, *arguments)
+    finally:
+        path = workdir / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return saved, lines
+
+
+def test_it_saves_at_intervals_and_at_the_end(tmp_path: Path) -> None:
+    saved, lines = _run(tmp_path, steps=12)
+    assert saved.steps == [5, 10, 12]
+    assert [line["step"] for line in lines] == [4, 5, 8, 10, 12]
+    assert {line["loss"] for line in lines} == {2.0}
+    for line in lines:
+        assert 0 <= line["data_share"] + line["device_share"] <= 1.001
+        assert line["skipped"] == 0
+
+
+def test_it_saves_after_minutes(tmp_path: Path) -> None:
+    saved, _ = _run(tmp_path, logging__checkpoint_minutes=1e-9, logging__checkpoint_every=1000, steps=3)
+    assert saved.steps == [1, 2, 3]
+
+
+def test_a_checkpoint_knows_its_validation_loss(tmp_path: Path) -> None:
+    saved, lines = _run(tmp_path, logging__evaluate_every=5, steps=12)
+    assert saved.losses == [5.0, 10.0, None]
+    assert [line["validation_loss"] for line in lines if "validation_loss" in line] == [5.0, 10.0]
+
+
+def test_skipped_steps_are_counted_and_leave_the_means_alone(tmp_path: Path) -> None:
+    _, lines = _run(tmp_path, bad=lambda step: step in (1, 2, 6), optimizer__max_skipped=3)
+    assert [line["skipped"] for line in lines] == [2, 0, 1, 0]
+    assert {line["loss"] for line in lines} == {2.0}
+    assert {line["gradient_norm"] for line in lines} == {3.0}
+
+
+def test_too_many_in_a_row_end_the_run_with_the_batch(tmp_path: Path) -> None:
+    sentence = (
+        r"for 3 steps in a row, up to step 7 with examples 60 \(its batch is in '.*skipped_batch_7_process_0\.npz'\)"
+    )
+    with pytest.raises(loop.Diverged, match=sentence):
+        _run(tmp_path, bad=lambda step: step >= 4, optimizer__max_skipped=3)
+    dump = np.load(tmp_path / "skipped_batch_7_process_0.npz")
+    np.testing.assert_array_equal(dump["inputs"], np.full((2, 3), 6))
+
+
+def test_asked_to_stop_it_saves_and_says_so(tmp_path: Path) -> None:
+    asked = iter([False, False, True])
+    held: list[Saved] = []
+    original = Saved.finish
+
+    def finish(self: Saved) -> None:
+        held.append(self)
+        original(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Saved, "finish", finish)
+        with pytest.raises(loop.Stopped, match="stopped after step 3 of 10, which is saved"):
+            _run(tmp_path, stop=lambda: next(asked))
+    assert held[0].steps == [3]
+    assert held[0].finished
+
+
+def test_resumed_it_begins_after_its_state(tmp_path: Path) -> None:
+    saved, lines = _run(tmp_path, start=7)
+    assert saved.steps == [10]
+    assert [line["step"] for line in lines] == [8, 10]

@@ -1,0 +1,104 @@
+"""A step on paper, against figures that others counted."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from transformer import describe
+from transformer.config import Config, UserError, load_file, override
+from transformer.training.plan import ACCELERATORS, Accelerator, longest_batch, make_plan, step_flops
+from transformer.training.sharding import make_layout
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Config:
+    return load_file(CONFIGS / "gpt2_124m.py")
+
+
+@pytest.fixture(scope="module")
+def gpt2_shapes(gpt2: Config) -> dict[str, tuple[int, ...]]:
+    return describe.shapes(gpt2)
+
+
+def test_flops_of_gpt2_are_those_that_nanogpt_counts(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    """291,648,307,200 forward and twice that backward, for one row of 1,024 tokens."""
+    assert step_flops(gpt2, gpt2_shapes, 1, 1024) == 3 * 291_648_307_200
+    windowed = override(gpt2, {"model.attention": ["window:63"]})
+    attention = 2 * 12 * 128 * 12 * 1024
+    assert step_flops(windowed, gpt2_shapes, 1, 1024) == 3 * (291_648_307_200 - attention * (1024 - 127))
+
+
+def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    """Eight devices of 1 TFLOP/s, two machines of four: data over both, fsdp inside one."""
+    config, devices = describe.on_mesh(gpt2, "data=2,fsdp=4")
+    device = Accelerator(flops=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
+    found = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
+    assert (devices, config.mesh.strategy) == (8, "fsdp")
+    assert found["parameters"] == 124_439_808
+    assert found["tokens"] == 491_520
+    assert found["compute_seconds"] == pytest.approx(480 * 874_944_921_600 / (8 * 1e12 * 0.5))
+    # Matrices are split over four; vectors (biases, and scales and offsets of 25 norms) are whole on each.
+    vectors = 12 * (4 * 768 + 3072 + 768) + 25 * 2 * 768
+    held = (124_439_808 - vectors) / 4 + vectors
+    assert found["state_bytes"] == 12 * held
+    assert found["fsdp_bytes"] == pytest.approx(3 * 4 * 124_439_808 * 3 / 4)
+    assert found["data_bytes"] == pytest.approx(4 * held)
+    assert found["tensor_bytes"] == 0
+    assert found["collective_seconds"] == pytest.approx(found["fsdp_bytes"] / 1e9 + found["data_bytes"] / 1e8)
+    assert found["step_seconds"] == found["compute_seconds"]  # it hides the rest
+    assert found["mfu"] == pytest.approx(0.5)
+
+
+def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    config, devices = describe.on_mesh(gpt2, "tensor=4")
+    found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
+    stream = 480 * 1024 * 768 * 4
+    assert found["tensor_bytes"] == pytest.approx(4 * 12 * stream * 2 * 3 / 4)
+    waited = found["tensor_bytes"] / ACCELERATORS["h100"].near
+    assert found["step_seconds"] == pytest.approx(found["compute_seconds"] + waited)
+
+
+def test_accumulation_saves_memory_and_sends_more(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    config, devices = describe.on_mesh(gpt2, "fsdp=8")
+    four = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, accumulate=4))
+    four = override(four, {"data.row_multiple": 32})
+    one, parts = (
+        make_plan(each, gpt2_shapes, make_layout(each, devices), ACCELERATORS["h100"]).figures
+        for each in (config, four)
+    )
+    assert parts["fsdp_bytes"] == 4 * one["fsdp_bytes"]
+    assert parts["memory_bytes"] < one["memory_bytes"] / 3
+    assert parts["flops"] == one["flops"]
+
+
+def test_where_parameters_lie(gpt2: Config) -> None:
+    config, devices = describe.on_mesh(gpt2, "data=32,fsdp=8")
+    rows = {path: (split, size) for path, _, split, size in describe.placement(_wide(config), devices)}
+    assert rows["embedder/table"] == ("fsdp: 768/8", 4 * 50_257 * 96)
+    assert rows["decoder/layers_0/feed_forward/inner/kernel"] == ("fsdp: 768/8", 4 * 12 * 96 * 3072)
+    assert rows["decoder/final_norm/scale"] == ("whole", 4 * 768)
+
+
+def _wide(config: Config) -> Config:
+    return override(config, {"data.row_multiple": 256})
+
+
+def test_the_longest_batch_is_that_of_the_pipeline() -> None:
+    config = override(Config(), {"data.max_len": 60, "data.batch_tokens": 1000, "data.row_multiple": 4})
+    assert longest_batch(config) == (64, 12)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp", "fsdp=0", "rows=2", "data=2;fsdp=2", "data=-1"])
+def test_a_mesh_that_is_none_is_a_sentence(gpt2: Config, mesh: str) -> None:
+    with pytest.raises(UserError, match=r"--mesh=.*write data, fsdp or tensor"):
+        describe.on_mesh(gpt2, mesh)
+
+
+def test_what_is_not_known_is_a_sentence(gpt2: Config) -> None:
+    with pytest.raises(UserError, match="--plan='b1000' is not known: choose one of a100"):
+        describe.planned(gpt2, 1, "b1000")
+    with pytest.raises(UserError, match="a plan counts Transformers of texts"):
+        step_flops(load_file(CONFIGS / "vit.py"), {}, 1, 1)
