@@ -99,17 +99,21 @@ def disturb(process: Any, workdir: Path, random: random.Random) -> str:
 
 
 def final(workdir: Path) -> dict[str, Any]:
-    """All arrays of the newest checkpoint, by name, and the lines of metrics.jsonl without what the clock says."""
+    """All arrays of the newest checkpoint, by name."""
     import jax
     import numpy as np
-    import orbax.checkpoint as ocp
 
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.sharding import path_of
 
     checkpoints = Checkpoints(workdir)
-    saved = ocp.args.Composite(state=ocp.args.StandardRestore())
-    tree = checkpoints.manager.restore(checkpoints.latest, args=saved)["state"]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    tree = checkpoints.restore(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+            checkpoints.manager.item_metadata(checkpoints.latest)["state"],
+        )
+    )
     checkpoints.close()
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): np.asarray(leaf) for path, leaf in flat}

@@ -11,11 +11,12 @@ import pytest
 
 from transformer.config import Config, override
 from transformer.training import loop
+from transformer.training.checkpoint import Checkpoints
 from transformer.training.step import State
 from transformer.training.writer import Writer
 
 
-class Saved:
+class Saved(Checkpoints):
     """Checkpoints that only remember."""
 
     def __init__(self, workdir: Path):
