@@ -12,11 +12,11 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "image_classification"
-    config.steps = 1000
+    config.steps = 2000
     config.label_smoothing = 0.1
     config.data.name = "digits"
     config.data.batch_tokens = 128
-    config.data.augment = False
+    config.data.augment = True
     config.model.family = "encoder_only"
     config.model.inputs = "image"
     config.model.image_size = (8, 8)

@@ -81,7 +81,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
         steps = [TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"(?u)\b\w+\b", sublinear_tf=True)]
 
         def read(part: str) -> tuple[Any, np.ndarray]:
-            return [example[field] for example in source.split(part)], read_labels(source, part)
+            return [example[field] for example in source.split(part)], read_labels(source, part, trained.config.data)
 
     else:
         speech = isinstance(task, tasks.SpeechClassification)

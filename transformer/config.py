@@ -79,7 +79,9 @@ class DataConfig:
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
     row_multiple: int = 8  # rows of a batch are a multiple of this, whatever the number of devices
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
-    augment: bool = False  # images are shifted by up to two pixels; recordings are shifted, stretched and made noisy
+    augment: bool = (
+        False  # images are shifted by a 14th of their side at most; recordings shifted, stretched, made noisy
+    )
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
 
 

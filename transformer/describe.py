@@ -52,6 +52,8 @@ def backends(config: Config) -> list[str]:
     from transformer.model.stacks import windows
 
     model, length = config.model, max(config.data.buckets)
+    if model.family.startswith("recurrent"):
+        return [f"no self-attention: {model.cell} cells, one token after another"]
     rows = max(1, config.data.batch_tokens // length)
 
     def array(heads: int) -> jax.ShapeDtypeStruct:

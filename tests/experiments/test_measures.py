@@ -26,7 +26,7 @@ class _Source:
     """Sentences of 2 to 6 words in training and test, of 7 to 12 in `longer`; the translation is the reverse."""
 
     def __init__(self, fields: tuple[str, ...], folder: Path) -> None:
-        self.fields, self.fingerprint = fields, str(folder)
+        self.fields, self.fingerprint, self.contiguous = fields, str(folder), False
         rng = np.random.default_rng(0)
         sizes = {"train": (60, 2, 7), "test": (23, 2, 7), "longer": (19, 7, 13)}
         self.splits = tuple(sizes)

@@ -307,7 +307,16 @@ def test_an_encoding_tells_positions_apart_or_nothing(name: str) -> None:
 
 def test_an_encoding_works_at_one_place() -> None:
     """It adds to the embeddings, or turns, or biases; and only tables have weights."""
-    parts = {"sinusoidal": 0, "learned": 0, "rotary": 1, "rotary-half": 1, "alibi": 2, "t5": 2, "none": None}
+    parts = {
+        "sinusoidal": 0,
+        "sinusoidal-half": 0,
+        "learned": 0,
+        "rotary": 1,
+        "rotary-half": 1,
+        "alibi": 2,
+        "t5": 2,
+        "none": None,
+    }
     assert parts.keys() == POSITIONS.keys()
     for name, part in parts.items():
         at = np.split(told(name, np.arange(7)), [D, D + 2], axis=1)

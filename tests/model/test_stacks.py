@@ -409,7 +409,7 @@ def test_shared_parameters_of_all_variants_start_equal(family: str) -> None:
         {"positions": "learned", "num_layers": 1, "attention": ("window:2",), "norm": "pre"},
         {"positions": "none", "num_layers": 2, "attention": ("window:2", "full"), "dropout": 0.5, "max_positions": 3},
         {"positions": "t5", "num_layers": 2, "attention": ("window:2", "full")},
-        *({"positions": name, "num_layers": 1} for name in ("rotary", "rotary-half", "alibi")),
+        *({"positions": name, "num_layers": 1} for name in ("rotary", "rotary-half", "alibi", "sinusoidal-half")),
     ]
     assert {"sinusoidal", *(change["positions"] for change in changes)} == POSITIONS.keys()
     stacks = 2 if family == "encoder_decoder" else 1

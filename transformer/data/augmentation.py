@@ -4,7 +4,7 @@ import numpy as np
 
 from transformer.data.log_mel import RATE
 
-SHIFT = 2  # pixels, at most, that an image moves in each direction
+SHIFT = 14  # an image moves by up to a 14th of its side, and by up to one pixel at least: 2 of MNIST's 28, 1 of 8
 
 
 SPEED = (0.9, 1.1)
@@ -33,10 +33,11 @@ def _mixed(state: np.ndarray, number: np.ndarray | int) -> np.ndarray:
 
 
 def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarray) -> np.ndarray:
-    """Each image [H, W, C] of [B, H, W, C] moved by up to SHIFT pixels up or down and left or right; zeros move in."""
+    """Each image [H, W, C] of [B, H, W, C] moved by a few pixels up or down and left or right; zeros move in."""
     count, height, width, _ = images.shape
-    padded = np.pad(images, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)))
-    top, left = (uniforms(seed, epoch, examples, 2) * (2 * SHIFT + 1)).astype(int).T
+    most = max(1, max(height, width) // SHIFT)
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    top, left = (uniforms(seed, epoch, examples, 2) * (2 * most + 1)).astype(int).T
     rows, columns = top[:, None] + np.arange(height), left[:, None] + np.arange(width)
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 

@@ -187,7 +187,11 @@ def holes_needed(data: DataConfig) -> int:
 
 
 def _longest_chunk(data: DataConfig) -> int:
-    """Tokens of the longest chunk of which both sides fit into max_len, EOS included."""
+    """Tokens of the longest chunk of which both sides fit into max_len, EOS included. UserError: none does."""
+    if data.max_len < 3:
+        raise UserError(
+            f"data.max_len={data.max_len} has no room for a hidden token, its hole piece and EOS: make it 3 or more."
+        )
     sizes = np.arange(1, 2 * data.max_len)
     hidden, spans = hidden_and_spans(sizes, data.corruption)
     return int(sizes[np.maximum(sizes - hidden, hidden) + spans + 1 <= data.max_len].max())

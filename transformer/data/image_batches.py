@@ -18,7 +18,7 @@ class ImageBatches(RowBatches):
     """Images of a fixed size with their class; `data.batch_tokens` counts images.
 
     Pixels are divided by 255, and then have the mean and the deviation of the training split removed, a channel at a
-    time. With `data.augment`, `batch` (never `evaluation`) moves each image by up to two pixels.
+    time. With `data.augment`, `batch` (never `evaluation`) moves each image by up to a 14th of its side.
 
     Keys: inputs [B, H, W, C] float32, labels [B] int32, example_ids [B] int32; -1, and zeros, on rows of padding.
     UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.

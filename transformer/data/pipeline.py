@@ -83,22 +83,27 @@ def tokenize(
     return tokens
 
 
-def read_labels(source: Source, split: str, field: str = "label") -> np.ndarray:
-    """The class of every example of a split [examples], int32.
+def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
+    """The class of every example of a split [examples], int32, from the cache where they have been read before.
 
-    UserError: the source has no such field, or a class that is none of its own.
+    UserError: the source has no classes, or examples of none of them.
     """
+    if not source.classes:
+        raise UserError(f"{source.name} has no classes: choose a dataset of labelled texts in data.name.")
     examples = source.split(split)
-    labels = np.zeros(len(examples), np.int32)
-    for start in range(0, len(examples), 4096):
-        for number, example in enumerate(examples.many(range(start, min(start + 4096, len(examples)))), start):
-            if field not in example:
-                raise UserError(f"{source.name} has no field {field!r} of classes: choose a dataset of labelled texts.")
-            labels[number] = example[field]
-    if not source.classes or (len(labels) and not 0 <= labels.min() <= labels.max() < len(source.classes)):
+    identity = json.dumps([source.fingerprint, split, "label"])
+    path = cache_root(data) / "labels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    with locked(path):
+        if not path.exists():
+            labels = np.array([example["label"] for example in examples], np.int32)
+            with writing(path) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, labels)
+    labels = np.load(path)
+    without = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
+    if len(without):  # -1 stands for no label, as in the test split of GLUE
         raise UserError(
-            f"{source.name} has {len(source.classes)} named classes, and labels of {split} that are none of them: "
-            "choose a dataset of labelled texts."
+            f"Example {without[0] + 1} of {split} of {source.name} has the label {labels[without[0]]}, which is no "
+            "class: choose another split, or take it out."
         )
     return labels
 

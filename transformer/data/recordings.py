@@ -141,7 +141,9 @@ def read_wav(path: Path) -> np.ndarray:
             channels, width, rate, count = reader.getparams()[:4]
             content = reader.readframes(count)
     except (wave.Error, EOFError) as error:
-        raise UserError(f"{path} is no whole WAV file ({error or 'it ends too early'}): fetch it again.") from error
+        raise UserError(
+            f"{path} is no whole WAV file ({str(error) or 'it ends too early'}): fetch it again."
+        ) from error
     if (channels, width, rate) != (1, 2, RATE):
         raise UserError(
             f"{path} has {channels} channel(s) of {8 * width} bit at {rate} Hz, not one of 16 bit at {RATE} Hz: "

@@ -153,8 +153,8 @@ class Unigram(_SentencePiece):
         )
         learner.train_from_iterator(spelled, trainer)
         # The library sums in any order and ranks its rarest letters at random: scores are rounded, and pieces of one
-        # letter that are rarer than all others share a score.
-        learned = {piece: round(score, 6) for piece, score in model_of(learner)["vocab"]}
+        # letter that are rarer than all others share a score. Of no text at all, its scores are no numbers.
+        learned = {piece: round(score, 6) for piece, score in model_of(learner)["vocab"] if score is not None}
         single = {*BYTES, *letters}
         longer = {piece: score for piece, score in learned.items() if piece not in single}
         lowest = min(longer.values(), default=-1.0) - 1.0

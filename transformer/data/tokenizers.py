@@ -238,6 +238,10 @@ def load_or_train(
 
 def _ready(path: str, extra: Sequence[str]) -> Tokenizer:
     tokenizer = Tokenizer.load(Path(path).expanduser())
+    if [tokenizer.specials[name] for name in SPECIALS] != [Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id]:
+        raise UserError(
+            f"data.tokenizer={path} has the ids of a pretrained model: train one with transformer.tokenize."
+        )
     missing = [name for name in extra if name not in tokenizer.specials]
     if missing:
         raise UserError(

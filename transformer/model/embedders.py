@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
 from transformer.model.layers import ACTIVATIONS, Linear, Tokens, make_norm, weight_init
 from transformer.model.noise import Dropout, Noise
 from transformer.model.positions import POSITIONS, Bias, table_deviation
@@ -81,11 +81,6 @@ class ImageInput(nn.Module):
 
     def setup(self) -> None:
         config = self.config
-        height, width = config.image_size
-        if height % config.patch_size or width % config.patch_size:
-            raise UserError(
-                f"model.patch_size={config.patch_size} does not divide model.image_size={config.image_size}: change one"
-            )
         self.patches = Linear(config.d_model, kernel_init=weight_init(config))
         if config.pooling != "mean":
             self.first = self.param("first", nn.initializers.normal(0.02), (config.d_model,), jnp.float32)

@@ -20,6 +20,7 @@ from transformer.model.embedders import EMBEDDERS, TokenEmbedder
 from transformer.model.layers import ACTIVATIONS, Linear, Tokens, key_heads, value_width, weight_init
 from transformer.model.noise import Noise
 from transformer.model.positions import POSITIONS
+from transformer.model.recurrent import RecurrentEncoderDecoder, RecurrentLanguageModel
 from transformer.model.stacks import Memory, Stack, stacked, windows
 
 
@@ -136,13 +137,15 @@ class EncoderOnly(nn.Module):
             self.head = Linear(config.num_classes, kernel_init=nn.initializers.zeros)
 
     def encode(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Tokens]:
-        """The encoder's output and where its vectors stand. `types`: which text of a pair each token belongs to."""
+        """The encoder's output and where its vectors stand. `where` is None for images, which have all of their
+        patches; `types` says which text of a pair each token belongs to."""
         if self.config.inputs == "tokens":
             x = self.embedder(inputs, types)
         else:
             x, where = self.front(inputs, where)
+        assert where is not None, "only images do without"
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
@@ -151,7 +154,7 @@ class EncoderOnly(nn.Module):
         return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
 
     def features(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B L E"]:
         """What the output table turns into logits, at each place of a text."""
         x, where = self.encode(inputs, where, noise, types)
@@ -160,11 +163,12 @@ class EncoderOnly(nn.Module):
         return self.embedder.features(x)
 
     def __call__(
-        self, inputs: Array, where: Tokens, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
+        self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B V"] | Float[Array, "B L V"]:
-        """Logits of the classes; without classes, of the token at each place."""
-        if self.config.num_classes:
-            return self.head(self.pooled(*self.encode(inputs, where, noise, types)))
+        """Logits of the classes; without classes, of the token at each place of a text, and of others their vector."""
+        if self.config.num_classes or self.config.inputs != "tokens":
+            pooled = self.pooled(*self.encode(inputs, where, noise, types))
+            return self.head(pooled) if self.config.num_classes else pooled
         return self.embedder.logits(self.features(inputs, where, noise, types))
 
 
@@ -213,6 +217,8 @@ FAMILIES: dict[str, Any] = {
     "decoder_only": DecoderOnly,
     "encoder_only": EncoderOnly,
     "forecaster": Forecaster,
+    "recurrent_encoder_decoder": RecurrentEncoderDecoder,
+    "recurrent_language_model": RecurrentLanguageModel,
 }
 
 
@@ -228,7 +234,7 @@ def build(config: ModelConfig) -> nn.Module:
     for key, known in rows.items():
         if getattr(config, key) not in known:
             raise UserError(f"there is no model.{key} {getattr(config, key)!r}: choose one of {', '.join(known)}")
-    tokens = config.inputs == "tokens" or not (config.family == "encoder_only" and config.num_classes)
+    tokens = config.inputs == "tokens" or config.family != "encoder_only"
     if config.vocab_size < 1 and tokens and config.family != "forecaster":
         raise UserError("model.vocab_size is 0: it is set from the tokenizer, or give a number")
     if config.family == "forecaster" and not config.num_classes:

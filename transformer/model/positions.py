@@ -48,17 +48,18 @@ class NoPositions(nn.Module):
         return None
 
 
-def sinusoid(positions: Int[Array, "*L"], d_model: int) -> Float[Array, "*L D"]:
-    """The paper's encoding, interleaved (Vaswani et al. 2017, section 3.5):
+def sinusoid(positions: Int[Array, "*L"], d_model: int, interleaved: bool = True) -> Float[Array, "*L D"]:
+    """The paper's encoding (Vaswani et al. 2017, section 3.5), its sines and cosines interleaved:
 
     PE(p, 2i) = sin(p / 10000^(2i/D)),  PE(p, 2i+1) = cos(p / 10000^(2i/D))
 
-    An odd D ends with a sine. Well-known code has two other formulas (sines and cosines concatenated, D/2 - 1 in the
-    exponent); they are other tables.
+    Not interleaved, all sines stand before all cosines, as in Marian. An odd D has one more sine. Tensor2Tensor and
+    what came from it have another table still (halves, with D/2 - 1 in the exponent).
     """
     pairs = (d_model + 1) // 2
     angle = positions[..., None].astype(jnp.float32) * _rates(pairs, d_model)
-    table = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+    axis = -1 if interleaved else -2
+    table = jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=axis)
     return table.reshape(*positions.shape, 2 * pairs)[..., :d_model]
 
 
@@ -70,6 +71,11 @@ def _rates(pairs: int, width: int) -> np.ndarray:
 class Sinusoidal(NoPositions):
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
         return x + sinusoid(positions, x.shape[-1]).astype(x.dtype)
+
+
+class SinusoidalHalf(NoPositions):
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+        return x + sinusoid(positions, x.shape[-1], interleaved=False).astype(x.dtype)
 
 
 def table_deviation(config: ModelConfig) -> float:
@@ -202,6 +208,7 @@ class T5Relative(NoPositions):
 
 POSITIONS: dict[str, type[NoPositions]] = {
     "sinusoidal": Sinusoidal,
+    "sinusoidal-half": SinusoidalHalf,
     "learned": Learned,
     "rotary": Rotary,
     "rotary-half": RotaryHalf,

@@ -1,0 +1,312 @@
+"""Sources of texts: what they hold, that nothing crosses from split to split, and a sentence for every bad file."""
+
+import collections
+import gzip
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transformer.config import Config, DataConfig, UserError, override
+from transformer.data import docstrings, languages, prompts, summaries
+from transformer.data.contiguous import ContiguousBatches
+from transformer.data.pipeline import tokenize
+from transformer.data.records import Records, fingerprint, share
+from transformer.data.sources import load_source
+from transformer.data.tokenizers import load_or_train
+from transformer.tasks import LanguageModel
+
+SPLITS = ("train", "validation", "test")
+
+
+def config(folder: Path, name: str, **changes: str) -> DataConfig:
+    return DataConfig(**{"name": name, "dir": str(folder), "cache": str(folder / "cache")} | changes)
+
+
+def write(folder: Path, ending: str, train: str | bytes, other: str | bytes | None = None) -> None:
+    for stem in ("train", "dev", "test"):
+        content = train if stem == "train" or other is None else other
+        (folder / f"{stem}{ending}").write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+# --- Labelled lines
+
+
+def test_labelled_lines(tmp_path: Path) -> None:
+    write(tmp_path, ".tsv", "good , a lot\t1\n\nbad\t of it \t0\n", "fine\t1\n")
+    source = load_source(config(tmp_path, "sst2"))
+    assert source.splits == SPLITS
+    assert source.fields == ("text",)
+    assert source.classes == ("negative", "positive")
+    assert list(source.split("train")) == [{"text": "good , a lot", "label": 1}, {"text": "bad\t of it", "label": 0}]
+    assert list(source.split("validation")) == [{"text": "fine", "label": 1}]
+    assert load_source(config(tmp_path, "sst2")).fingerprint == source.fingerprint
+    write(tmp_path, ".tsv", "a\ttwo\nb\tone\nc\ttwo\n", gzip.compress(b"d\tone\n"))
+    other = load_source(config(tmp_path, "sst2"))
+    assert other.classes == ("one", "two")
+    assert [example["label"] for example in other.split("train")] == [1, 0, 1]
+    assert other.fingerprint != source.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("train", "other", "message"),
+    [
+        ("", "a\t1\n", r"train\.tsv is empty"),
+        ("a\t1\nno label\n", "a\t1\n", r"train\.tsv has no text and label in line 2: write the text, a tab"),
+        ("a\t1\n\t1\n", "a\t1\n", "no text and label in line 2"),
+        ("a\t1\nb\t0\n", "a\t1\nb\t2\n", r"dev\.tsv has the class '2', of which train\.tsv has no example"),
+        (b"a\t1\n\xff\t1\n", "a\t1\n", r"train\.tsv is not valid UTF-8 in line 2"),
+        (gzip.compress(b"a\t1\n" * 99)[:-9], "a\t1\n", r"train\.tsv is a damaged gzip file"),
+    ],
+)
+def test_bad_labelled_lines(tmp_path: Path, train: str | bytes, other: str, message: str) -> None:
+    write(tmp_path, ".tsv", train, other)
+    with pytest.raises(UserError, match=message) as raised:
+        load_source(config(tmp_path, "sst2"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(("name", "file"), [("sst2", r"train\.tsv"), ("scitldr", r"train\.jsonl")])
+def test_missing_files(tmp_path: Path, name: str, file: str) -> None:
+    with pytest.raises(UserError, match=f"no file .*{file}: add it or change data.dir"):
+        load_source(config(tmp_path, name))
+    with pytest.raises(UserError, match=f"^{name} needs data.dir: name the folder of {file}"):
+        load_source(config(tmp_path, name, dir=""))
+
+
+# --- Abstracts
+
+
+def test_abstracts(tmp_path: Path) -> None:
+    row = {"source": ["One  sentence.", "Another\nof them.\n"], "target": [" First. ", "The second\none."], "x": 1}
+    write(tmp_path, ".jsonl", json.dumps(row) + "\n\n" + json.dumps(row | {"target": ["Only."]}) + "\n")
+    source = load_source(config(tmp_path, "scitldr"))
+    assert source.splits == SPLITS
+    first, second = source.split("test")
+    abstract = "One sentence. Another of them."
+    assert first == {"abstract": abstract, "summary": "First.", "references": "First.\nThe second one."}
+    assert second == {"abstract": abstract, "summary": "Only.", "references": "Only."}
+    assert source.pair(config(tmp_path, "scitldr", source="abstract", target="summary")) == ("abstract", "summary")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"train\.jsonl is no JSON in line 2 \(.*\): fetch it again"),
+        ("{}", "no lists of text 'source' and 'target' in line 2"),
+        ("[1]", "no lists of text 'source' and 'target' in line 2"),
+        ('{"source": ["a"], "target": [3]}', "no lists of text 'source' and 'target' in line 2"),
+        ('{"source": ["a"], "target": []}', "an empty summary in line 2"),
+        ('{"source": [" "], "target": ["a"]}', "no abstract or an empty summary in line 2"),
+    ],
+)
+def test_bad_abstracts(tmp_path: Path, line: str, message: str) -> None:
+    write(tmp_path, ".jsonl", f'{{"source": ["a"], "target": ["b"]}}\n{line}\n')
+    with pytest.raises(UserError, match=message):
+        load_source(config(tmp_path, "scitldr"))
+
+
+# --- One text
+
+
+def test_one_text(tmp_path: Path) -> None:
+    text = "".join(f"Zeile {i} ü\r\n" for i in range(97))
+    (tmp_path / "input.txt").write_bytes(text.encode())
+    parts = (text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :])
+    for changes in ({}, {"dir": "", "target": str(tmp_path / "input.txt")}):
+        data = config(tmp_path, "text", **changes)
+        source = load_source(data)
+        assert [list(source.split(split)) for split in SPLITS] == [[{"text": p}] for p in (*parts, parts[1])]
+        assert source.contiguous
+        assert source.field(data.target) == "text"
+
+
+def test_a_language_model_reads_one_text_as_it_stands(tmp_path: Path) -> None:
+    text = "".join(f"Line {i}\n" for i in range(300))
+    (tmp_path / "input.txt").write_text(text)
+    changes = {"name": "text", "dir": str(tmp_path), "cache": str(tmp_path / "cache"), "tokenizer": "characters"}
+    changes |= {"max_len": 16, "batch_tokens": 64, "buckets": [16]}
+    config = override(Config(), {f"data.{key}": value for key, value in changes.items()})
+    config = override(config, {"task": "language_model", "model.family": "decoder_only", "model.d_model": 16})
+    source = load_source(config.data)
+    tokenizer = load_or_train(source, config.data, LanguageModel.fields(config, source))
+    batches = LanguageModel(config, tokenizer).batches(source, "validation")
+    assert isinstance(batches, ContiguousBatches)
+    read = [
+        row[segments > 0]
+        for b in batches.evaluation()
+        for row, segments in zip(b["targets"], b["target_segments"], strict=True)
+    ]
+    assert tokenizer.decode(np.concatenate(read)) == text[int(len(text) * 0.9) + 1 :]
+    tokens = tokenize(source, "train", ("text",), tokenizer, config.data)["text"]
+    assert len(tokens.flat) == int(len(text) * 0.9)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "has only 0 characters"), (b"short", "has only 5 characters"), (b"a" * 30 + b"\xff", "UTF-8 at byte 30")],
+)
+def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "input.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_source(config(tmp_path, "text"))
+    with pytest.raises(UserError, match=r"no text file .*none: name one in data\.target"):
+        load_source(config(tmp_path, "text", dir="", target=str(tmp_path / "none")))
+
+
+# --- Summaries
+
+BODY = "The lengths of the sides may be given in any unit, but all of them must be in the same one; see the notes."
+
+
+@pytest.mark.parametrize(
+    ("docstring", "expected"),
+    [
+        (f"Area of a\npolygon.\n\n{BODY}\n\n    >>> area(2)\n", (f"{BODY} >>> area(2)", "Area of a polygon.")),
+        (f"Area of a polygon.\n{BODY}", None),  # no paragraphs
+        ("Area of a polygon.\n\nThe body is too short to be worth a summary.", None),
+        (f"area(sides, unit)\n\n{BODY}", None),
+        (f"Polygons\n\n{BODY}", None),  # a heading
+        (f"Area of a polygon.\n\n.. math:: {BODY}\n>>> {BODY}\n-------", None),  # markup and code alone
+    ],
+)
+def test_pair_of_a_docstring(docstring: str, expected: tuple[str, str] | None) -> None:
+    assert summaries.pair_of(docstring) == expected
+
+
+def test_long_bodies_end_with_a_whole_word() -> None:
+    most = summaries.MAX_CHARACTERS
+    assert summaries.shortened("a" * most) == "a" * most
+    assert summaries.shortened("a" * most + " b") == "a" * most
+    assert summaries.shortened("ab " * most) == ("ab " * most)[:most].rsplit(" ", 1)[0]
+    assert summaries.shortened("a" * (most + 1)) == "a" * most
+
+
+def test_a_pair_belongs_to_one_split() -> None:
+    def row(text: str) -> docstrings.Docstring:
+        return docstrings.Docstring(text, "package")
+
+    one, other = (f"{start} of a polygon.\n\n{BODY}" for start in ("Area", "Length"))
+    corpus = docstrings.Corpus({"train": (row(one), row(one + "\n")), "test": (row(one), row(other))}, {})
+    made = summaries.splits(corpus)
+    assert made["train"] == [{"body": BODY, "summary": "Area of a polygon."}]
+    assert made["test"] == [{"body": BODY, "summary": "Length of a polygon."}]
+
+
+def test_summaries_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {"train": {"optax": docstrings.root("optax")}, "test": {"absl": docstrings.root("absl")}}
+    made = docstrings.collect(folders)
+    monkeypatch.setattr(docstrings, "corpus", lambda: made)
+    source = load_source(config(tmp_path, "summaries", dir=""))
+    assert source.fields == ("body", "summary")
+    pairs = {split: [(e["body"], e["summary"]) for e in source.split(split)] for split in ("train", "test")}
+    assert len(pairs["train"]) > 150
+    assert not set(pairs["train"]) & set(pairs["test"])
+    for body, summary in pairs["train"]:
+        assert len(body) <= summaries.MAX_CHARACTERS
+        assert len(re.findall("[a-zA-Z]{2,}", body)) >= summaries.MIN_WORDS
+        assert len(summary.split()) <= 80
+        assert "\n" not in body + summary
+
+
+# --- Languages
+
+
+def test_languages_are_told_apart_on_names_that_training_has_not_seen() -> None:
+    made = languages.splits()
+    assert list(languages.LANGUAGES) == sorted(set(languages.LANGUAGES))
+    assert 20 <= len(languages.LANGUAGES) <= 40
+    texts = [row["text"].casefold() for rows in made.values() for row in rows]
+    assert len(texts) == len(set(texts)) > 30_000
+    for split, least in {"train": 500, "validation": 50, "test": 50}.items():
+        counts = collections.Counter(row["label"] for row in made[split])
+        assert set(counts) == set(range(len(languages.LANGUAGES)))
+        assert min(counts.values()) > least
+
+
+def test_a_concept_has_all_its_names_in_one_split() -> None:
+    made = languages.splits()
+    where = {(row["label"], row["text"]): split for split, rows in made.items() for row in rows}
+    keys: dict[tuple[int, str], set[str]] = collections.defaultdict(set)
+    for label, language in enumerate(languages.LANGUAGES):
+        for key, name in languages.names(language):
+            keys[label, name].add(key)
+    of_key: dict[str, set[str]] = collections.defaultdict(set)
+    for name, split in where.items():
+        if len(keys[name]) == 1:  # others count for the first of their keys
+            of_key[next(iter(keys[name]))].add(split)
+    assert len(of_key) > 1000
+    assert all(len(splits) == 1 for splits in of_key.values())
+    assert collections.Counter(map(languages.split_of, of_key))["train"] / len(of_key) == pytest.approx(0.8, abs=0.04)
+    assert languages.split_of("territories CH") == next(iter(of_key["territories CH"]))
+
+
+def test_a_name_of_two_languages_is_left_out() -> None:
+    de, en = languages.LANGUAGES.index("de"), languages.LANGUAGES.index("en")
+    texts = {
+        label: {r["text"] for rows in languages.splits().values() for r in rows if r["label"] == label}
+        for label in (de, en)
+    }
+    assert "September" not in texts[de] | texts[en]
+    assert "Mittwoch" in texts[de]
+    assert "Wednesday" in texts[en]
+    assert "Switzerland" in texts[en]
+
+
+# --- Prompts
+
+
+def test_prompts_are_right_and_unseen() -> None:
+    made = prompts.splits()
+    operands: dict[str, set[frozenset[int]]] = {}
+    numbers: dict[str, dict[str, str]] = {}
+    for split, rows in made.items():
+        operands[split], numbers[split] = set(), {}
+        for row in rows:
+            assert row["text"] == row["prompt"] + row["answer"]
+            if match := re.fullmatch(r"(\d+)\+(\d+)=(\d+)", row["text"]):
+                a, b, total = map(int, match.groups())
+                assert a + b == total <= 999
+                assert row["prompt"] == f"{a}+{b}="
+                operands[split].add(frozenset((a, b)))
+            else:
+                english, german = row["text"].split(" -> ")
+                numbers[split][english] = german
+    for parts in (operands, {split: set(found) for split, found in numbers.items()}):
+        assert not set(parts["train"]) & (set(parts["test"]) | set(parts["validation"]))
+        assert not set(parts["test"]) & set(parts["validation"])
+        sizes = {split: len(found) for split, found in parts.items()}
+        assert sizes["test"] / sum(sizes.values()) == pytest.approx(0.1, abs=0.015)
+    assert sum(map(len, numbers.values())) == 1000
+    everything = numbers["train"] | numbers["validation"] | numbers["test"]
+    assert everything["twenty-four"] == "vierundzwanzig"
+    assert everything["nine hundred and ninety-nine"] == "neunhundertneunundneunzig"
+    small = {frozenset((a, b)) for a in range(100) for b in range(100)}
+    assert small <= set().union(*operands.values())
+    # Every English word and every letter of a held-out number has been seen.
+    known = {word for english in numbers["train"] for word in re.findall(r"\w+", english)}
+    assert all(set(re.findall(r"\w+", english)) <= known for english in numbers["test"])
+
+
+def test_prompts_are_prepared_as_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {split: rows[:20] for split, rows in prompts.splits().items()}
+    records = Records("prompts", ("text", "prompt", "answer"), fingerprint(few), lambda: few)
+    monkeypatch.setattr(prompts, "records", lambda: records)
+    source = load_source(config(tmp_path, "prompts"))
+    assert {split: list(source.split(split)) for split in SPLITS} == few
+    assert source.fingerprint == fingerprint(few)
+    assert source.classes == ()
+    assert not source.contiguous
+
+
+# --- Shares
+
+
+def test_shares_are_even_and_do_not_drift() -> None:
+    values = np.array([share("key", i) for i in range(4000)])
+    counts = np.histogram(values, bins=10, range=(0, 1))[0]
+    assert (abs(counts - 400) < 4 * 19).all()
+    assert share("territories CH") == pytest.approx(share("territories CH"))
+    assert share("a", 1) != share("a1")

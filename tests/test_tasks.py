@@ -1,0 +1,256 @@
+"""Every task from its data to its figures at toy size: trained by the one loop, evaluated and used as people do."""
+
+import gzip
+import itertools
+import json
+import struct
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from transformer import baselines
+from transformer.config import Config, UserError, override
+from transformer.data import recordings, series
+from transformer.evaluate import answer_metrics, evaluate, speech_metrics, summary_metrics, word_errors
+from transformer.generate import generate, restore
+from transformer.tasks import TASKS
+from transformer.train import train
+
+WORDS = {"uno": "one", "due": "two", "tre": "three", "sei": "six"}
+
+
+def sentences(count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(list(WORDS), random.integers(2, 6))) for _ in range(count)]
+
+
+def translated(folder: Path) -> dict[str, Any]:
+    for split, count in (("train", 120), ("validation", 20), ("test", 30)):
+        lines = sentences(count)
+        (folder / f"{split}.it").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}.en").write_text("\n".join(" ".join(WORDS[w] for w in x.split()) for x in lines) + "\n")
+    return {"data.name": "files", "data.dir": str(folder), "data.source": "it", "data.target": "en"}
+
+
+def monolingual(folder: Path) -> dict[str, Any]:
+    return translated(folder) | {"data.source": ""}
+
+
+def long_text(folder: Path) -> dict[str, Any]:
+    (folder / "input.txt").write_text("\n".join(sentences(150)))
+    return {"data.name": "text", "data.dir": str(folder), "data.source": "", "data.tokenizer": "characters"}
+
+
+def labelled(folder: Path) -> dict[str, Any]:
+    for split, count in (("train", 120), ("dev", 20), ("test", 30)):
+        rows = [f"{text}\t{int('sei' in text)}" for text in sentences(count)]
+        (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    return {"data.name": "sst2", "data.dir": str(folder), "data.target": "text", "data.tokenizer": "words"}
+
+
+def images(folder: Path) -> dict[str, Any]:
+    """MNIST's files, with squares that are bright above (0) or below (1)."""
+    random = np.random.default_rng(1)
+    for stem, count in (("train", 5200), ("t10k", 40)):
+        labels = random.integers(0, 10, count).astype(np.uint8)
+        pixels = random.integers(0, 90, (count, 28, 28)).astype(np.uint8)
+        for label, image in zip(labels, pixels, strict=True):
+            image[(label % 5) * 5 : (label % 5) * 5 + 5, :14] = 250 if label < 5 else 160
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", labels)):
+            head = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+            (folder / f"{stem}-{kind}-ubyte.gz").write_bytes(gzip.compress(head + array.tobytes(), 1))
+    return {"data.name": "mnist", "data.dir": str(folder)}
+
+
+def tones(folder: Path) -> dict[str, Any]:
+    """Recordings of ten pure tones by two speakers."""
+    (folder / "recordings").mkdir()
+    random = np.random.default_rng(2)
+    for digit, speaker, take in itertools.product(range(10), ("ann", "bob"), (0, 1, 5, 10, 11, 12, 13)):
+        time = np.arange(random.integers(1500, 2500)) / 8000
+        sound = 8000 * np.sin(2 * np.pi * (300 + 250 * digit) * time) + random.normal(size=time.size) * 50
+        with wave.open(str(folder / "recordings" / f"{digit}_{speaker}_{take}.wav"), "wb") as writer:
+            writer.setparams((1, 2, 8000, 0, "NONE", ""))
+            writer.writeframes(sound.astype(np.int16).tobytes())
+    return {"data.name": "fsdd", "data.dir": str(folder), "data.max_len": 64, "data.buckets": (32, 64)}
+
+
+def strings(folder: Path) -> dict[str, Any]:
+    return tones(folder) | {
+        "data.name": "digit_strings", "data.target": "text", "data.tokenizer": "characters", "data.max_len": 256,
+        "data.buckets": (256,), "data.batch_tokens": 4096,
+    }  # fmt: skip
+
+
+def waves(folder: Path) -> dict[str, Any]:
+    time = np.arange(160)
+    rows = [f"2016-07-01 {t},{np.sin(t / 3) + 0.01 * t},{np.cos(t / 5)}" for t in time]
+    (folder / "ETTh1.csv").write_text("\n".join(["date,HUFL,OT", *rows]) + "\n")
+    return {"data.name": "ett", "data.dir": str(folder), "data.max_len": 16, "data.horizon": 4, "data.buckets": (16,)}
+
+
+ENCODER = {"model.family": "encoder_only"}
+DECODER = {"model.family": "decoder_only"}
+SOUND = {"model.inputs": "frames", "model.channels": 12}
+# Task -> its data, what the model must be, and the metric that training has to improve.
+KINDS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] = {
+    "translation": (translated, {}, "loss"),
+    "summarization": (translated, {}, "loss"),
+    "span_corruption": (monolingual, {}, "loss"),
+    "speech_recognition": (strings, SOUND, "loss"),
+    "language_model": (long_text, DECODER, "loss"),
+    "prompts": (lambda folder: {"data.name": "prompts", "data.source": "", "data.target": "text",
+                                "data.tokenizer": "characters", "data.max_len": 64, "data.buckets": (64,)},
+                DECODER, "loss"),
+    "masked_language_model": (monolingual, ENCODER, "loss"),
+    "text_classification": (labelled, ENCODER | {"model.num_classes": 2}, "loss"),
+    "image_classification": (images, ENCODER | {"model.inputs": "image", "model.num_classes": 10,
+                                                "model.patch_size": 7, "data.batch_tokens": 64}, "loss"),
+    "speech_classification": (tones, ENCODER | SOUND | {"model.num_classes": 10, "data.augment": True}, "loss"),
+    "forecasting": (waves, {"model.family": "forecaster", "model.inputs": "series", "model.patch_stride": 2,
+                            "data.batch_tokens": 16}, "loss"),
+}  # fmt: skip
+EXPECTED = {
+    "translation": {"bleu", "exact_match", "perplexity"},
+    "summarization": {"rouge1", "rouge2", "rougeL"},
+    "speech_recognition": {"word_error_rate", "exact_match"},
+    "prompts": {"answers", "answers_sums", "answers_words"},
+    "text_classification": {"accuracy", "macro_f1"},
+    "image_classification": {"accuracy", "macro_f1"},
+    "speech_classification": {"accuracy", "macro_f1"},
+    "forecasting": {"mae"},
+}
+BASELINES = {
+    "translation": {"copy"},
+    "summarization": {"copy", "lead sentence"},
+    "language_model": {"unigram"},
+    "prompts": {"unigram"},
+    "text_classification": {"most frequent class", "logistic regression, bag of words and pairs"},
+    "image_classification": {"most frequent class", "logistic regression, pixels"},
+    "speech_classification": {"most frequent class", "logistic regression, mean and deviation of mel bands"},
+    "forecasting": {"repeat the last value", "linear"},
+}
+
+
+def configured(task: str, folder: Path, **changes: Any) -> Config:
+    data, model, _ = KINDS[task]
+    folder.mkdir(exist_ok=True)
+    small = {
+        "task": task, "steps": 30, "label_smoothing": 0.0, "model.num_layers": 1, "model.d_model": 16,
+        "model.d_ff": 32, "model.num_heads": 2, "model.dropout": 0.0, "model.norm": "pre",
+        "data.max_len": 32, "data.buckets": (32,), "data.batch_tokens": 512, "data.vocab_size": 300,
+        "data.cache": str(folder / "cache"), "optimizer.learning_rate": 0.01, "optimizer.warmup_steps": 5,
+        "optimizer.schedule": "cosine", "mesh.data": 1, "logging.log_every": 10,
+    }  # fmt: skip
+    return override(Config(), small | data(folder) | model | changes)
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "STRINGS", {"train": 48, "validation": 8, "test": 8})
+    monkeypatch.setattr(series, "ETT_ROWS", {"train": 100, "validation": 30, "test": 30})
+
+
+def test_every_task_is_here() -> None:
+    assert KINDS.keys() == TASKS.keys()
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
+    config = configured(task, tmp_path / "data")
+    train(config, tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert losses[-1] < 0.9 * losses[0], losses
+    trained = restore(tmp_path / "run")
+    test = evaluate(trained, "test")
+    assert test["step"] == 30
+    assert np.isfinite([value for value in test.values() if isinstance(value, float)]).all()
+    assert EXPECTED.get(task, set()) < test.keys()
+    again = evaluate(trained, "validation")
+    assert again["loss"] == pytest.approx(next(line["validation_loss"] for line in lines if "validation_loss" in line))
+    found = baselines.baselines(trained, "test")
+    assert found.keys() == BASELINES.get(task, set())
+    lines_in = ["uno due", "", "tre"]
+    if task in ("translation", "summarization", "language_model", "prompts", "text_classification"):
+        out = generate(trained, lines_in)
+        assert len(out) == 3
+        assert out[1] == ""
+        if task == "text_classification":
+            assert {out[0], out[2]} <= {"negative", "positive"}
+    else:
+        with pytest.raises(UserError, match=f"task '{task}' turns no line into another"):
+            generate(trained, lines_in)
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "message"),
+    [
+        ("translation", {"model.family": "decoder_only"}, "needs model.family='encoder_decoder' or 'recurrent_enc"),
+        ("translation", {"model.num_classes": 3}, "has no classes: leave out model.num_classes=3"),
+        ("text_classification", {"model.num_classes": 0}, "needs model.num_classes of 2 or more, not 0"),
+        ("text_classification", {"model.num_classes": 3}, "sst2 has 2 classes, and model.num_classes=3"),
+        ("image_classification", {"model.inputs": "tokens"}, "needs model.inputs='image', not 'tokens'"),
+        ("image_classification", {"model.image_size": (14, 14)}, r"28 x 28 .*model.image_size=\(28, 28\)"),
+        ("image_classification", {"model.patch_size": 5}, r"patch_size=5 does not divide model.image_size=\(28, 28\)"),
+        ("image_classification", {"model.positions": "learned", "model.max_positions": 9}, "16 patches, and .*=9"),
+        ("forecasting", {"model.patch_size": 17}, "patch_size=17 is longer than data.max_len=16"),
+        ("forecasting", {"data.horizon": 90}, "has 100 steps to look at"),
+        ("speech_classification", {"data.max_len": 20}, "frames of 10 ms, more than data.max_len=20"),
+        ("masked_language_model", {"data.name": "mnist", "data.dir": ""}, "mnist"),
+    ],
+)
+def test_a_mistake_is_one_sentence(task: str, changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train(configured(task, tmp_path / "data", **changes), tmp_path / "run", quiet=True)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+# --- Figures
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "errors"),
+    [("one two", "one two", 0), ("", "one two", 2), ("one", "", 1), ("one three two", "one two", 1),
+     ("two one", "one two", 2), ("four one two", "one two three", 2)],
+)  # fmt: skip
+def test_word_errors(output: str, reference: str, errors: int) -> None:
+    assert word_errors(output, reference) == errors
+    assert word_errors(reference, output) == errors
+
+
+def test_word_errors_by_recursion() -> None:
+    """The definition, without a table."""
+
+    def distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+        if not a or not b:
+            return len(a) + len(b)
+        return min(distance(a[1:], b[1:]) + (a[0] != b[0]), distance(a[1:], b) + 1, distance(a, b[1:]) + 1)
+
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        a, b = (tuple(random.choice(list("xyz"), random.integers(0, 6))) for _ in range(2))
+        assert word_errors(" ".join(a), " ".join(b)) == distance(a, b)
+
+
+def test_speech_metrics_count_words_over_all_references() -> None:
+    found = speech_metrics(["one two", "six", ""], ["one two", "one six", "two"])
+    assert found == {"word_error_rate": 2 / 5, "exact_match": 1 / 3}
+
+
+def test_answers_by_kind() -> None:
+    found = answer_metrics(["85", "86", "x"], ["85", "85", "x"], ["sums", "sums", "words"])
+    assert found == {"answers": 2 / 3, "answers_sums": 1 / 2, "answers_words": 1.0}
+
+
+def test_summaries_are_scored_by_their_best_reference() -> None:
+    """ROUGE-1 by hand: 2 of 3 words shared with the second reference of 4."""
+    found = summary_metrics(["the cat sat"], [["a dog", "the cat ran off"]])
+    precision, recall = 2 / 3, 2 / 4
+    assert found["rouge1"] == pytest.approx(100 * 2 * precision * recall / (precision + recall))
+    assert found["rouge2"] == pytest.approx(100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))

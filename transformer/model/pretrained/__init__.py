@@ -1,0 +1,211 @@
+"""Weights in and out: folders in the format of Hugging Face to our modules, and back. ARCHITECTURES, by `model_type`.
+
+    model, params = load("bert-base-uncased")  # config.json and model.safetensors
+    save("somewhere", model, params)           # a folder that the reference implementation reads
+
+Both go through one table an architecture (`rows`), read forwards and backwards.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from transformer.config import ModelConfig, UserError, head_width
+from transformer.model.families import build
+from transformer.model.layers import Tokens, key_heads, value_width
+from transformer.model.pretrained.bert import BERT
+from transformer.model.pretrained.files import Settings, Weights, listed, read_settings, write_folder
+from transformer.model.pretrained.gpt2 import GPT2
+from transformer.model.pretrained.llama import LLAMA
+from transformer.model.pretrained.marian import MARIAN
+from transformer.model.pretrained.rows import Architecture, Row
+from transformer.model.pretrained.t5 import T5
+from transformer.model.pretrained.vit import VIT
+from transformer.model.stacks import unstacked
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "gpt2": GPT2,
+    "bert": BERT,
+    "t5": T5,
+    "vit": VIT,
+    "marian": MARIAN,
+    "llama": LLAMA,
+}
+
+
+def load(folder: str | Path) -> tuple[nn.Module, Any]:
+    """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards.
+
+    Raises UserError, one sentence and before any weight is read, for a folder without config.json or safetensors, a
+    setting that our modules do not have, a file that is cut off, and tensors that are missing, too many or of another
+    shape.
+    """
+    folder = Path(folder)
+    settings = read_settings(folder)
+    name, architecture = _architecture(settings)
+    weights = Weights(folder)
+    theirs = {_known_as(architecture, name): name for name in weights.shapes}
+    config = architecture.to_config(settings, frozenset(theirs))
+    model, rows = build(config), architecture.rows(config)
+    _check(name, architecture, rows, parameter_shapes(model), weights, theirs, folder)
+    params: dict[tuple[str, ...], Any] = {}
+    for row in rows:
+        whole = row.form.read(weights.read(theirs[row.theirs]))
+        parts = np.split(whole, len(row.ours), axis=-1)
+        params |= {tuple(path.split("/")): jnp.asarray(part) for path, part in zip(row.ours, parts, strict=True)}
+    return model, {"params": unflatten_dict(params)}
+
+
+def save(folder: str | Path, model: Any, params: Any) -> None:
+    """Writes config.json and model.safetensors so that `load` and the reference implementation read them.
+
+    Raises UserError where no architecture of ARCHITECTURES has what the model's configuration has, naming the keys.
+    """
+    config: ModelConfig = model.config
+    name, architecture = _fitting(config)
+    if config.scan_layers:
+        params = unstacked(params, config.num_layers)
+    flat = flatten_dict(jax.tree.map(np.asarray, params["params"]), sep="/")
+    settings = {"model_type": name, **architecture.to_settings(config), "dtype": "float32"}
+    prefix = "" if settings["architectures"][0] in architecture.bare else architecture.prefix
+    tensors = {}
+    for row in architecture.rows(config):
+        own = row.theirs.startswith(architecture.heads)
+        whole = row.form.write(_joined([flat[path] for path in row.ours]))
+        tensors[row.theirs if own else prefix + row.theirs] = whole
+    write_folder(Path(folder), settings, tensors)
+
+
+def model_config(values: dict[str, Any], names: frozenset[str] = frozenset()) -> ModelConfig:
+    """The configuration that the values of a config.json describe.
+
+    `names` are those of the tensors, without a prefix, where they decide: whether there is a pooler (BERT, ViT), or an
+    output table of its own (newer T5). UserError: a setting that our modules do not have.
+    """
+    settings = Settings(values, "config.json")
+    return _architecture(settings)[1].to_config(settings, names)
+
+
+def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    """Path, such as "decoder/layer_0/feed_forward/inner/kernel", to shape; no array is made."""
+    config: ModelConfig = model.config
+    one = jnp.zeros((1, 1), jnp.int32)
+    inputs: Any = jnp.zeros((1, *config.image_size, config.channels)) if config.inputs == "image" else one
+    sides = 2 if config.family == "encoder_decoder" else 1
+    made = jax.eval_shape(model.init, jax.random.key(0), *(inputs, Tokens(one, one)) * sides)
+    return {path: leaf.shape for path, leaf in flatten_dict(made["params"], sep="/").items()}
+
+
+def _architecture(settings: Settings) -> tuple[str, Architecture]:
+    name = settings.values.get("model_type")
+    if name not in ARCHITECTURES:
+        raise UserError(f"{settings.source} sets model_type={name!r}, and we have only {', '.join(ARCHITECTURES)}")
+    architecture = ARCHITECTURES[name]
+    for cls in settings.values.get("architectures") or ():
+        if cls not in architecture.classes:
+            raise UserError(
+                f"{settings.source} sets architectures={[cls]}, and of {name} we have only "
+                f"{', '.join(architecture.classes)}"
+            )
+    return name, architecture
+
+
+def _known_as(architecture: Architecture, name: str) -> str:
+    """A tensor's name without the prefix, and with the names that norms have had since TensorFlow's gamma and beta."""
+    name = name.removeprefix(architecture.prefix)
+    return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{_SINCE[m[1]]}", name)
+
+
+_SINCE = {"gamma": "weight", "beta": "bias"}
+
+
+def _joined(parts: list[Any]) -> Any:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _check(
+    name: str,
+    architecture: Architecture,
+    rows: list[Row],
+    ours: dict[str, tuple[int, ...]],
+    weights: Weights,
+    theirs: dict[str, str],
+    folder: Path,
+) -> None:
+    """Names and shapes of the tensors against the table. UserError: they are not what it needs."""
+    needed = {row.theirs: row for row in rows}
+    held = {known for known in theirs if not re.fullmatch(architecture.ignored, known) or known in needed}
+    missing, extra = needed.keys() - held, held - needed.keys() - architecture.copies.keys()
+    if not needed.keys() & held:
+        raise UserError(
+            f"{str(folder)!r} holds weights of another architecture than {name}, as its config.json says: it has "
+            f"{listed(extra)}, and none of {listed(needed)}"
+        )
+    if missing or extra:
+        found = [f"{what} {listed(names)}" for what, names in (("lacks", missing), ("has besides", extra)) if names]
+        raise UserError(f"{str(folder)!r} does not hold what its config.json describes: it {' and '.join(found)}")
+    for known, row in needed.items():
+        # Shapes of theirs, from ours by the way back; nothing is computed, and nothing is held.
+        blank = [np.broadcast_to(np.float32(0), ours[path]) for path in row.ours]
+        shape, stored = row.form.write(_joined(blank)).shape, weights.shapes[theirs[known]]
+        if shape != stored:
+            raise UserError(
+                f"{str(folder)!r} holds {theirs[known]} of shape {list(stored)}, and config.json makes it "
+                f"{list(shape)}: one of the two files is of another model"
+            )
+    for copy, original in architecture.copies.items():
+        if copy in held - needed.keys() and not np.array_equal(
+            weights.read(theirs[copy]), weights.read(theirs[original])
+        ):
+            raise UserError(
+                f"{str(folder)!r} holds a {theirs[copy]} that differs from {theirs[original]}, and config.json ties "
+                "them: set tie_word_embeddings to false there, where the model has that"
+            )
+
+
+# What files do not say, since nothing of it is in a trained model's function.
+_NOT_HELD = ("initialization", "dropout", "remat", "scan_layers", "cell", "recurrent_attention", "patch_stride")
+
+
+def _function(config: ModelConfig) -> dict[str, Any]:
+    """The keys that decide what a model computes, each in one form."""
+    values = dataclasses.asdict(config)
+    values |= {"head_dim": head_width(config), "value_dim": value_width(config), "num_kv_heads": key_heads(config)}
+    values["attention"] = tuple(dict.fromkeys(config.attention))
+    unused = set(_NOT_HELD)
+    if config.positions != "learned":
+        unused |= {"max_positions"}
+    if config.inputs != "image":
+        unused |= {"image_size", "channels", "patch_size"}
+    if config.inputs != "tokens":
+        unused |= {"vocab_size", "tied", "scale_embedding"}
+    if config.family != "encoder_only":
+        unused |= {"pooling", "num_classes"}
+    return {key: value for key, value in values.items() if key not in unused}
+
+
+def _fitting(config: ModelConfig) -> tuple[str, Architecture]:
+    """The architecture whose settings say all of a configuration: written and read again, it is the same."""
+    wanted = _function(config)
+    nearest, fewest = "", dict(wanted)
+    for name, architecture in ARCHITECTURES.items():
+        names = frozenset(row.theirs for row in architecture.rows(config))
+        written = Settings(architecture.to_settings(config), name)
+        try:
+            again = _function(architecture.to_config(written, names))
+        except UserError:  # a value that it cannot say at all
+            continue
+        other = {key: again.get(key) for key in wanted if again.get(key) != wanted[key]}
+        if not other:
+            return name, architecture
+        if len(other) < len(fewest):
+            nearest, fewest = name, other
+    listing = ", ".join(f"model.{key}={value!r} (not {wanted[key]!r})" for key, value in fewest.items())
+    raise UserError(f"no architecture that we can save is this model: {nearest} comes nearest, and has {listing}")

@@ -1,0 +1,298 @@
+"""The recurrent baselines, called as the Transformers are: LSTM (Hochreiter & Schmidhuber 1997), GRU (Cho et al. 2014).
+
+`model.cell` chooses Flax's cell; each is d_model wide. Dropout is on embeddings and on the outputs of layers, never on
+what is carried from place to place (Zaremba et al. 2014, arXiv 1409.2329). Keys of the configuration that speak of
+attention heads, feed-forward layers and norms have no meaning here; positions and windows are refused.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from transformer.config import ModelConfig, UserError
+from transformer.model.embedders import TokenEmbedder
+from transformer.model.layers import Linear, Tokens
+from transformer.model.noise import Dropout, Noise
+
+CELLS: dict[str, Any] = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
+
+# What a layer carries from place to place, leaves [B, D]: (c, h) of an LSTM, h of a GRU.
+Carry = Any
+
+
+class Memory(NamedTuple):
+    """What the decoder's attention sees of the encoder."""
+
+    values: Float[Array, "B S twoD"]  # both directions, side by side
+    keys: Float[Array, "B S D"]  # U h_j, made once
+    real: Bool[Array, "B S"]
+
+
+class Recurrence(NamedTuple):
+    """All that decoding carries from token to token: it does not grow with their number."""
+
+    carries: tuple[Carry, ...]  # of each layer
+    memory: Memory | None = None
+
+
+def hidden(carry: Carry) -> Float[Array, "B D"]:
+    """h, the part of a carry that is also the layer's output."""
+    return jax.tree.leaves(carry)[-1]
+
+
+def zero_carry(config: ModelConfig, batch: int) -> Carry:
+    """The carry before the first place."""
+    return CELLS[config.cell](config.d_model, parent=None).initialize_carry(jax.random.key(0), (batch, config.d_model))
+
+
+def _choose(when: Bool[Array, " B"], yes: Carry, no: Carry) -> Carry:
+    return jax.tree.map(lambda a, b: jnp.where(when[:, None], a, b), yes, no)
+
+
+class AdditiveAttention(nn.Module):
+    """sum_j a_j h_j, a = softmax_j(v . tanh(W s + U h_j)) over the real places (Bahdanau et al. 2015, section 3.1).
+
+    U h_j are the memory's keys. A row without any real place gives the mean of its padding.
+    """
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        self.query = Linear(self.config.d_model, use_bias=False)
+        self.score = Linear(1, use_bias=False)
+
+    def __call__(self, state: Float[Array, "B D"], memory: Memory) -> Float[Array, "B twoD"]:
+        scores = self.score(jnp.tanh(self.query(state)[:, None] + memory.keys))[..., 0]
+        weights = nn.softmax(jnp.where(memory.real, scores, jnp.finfo(scores.dtype).min))
+        return jnp.einsum("bs,bsd->bd", weights, memory.values)
+
+
+class Place(nn.Module):
+    """One place of a sequence, for `over_places` to scan. Padding leaves the carry as it was."""
+
+    config: ModelConfig
+    attentive: bool = False
+
+    def setup(self) -> None:
+        self.cell = CELLS[self.config.cell](self.config.d_model)
+        if self.attentive:
+            self.attention = AdditiveAttention(self.config)
+
+    def __call__(
+        self,
+        carry: Carry,
+        x: Float[Array, "B E"],
+        real: Bool[Array, " B"],
+        restart: Bool[Array, " B"] | None,
+        memory: Memory | None,
+    ) -> tuple[Carry, tuple[Float[Array, "B D"], Float[Array, "B twoD"] | None]]:
+        """The next carry; the output and the context that it has read."""
+        context = None
+        if restart is not None:
+            carry = _choose(restart, jax.tree.map(jnp.zeros_like, carry), carry)
+        if self.attentive:
+            assert memory is not None
+            context = self.attention(hidden(carry), memory)
+            x = jnp.concatenate([x, context], axis=-1)
+        stepped, out = self.cell(carry, x)
+        return _choose(real, stepped, carry), (out, context)
+
+
+def over_places(config: ModelConfig, name: str, attentive: bool = False, reverse: bool = False) -> nn.Module:
+    """A layer: (carry, x [B, L, E], real [B, L], restart [B, L] or None, memory) -> (carry, (outputs, contexts)), one
+    place after another, or from the last to the first."""
+    scanned = nn.scan(
+        Place,
+        variable_broadcast="params",
+        split_rngs={"params": False},
+        in_axes=(1, 1, 1, nn.broadcast),
+        out_axes=1,
+        reverse=reverse,
+    )
+    return scanned(config, attentive, name=name)
+
+
+class RecurrentEncoder(nn.Module):
+    """N bidirectional layers: each reads the outputs of both directions of the one below."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        layers = range(self.config.num_layers)
+        self.rightward = [over_places(self.config, f"rightward_{i}") for i in layers]
+        self.leftward = [over_places(self.config, f"leftward_{i}", reverse=True) for i in layers]
+        self.dropouts = [Dropout(self.config.dropout, name=f"dropout_{i}") for i in range(self.config.num_layers + 1)]
+
+    def __call__(
+        self, x: Float[Array, "B S D"], real: Bool[Array, "B S"], noise: Noise | None
+    ) -> tuple[Float[Array, "B S twoD"], tuple[tuple[Carry, Carry], ...]]:
+        """The outputs, and the last carries (rightward, leftward) of each layer."""
+        x, carries = self.dropouts[0](x, noise), []
+        start = zero_carry(self.config, x.shape[0])
+        for rightward, leftward, dropout in zip(self.rightward, self.leftward, self.dropouts[1:], strict=True):
+            last, (forwards, _) = rightward(start, x, real, None, None)
+            first, (backwards, _) = leftward(start, x, real, None, None)
+            x = dropout(jnp.concatenate([forwards, backwards], axis=-1), noise)
+            carries.append((last, first))
+        return x, tuple(carries)
+
+
+class RecurrentDecoder(nn.Module):
+    """N layers from left to right, and o_i = W [s_i; c_i] (without attention W s_i), of which come the logits.
+
+    Attention enters as in Bahdanau et al. 2015: at place i the first layer's state s_{i-1} asks for the context c_i,
+    which joins the embedding of token i as that layer's input, and joins the last layer's output again before the
+    logits. So attention stands inside the recurrence (Luong et al. 2015 put it behind), and is as sequential as that.
+    """
+
+    config: ModelConfig
+    attentive: bool
+
+    def setup(self) -> None:
+        self.layers = [
+            over_places(self.config, f"layer_{i}", attentive=self.attentive and i == 0)
+            for i in range(self.config.num_layers)
+        ]
+        self.dropouts = [Dropout(self.config.dropout, name=f"dropout_{i}") for i in range(self.config.num_layers + 1)]
+        self.out = Linear(self.config.d_model)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        real: Bool[Array, "B L"],
+        restart: Bool[Array, "B L"] | None,
+        state: Recurrence,
+        noise: Noise | None,
+    ) -> tuple[Float[Array, "B L D"], Recurrence]:
+        x, carries, context = self.dropouts[0](x, noise), [], None
+        for layer, dropout, carry in zip(self.layers, self.dropouts[1:], state.carries, strict=True):
+            carry, (x, read) = layer(carry, x, real, restart, state.memory)
+            x, context = dropout(x, noise), context if read is None else read
+            carries.append(carry)
+        both = x if context is None else jnp.concatenate([x, context], axis=-1)
+        return self.out(both), Recurrence(tuple(carries), state.memory)
+
+
+class Recurrent(nn.Module):
+    """What both families refuse, as soon as they are made."""
+
+    config: ModelConfig
+
+    def __post_init__(self) -> None:
+        for key, value, only in (
+            ("positions", self.config.positions, "none"),
+            ("attention", self.config.attention, ("full",)),
+        ):
+            if value != only:
+                raise UserError(
+                    f"model.{key}={value!r} has no meaning for model.family={self.config.family!r}, which reads one "
+                    f"token after another: set model.{key}={only!r}"
+                )
+        super().__post_init__()
+
+
+class RecurrentEncoderDecoder(Recurrent):
+    """Sequence to sequence with a bidirectional encoder, one sequence a row.
+
+    With `model.recurrent_attention` as Bahdanau et al. 2015 (arXiv 1409.0473), see `RecurrentDecoder`. Without, the
+    encoder's last states are all that the decoder has (Sutskever et al. 2014, arXiv 1409.3215). Both begin from them:
+    h_0 = tanh(W_h [h_last; h_first]) of both directions in each layer, and c_0 = W_c [c_last; c_first] of an LSTM.
+    """
+
+    def setup(self) -> None:
+        self.embedder = TokenEmbedder(self.config)
+        self.encoder = RecurrentEncoder(self.config)
+        self.decoder = RecurrentDecoder(self.config, self.config.recurrent_attention)
+        parts = len(jax.tree.leaves(zero_carry(self.config, 1)))
+        self.bridges = [
+            [Linear(self.config.d_model, name=f"bridge_{i}_{part}") for part in range(parts)]
+            for i in range(self.config.num_layers)
+        ]
+        if self.config.recurrent_attention:
+            self.keys = Linear(self.config.d_model, use_bias=False)
+
+    def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Recurrence:
+        """The decoder's state before its first token."""
+        real = where.segments > 0
+        encoded, carries = self.encoder(self.embedder(inputs), real, noise)
+        begun = tuple(self._bridge(i, *both) for i, both in enumerate(carries))
+        memory = Memory(encoded, self.keys(encoded), real) if self.config.recurrent_attention else None
+        return Recurrence(begun, memory)
+
+    def _bridge(self, layer: int, rightward: Carry, leftward: Carry) -> Carry:
+        leaves, structure = jax.tree.flatten(rightward)
+        pairs = zip(leaves, jax.tree.leaves(leftward), strict=True)
+        made = [linear(jnp.concatenate(pair, axis=-1)) for linear, pair in zip(self.bridges[layer], pairs, strict=True)]
+        return jax.tree.unflatten(structure, [*made[:-1], jnp.tanh(made[-1])])
+
+    def features(
+        self,
+        inputs: Int[Array, "B S"],
+        inputs_where: Tokens,
+        target_inputs: Int[Array, "B L"],
+        targets_where: Tokens,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B L E"]:
+        """What the output table turns into logits, for each of `target_inputs` (which begin with BOS)."""
+        state = self.encode(inputs, inputs_where, noise)
+        x, _ = self.decoder(self.embedder(target_inputs), targets_where.segments > 0, None, state, noise)
+        return self.embedder.features(x)
+
+    def __call__(
+        self,
+        inputs: Int[Array, "B S"],
+        inputs_where: Tokens,
+        target_inputs: Int[Array, "B L"],
+        targets_where: Tokens,
+        noise: Noise | None = None,
+    ) -> Float[Array, "B L V"]:
+        """Logits of the token after each of `target_inputs`."""
+        return self.embedder.logits(self.features(inputs, inputs_where, target_inputs, targets_where, noise))
+
+    def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Recurrence:
+        """Encodes the inputs once. A state takes any number of target tokens, whatever `slots` says."""
+        return self.encode(inputs, where)
+
+    def step(
+        self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence
+    ) -> tuple[Float[Array, "B L V"], Recurrence]:
+        decoded, state = self.decoder(self.embedder(tokens), where.segments > 0, None, state, None)
+        return self.embedder.logits(self.embedder.features(decoded)), state
+
+
+class RecurrentLanguageModel(Recurrent):
+    """A language model from left to right. Rows may be packed: the state restarts at position 0 of every segment."""
+
+    def setup(self) -> None:
+        self.embedder = TokenEmbedder(self.config)
+        self.decoder = RecurrentDecoder(self.config, attentive=False)
+
+    def features(
+        self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
+    ) -> Float[Array, "B L E"]:
+        start = self.start(target_inputs.shape[0], 0)
+        return self.embedder.features(self._read(target_inputs, targets_where, start, noise)[0])
+
+    def __call__(
+        self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
+    ) -> Float[Array, "B L V"]:
+        return self.embedder.logits(self.features(target_inputs, targets_where, noise))
+
+    def start(self, batch: int, slots: int) -> Recurrence:
+        """A state takes any number of tokens, whatever `slots` says."""
+        return Recurrence((zero_carry(self.config, batch),) * self.config.num_layers)
+
+    def step(
+        self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence
+    ) -> tuple[Float[Array, "B L V"], Recurrence]:
+        decoded, state = self._read(tokens, where, state, None)
+        return self.embedder.logits(self.embedder.features(decoded)), state
+
+    def _read(
+        self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence, noise: Noise | None
+    ) -> tuple[Float[Array, "B L D"], Recurrence]:
+        real = where.segments > 0
+        return self.decoder(self.embedder(tokens), real, real & (where.positions == 0), state, noise)

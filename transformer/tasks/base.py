@@ -1,0 +1,182 @@
+"""What every task has; tasks that read or write tokens, and those that write text."""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from transformer.config import Config, ModelConfig, UserError
+from transformer.data.pipeline import Batches, tokenize
+from transformer.data.source import Source
+from transformer.data.tokenizers import Tokenizer
+from transformer.model.families import build, init, output_table
+from transformer.model.layers import Tokens
+from transformer.model.noise import Noise, step_noise
+from transformer.model.positions import longest
+from transformer.training.losses import Pair, output_cross_entropy
+
+Batch = dict[str, Any]
+
+
+class Beginning(NamedTuple):
+    """What a decoder needs: `step(tokens [B, 1], positions [B, 1], state) -> (logits [B, V], state)`, and its start."""
+
+    step: Callable[[Array, Array, Any], tuple[Array, Any]]
+    state: Any
+    first_tokens: Int[Array, " B"]
+    first_positions: Int[Array, " B"]
+    max_new: int
+    limit: int | None
+
+
+class Task(abc.ABC):
+    """One configuration of a task. `model` is its module; `limit` the longest sequence it takes (None = any)."""
+
+    families: tuple[str, ...]  # the rows of FAMILIES whose call signature the task's batches fit
+    inputs = "tokens"  # the row of EMBEDDERS that reads them
+    has_classes = False
+    reads_text = True  # so it has a tokenizer
+
+    def __init__(self, config: Config, tokenizer: Tokenizer | None):
+        name = repr(config.task)
+        if config.model.family not in self.families:
+            named = " or ".join(map(repr, self.families))
+            raise UserError(f"task {name} needs model.family={named}, not {config.model.family!r}: change either")
+        if config.model.inputs != self.inputs:
+            raise UserError(f"task {name} needs model.inputs={self.inputs!r}, not {config.model.inputs!r}")
+        if self.has_classes and config.model.num_classes < 2:
+            raise UserError(f"task {name} needs model.num_classes of 2 or more, not {config.model.num_classes}")
+        if not self.has_classes and config.model.num_classes:
+            raise UserError(f"task {name} has no classes: leave out model.num_classes={config.model.num_classes}")
+        self.config = config
+        self._tokenizer = tokenizer
+        self.model_config = self._model_config()
+        self.model: nn.Module = build(self.model_config)
+        self.limit = longest(self.model_config)
+        self._check_length()
+
+    def _model_config(self) -> ModelConfig:
+        """The model's configuration, with what follows from the data."""
+        if self._tokenizer is None:
+            return self.config.model
+        size = self.config.model.vocab_size or self._tokenizer.vocab_size
+        if size < self._tokenizer.vocab_size:
+            raise UserError(
+                f"model.vocab_size={size} is smaller than the tokenizer's {self._tokenizer.vocab_size} pieces: set it "
+                "to 0 to take the tokenizer's size"
+            )
+        return dataclasses.replace(self.config.model, vocab_size=size)
+
+    def _check_length(self) -> None:
+        if self.limit is not None and self.config.data.max_len > self.limit:
+            raise UserError(
+                f"data.max_len={self.config.data.max_len} is longer than the learned position table of "
+                f"model.max_positions={self.limit}: lower the one or raise the other"
+            )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        assert self._tokenizer is not None, "a task that reads or writes text has one"
+        return self._tokenizer
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        """The text fields of the source that the task reads; its tokenizer learns from them."""
+        return ()
+
+    @staticmethod
+    def extra_pieces(config: Config) -> tuple[str, ...]:
+        """Special tokens that the task needs besides padding, begin and end."""
+        return ()
+
+    def check(self, source: Source) -> None:
+        """UserError: the source has other classes than the model."""
+        if self.has_classes and len(source.classes) != self.model_config.num_classes:
+            found = f"{len(source.classes)} classes" if source.classes else "no classes"
+            raise UserError(
+                f"{source.name} has {found}, and model.num_classes={self.model_config.num_classes}: change either"
+            )
+
+    @abc.abstractmethod
+    def batches(self, source: Source, split: str) -> Batches:
+        """The batches of a split."""
+
+    def _common(self) -> dict[str, Any]:
+        """What every kind of batches takes."""
+        where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+        return {"seed": self.config.seed, "data": self.config.data, **where}
+
+    def _tokens(self, source: Source, split: str) -> dict[str, Any]:
+        return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
+
+    @abc.abstractmethod
+    def example(self) -> Batch:
+        """A batch of one row with the keys that `arguments` reads, for the shapes of the parameters."""
+
+    def init(self, key: Array) -> Any:
+        """Parameters from a key; they depend on it and on the configuration, not on any batch."""
+        return init(self.model, key, *self.arguments(self.example()))
+
+    @abc.abstractmethod
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        """What the model is called with."""
+
+    def loss(self, params: Any, batch: Batch, seed: Array | None, step: Array | None) -> dict[str, Pair]:
+        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed."""
+        if seed is None or step is None:
+            return self.metrics(params, batch, None, 0.0)
+        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+        return self.metrics(params, batch, step_noise(seed, step, rows), self.config.label_smoothing)
+
+    @abc.abstractmethod
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]: ...
+
+
+class TokenTask(Task):
+    """A task whose model gives a token at each place."""
+
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+        features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
+        weights = self.weights(batch).astype(jnp.float32)
+        return output_cross_entropy(features, output_table(params), batch["targets"], weights, smoothing)
+
+    def weights(self, batch: Batch) -> Array:
+        """Which targets [B, L] count."""
+        return batch["target_segments"] > 0
+
+    def example(self) -> Batch:
+        names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
+        return dict.fromkeys(names, jnp.zeros((1, 2), jnp.int32))
+
+
+class WritingTask(TokenTask):
+    """A task that writes text, token by token."""
+
+    reads_lines = True  # a line of text is its input
+
+    @abc.abstractmethod
+    def prompt(self, ids: list[int]) -> list[int]:
+        """What the model reads for the tokens of a line."""
+
+    @abc.abstractmethod
+    def begin(self, params: Any, inputs: Array, lengths: Int[Array, " B"]) -> Beginning:
+        """How decoding begins after padded inputs of these lengths, and how far it may go."""
+
+    def _step(self, params: Any) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
+        def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
+            where = Tokens(positions, jnp.ones_like(positions))
+            logits, state = cast(Any, self.model.apply(params, tokens, where, state, method="step"))
+            return logits[:, -1], state
+
+        return step
+
+
+def frames(mels: int) -> Batch:
+    """Eight log-mel frames of one recording, all 0."""
+    ids = jnp.zeros((1, 8), jnp.int32)
+    return {"inputs": jnp.zeros((1, 8, mels)), "input_positions": ids, "input_segments": ids}

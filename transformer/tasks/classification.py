@@ -1,0 +1,97 @@
+"""Tasks that give a class: of a text, an image, a recording."""
+
+from typing import Any, cast
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from transformer.config import Config, UserError
+from transformer.data.image_batches import ImageBatches
+from transformer.data.labelled import LabelledBatches
+from transformer.data.pipeline import Batches, read_labels
+from transformer.data.source import Source
+from transformer.data.speech_batches import SpeechBatches
+from transformer.model.layers import Tokens
+from transformer.model.noise import Noise
+from transformer.tasks.base import Batch, Task, frames
+from transformer.training.losses import Pair, cross_entropy
+
+
+class Classification(Task):
+    """A class for each example."""
+
+    families = ("encoder_only",)
+    has_classes = True
+
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+        logits = cast(Array, self.model.apply(params, *self.arguments(batch), noise))
+        weights = (batch["example_ids"] >= 0).astype(jnp.float32)
+        found = cross_entropy(logits[:, None], batch["labels"][:, None], weights[:, None], smoothing)
+        found["accuracy"] = found.pop("token_accuracy")
+        return found
+
+    def predict(self, params: Any, batch: Batch) -> Float[Array, "B V"]:
+        """The logits of the classes."""
+        return cast(Array, self.model.apply(params, *self.arguments(batch)))
+
+
+class TextClassification(Classification):
+    """The class of a text, the field `data.target`."""
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return LabelledBatches(
+            self._tokens(source, split), read_labels(source, split, self.config.data), **self._common()
+        )
+
+    def example(self) -> Batch:
+        return dict.fromkeys(("inputs", "input_positions", "input_segments"), jnp.zeros((1, 2), jnp.int32))
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])
+
+
+class ImageClassification(Classification):
+    """The class of an image."""
+
+    inputs = "image"
+    reads_text = False
+
+    def batches(self, source: Source, split: str) -> Batches:
+        size, channels = self.model_config.image_size, self.model_config.channels
+        return ImageBatches(source, split, image_size=size, channels=channels, **self._common())
+
+    def example(self) -> Batch:
+        return {"inputs": jnp.zeros((1, *self.model_config.image_size, self.model_config.channels))}
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["inputs"], None
+
+    def _check_length(self) -> None:
+        model = self.model_config
+        if any(side % model.patch_size for side in model.image_size):
+            raise UserError(
+                f"model.patch_size={model.patch_size} does not divide model.image_size={model.image_size}: change one"
+            )
+        patches = model.image_size[0] * model.image_size[1] // model.patch_size**2 + (model.pooling != "mean")
+        if self.limit is not None and patches > self.limit:
+            raise UserError(f"an image has {patches} patches, and model.max_positions={self.limit}: raise it")
+
+
+class SpeechClassification(Classification):
+    """The class of a recording, from its log-mel frames."""
+
+    inputs = "frames"
+    reads_text = False
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return SpeechBatches(source, split, mels=self.model_config.channels, **self._common())
+
+    def example(self) -> Batch:
+        return frames(self.model_config.channels)
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])

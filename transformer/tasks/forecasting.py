@@ -1,0 +1,46 @@
+"""Forecasts of series."""
+
+import dataclasses
+from typing import Any, cast
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from transformer.config import ModelConfig, UserError
+from transformer.data.pipeline import Batches
+from transformer.data.series_batches import SeriesBatches
+from transformer.data.source import Source
+from transformer.model.noise import Noise
+from transformer.tasks.base import Batch, Task
+from transformer.training.losses import Pair, squared_error
+
+
+class Forecasting(Task):
+    """The next `data.horizon` steps of each variable of a series, from `data.max_len` steps."""
+
+    families = ("forecaster",)
+    inputs = "series"
+    reads_text = False
+
+    def _model_config(self) -> ModelConfig:
+        return dataclasses.replace(self.config.model, num_classes=self.config.data.horizon)
+
+    def _check_length(self) -> None:
+        model, time = self.model_config, self.config.data.max_len
+        if model.patch_size > time:
+            raise UserError(
+                f"model.patch_size={model.patch_size} is longer than data.max_len={time}: change one of them"
+            )
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return SeriesBatches(source, split, **self._common())
+
+    def example(self) -> Batch:
+        return {"inputs": jnp.zeros((1, self.config.data.max_len, 1))}
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return (batch["inputs"],)
+
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+        forecast = cast(Array, self.model.apply(params, *self.arguments(batch), noise))
+        return squared_error(forecast, batch["targets"], batch["example_ids"] >= 0)

@@ -1,0 +1,161 @@
+"""Tasks whose model gives a token at each place: text to text, speech to text, language models."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from transformer.config import Config
+from transformer.data.contiguous import ContiguousBatches
+from transformer.data.corrupted import MaskedBatches, SpanBatches, holes_needed
+from transformer.data.packed import PackedBatches
+from transformer.data.pairs import PairBatches
+from transformer.data.pipeline import Batches
+from transformer.data.source import Source
+from transformer.data.speech_batches import SpeechBatches
+from transformer.data.tokenizers import MASK, Tokenizer, holes
+from transformer.model.layers import Tokens
+from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames
+
+
+class Translation(WritingTask):
+    """Text to text with an encoder-decoder: `data.source` to `data.target`."""
+
+    families: tuple[str, ...] = ("encoder_decoder", "recurrent_encoder_decoder")
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return source.pair(config.data)
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return PairBatches(self._tokens(source, split), **self._common())
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return (
+            batch["inputs"],
+            Tokens(batch["input_positions"], batch["input_segments"]),
+            batch["target_inputs"],
+            Tokens(batch["target_positions"], batch["target_segments"]),
+        )
+
+    def prompt(self, ids: list[int]) -> list[int]:
+        return [*ids, Tokenizer.eos_id]
+
+    def room(self, width: int) -> int:
+        """The most tokens that an output may have, for inputs of a width."""
+        return 2 * width + 16
+
+    def begin(self, params: Any, inputs: Array, lengths: Int[Array, " B"]) -> Beginning:
+        """From BOS; at most `room` tokens, or as many as a learned position table has."""
+        rows, width = inputs.shape[:2]
+        most = self.room(width) if self.limit is None else min(self.room(width), self.limit)
+        state = self.model.apply(params, inputs, _places(lengths, width), most, method="start")
+        first = jnp.full(rows, Tokenizer.bos_id)
+        return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most, self.limit)
+
+
+class Summarization(Translation):
+    """A text to its summary: `data.source` to `data.target`, judged by ROUGE."""
+
+
+class SpanCorruption(Translation):
+    """T5's objective (Raffel et al. 2020, section 3.1.4): the text with holes in, what was in the holes out."""
+
+    families = ("encoder_decoder",)
+    reads_lines = False
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    @staticmethod
+    def extra_pieces(config: Config) -> tuple[str, ...]:
+        return holes(holes_needed(config.data))
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return SpanBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
+
+
+class SpeechRecognition(Translation):
+    """Recordings to text: log-mel frames in, the text field `data.target` out."""
+
+    families = ("encoder_decoder",)
+    inputs = "frames"
+    reads_lines = False
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    def batches(self, source: Source, split: str) -> Batches:
+        mels = self.model_config.channels
+        return SpeechBatches(source, split, mels=mels, tokenizer=self.tokenizer, **self._common())
+
+    def example(self) -> Batch:
+        return super().example() | frames(self.model_config.channels)
+
+    def room(self, width: int) -> int:
+        return width  # frames of 10 ms: more than anybody says
+
+
+class LanguageModel(WritingTask):
+    """The next token of `data.target`, a text field, with a decoder."""
+
+    families = ("decoder_only", "recurrent_language_model")
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    def batches(self, source: Source, split: str) -> Batches:
+        kind = ContiguousBatches if source.contiguous else PackedBatches
+        return kind(self._tokens(source, split), **self._common())
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["target_inputs"], Tokens(batch["target_positions"], batch["target_segments"])
+
+    def prompt(self, ids: list[int]) -> list[int]:
+        return [Tokenizer.bos_id, *ids]
+
+    def begin(self, params: Any, inputs: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
+        """From the last token of each prompt; at most `data.max_len` tokens, or what a learned table leaves."""
+        rows, width = inputs.shape
+        most = min(self.config.data.max_len, self.limit or self.config.data.max_len)
+        state = self.model.apply(params, rows, width + most, method="start")
+        # The last token of each prompt is not cached but read by the first step.
+        _, state = self.model.apply(params, inputs, _places(lengths - 1, width), state, method="step")
+        last = jnp.take_along_axis(inputs, lengths[:, None] - 1, axis=1)[:, 0]
+        return Beginning(self._step(params), state, last, lengths - 1, most, self.limit)
+
+
+class Prompts(LanguageModel):
+    """A language model as a task solver: lines such as "37+48=85", judged by the answers to unseen prompts."""
+
+
+class MaskedLanguageModel(TokenTask):
+    """BERT's objective (Devlin et al. 2019, section 3.1): tokens of `data.target` that were hidden."""
+
+    families = ("encoder_only",)
+
+    @staticmethod
+    def fields(config: Config, source: Source) -> tuple[str, ...]:
+        return (source.field(config.data.target),)
+
+    @staticmethod
+    def extra_pieces(config: Config) -> tuple[str, ...]:
+        return (MASK,)
+
+    def batches(self, source: Source, split: str) -> Batches:
+        return MaskedBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
+
+    def arguments(self, batch: Batch) -> tuple[Any, ...]:
+        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])
+
+    def weights(self, batch: Batch) -> Array:
+        return batch["target_weights"] > 0
+
+
+def _places(lengths: Int[Array, " B"], width: int) -> Tokens:
+    """Positions 0, 1, ... and segment 1 up to the length of each row."""
+    positions = jnp.broadcast_to(jnp.arange(width), (lengths.shape[0], width))
+    return Tokens(positions, (positions < lengths[:, None]).astype(jnp.int32))

@@ -1,0 +1,39 @@
+"""python -m transformer.tokenize --input=FILE [--input=FILE ...] --output=tokenizer.json [--kind=bpe]
+
+Trains a tokenizer on the lines of text files, one for all of them: call it once a language for separate ones. A run
+takes it with --config.data.tokenizer=tokenizer.json.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from transformer import command_line
+from transformer.config import UserError
+
+FLAGS = flags.FLAGS
+
+
+def main() -> None:
+    """The verb, with its flags parsed."""
+    from transformer.data.parallel import lines_of
+    from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
+
+    if not FLAGS.input or not FLAGS.output:
+        raise UserError("--input or --output is missing: name text files, and the .json file to write")
+    kind_class(FLAGS.kind)  # before any file is read
+    extra = ((MASK,) if FLAGS.mask else ()) + holes(FLAGS.holes)
+    lines = (line for path in FLAGS.input for line in lines_of(Path(path).expanduser()))
+    tokenizer = Tokenizer.train(lines, FLAGS.vocab_size, FLAGS.kind, extra)
+    tokenizer.save(Path(FLAGS.output).expanduser())
+    print(f"{tokenizer.vocab_size} pieces of {FLAGS.kind} in {FLAGS.output}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_multi_string("input", None, "A text file, plain or gzipped; give the flag once a file.")
+    flags.DEFINE_string("output", None, "The .json file to write.")
+    flags.DEFINE_string("kind", "bpe", "A row of transformer.data.tokenizers.TOKENIZERS.")
+    flags.DEFINE_integer("vocab_size", 8000, "At most so many pieces, special tokens included.")
+    flags.DEFINE_bool("mask", False, "Reserve a mask piece, for masked language models.")
+    flags.DEFINE_integer("holes", 0, "Reserve so many hole pieces, for span corruption.", lower_bound=0)
+    command_line.run(main)
