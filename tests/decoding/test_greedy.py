@@ -24,7 +24,7 @@ EOS, VOCABULARY = Tokenizer.eos_id, 19
 def _task(name: str, positions: str, attention: tuple[str, ...]) -> tuple[Task, Any, Any]:
     """A task, parameters, and greedy decoding of it, compiled once."""
     changes: dict[str, Any] = {"task": name, "data.max_len": 9, "model.positions": positions}
-    changes |= {"model.family": TASKS[name].family, "model.attention": list(attention), "model.max_positions": 12}
+    changes |= {"model.family": TASKS[name].families[0], "model.attention": list(attention), "model.max_positions": 12}
     changes |= {"model.num_layers": 2, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
     task = TASKS[name](override(Config(), changes), SimpleNamespace(vocab_size=VOCABULARY))  # type: ignore[arg-type]
     params = jax.jit(task.init)(jax.random.key(SEEDS[name]))
