@@ -29,7 +29,7 @@ class ModelConfig:
     attention: tuple[str, ...] = ("full",)  # self-attention pattern, cycled over the layers: "full" or "window:16"
     num_layers: int = 6  # N, in the encoder and again in the decoder
     d_model: int = 512  # D
-    d_ff: int = 2048  # F, inner width of the feed-forward layers
+    d_ff: int = 2048  # F, inner width of the feed-forward layers; 0 = there are none
     num_heads: int = 8  # H
     num_kv_heads: int = 0  # G, heads of keys and values, each for H / G heads of queries; 0 = H
     head_dim: int = 0  # K, of queries and keys; 0 = d_model / num_heads
@@ -79,9 +79,7 @@ class DataConfig:
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
     row_multiple: int = 8  # rows of a batch are a multiple of this, whatever the number of devices
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
-    augment: bool = (
-        False  # images are shifted by a 14th of their side at most; recordings shifted, stretched, made noisy
-    )
+    augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
 
 
@@ -262,7 +260,6 @@ def _check(config: Config) -> None:
         "steps": config.steps,
         "model.num_layers": model.num_layers,
         "model.d_model": model.d_model,
-        "model.d_ff": model.d_ff,
         "model.num_heads": model.num_heads,
         "model.max_positions": model.max_positions,
         "model.channels": model.channels,
@@ -320,6 +317,7 @@ def _check(config: Config) -> None:
     if not 0 < data.corruption < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
     not_negative = {
+        "model.d_ff": model.d_ff,
         "model.head_dim": model.head_dim,
         "model.value_dim": model.value_dim,
         "model.segment_types": model.segment_types,

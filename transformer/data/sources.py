@@ -36,7 +36,8 @@ def load_source(data: DataConfig) -> Source:
     """The dataset that `data.name` and `data.dir` mean, prepared if it was not. UserError: there is none."""
     name = data.name.split("/")[0]
     factory = SOURCES.get(name if name in recordings.OF_SPEAKERS else data.name)
-    return factory(data) if factory else _by_name(data)
+    source = factory(data) if factory else _by_name(data)
+    return dataclasses.replace(source, contiguous=data.name in CONTIGUOUS)
 
 
 # TFDS registers its older datasets only as far as the first folder that wants TensorFlow; those of text come after it.
@@ -143,9 +144,12 @@ def _records(data: DataConfig, records: Records, **aliases: str) -> Source:
     return from_builder(data.name, builder, records.identity, **aliases)
 
 
+# Sources that are one long text: its rows have neither begin nor end.
+CONTIGUOUS = ("text",)
+
+
 def _text_file(data: DataConfig) -> Source:
-    source = _records(data, text_files.text(data), **{data.target: "text"})
-    return dataclasses.replace(source, contiguous=True)
+    return _records(data, text_files.text(data), **{data.target: "text"})
 
 
 MULTI30K_URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"

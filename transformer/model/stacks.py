@@ -46,8 +46,9 @@ class Layer(nn.Module):
         if self.cross:
             self.cross_attention = MultiHeadAttention(self.config)
             self.cross_attention_residual = Residual(self.config)
-        self.feed_forward = FeedForward(self.config)
-        self.feed_forward_residual = Residual(self.config)
+        if self.config.d_ff:
+            self.feed_forward = FeedForward(self.config)
+            self.feed_forward_residual = Residual(self.config)
 
     def keys_values(self, encoded: Float[Array, "B S D"]) -> tuple[Array, Array]:
         return self.cross_attention.keys_values(encoded)
@@ -75,7 +76,7 @@ class Layer(nn.Module):
             x = self.cross_attention_residual(
                 x, noise, lambda y: self.cross_attention.across(y, memory, where, memory_where)
             )
-        return self.feed_forward_residual(x, noise, self.feed_forward), written
+        return self.feed_forward_residual(x, noise, self.feed_forward) if self.config.d_ff else x, written
 
 
 class Stack(nn.Module):

@@ -12,6 +12,7 @@ from transformer.data.packed import PackedBatches
 from transformer.data.pairs import PairBatches
 from transformer.data.pipeline import Batches
 from transformer.data.source import Source
+from transformer.data.sources import CONTIGUOUS
 from transformer.data.speech_batches import SpeechBatches
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.model.layers import Tokens
@@ -115,7 +116,7 @@ class LanguageModel(WritingTask):
         return batch["target_inputs"], Tokens(batch["target_positions"], batch["target_segments"])
 
     def prompt(self, ids: list[int]) -> list[int]:
-        return [Tokenizer.bos_id, *ids]
+        return ids if self.config.data.name in CONTIGUOUS else [Tokenizer.bos_id, *ids]
 
     def begin(self, params: Any, inputs: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
         """From the last token of each prompt; at most `data.max_len` tokens, or what a learned table leaves."""

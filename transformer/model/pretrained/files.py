@@ -4,6 +4,7 @@ Nothing is unpickled: a pickle runs whatever code it holds.
 """
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ def write_folder(folder: Path, settings: dict[str, Any], tensors: dict[str, np.n
         laid_out = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
         save_file(laid_out, parts[WEIGHTS], metadata={"format": "pt"})
         parts[CONFIG].write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        shutil.copymode(parts[CONFIG], parts[WEIGHTS])  # which safetensors makes for its owner alone
         for name, part in parts.items():
             part.replace(folder / name)
     except OSError as error:

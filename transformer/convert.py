@@ -1,0 +1,41 @@
+"""python -m transformer.convert --llama2c=stories260K.bin --tokenizer=tok512.bin --output=FOLDER
+
+Writes a llama2.c checkpoint as a folder in Hugging Face's format: config.json, model.safetensors and tokenizer.json.
+`transformer.model.pretrained.load` reads it, and so does the reference implementation.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from transformer import command_line
+from transformer.config import UserError
+
+FLAGS = flags.FLAGS
+
+
+def convert(weights: Path, vocabulary: Path, folder: Path) -> None:
+    """Both files are read and checked before anything is written. UserError: one of them is not what it should be."""
+    from transformer.data.llama2c import read_vocabulary, to_tokenizer
+    from transformer.model.pretrained.files import write_folder
+    from transformer.model.pretrained.llama2c import read_llama2c
+
+    settings, tensors = read_llama2c(weights)
+    tokenizer = to_tokenizer(read_vocabulary(vocabulary, settings["vocab_size"]))
+    write_folder(folder, settings, tensors)
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def main() -> None:
+    """The verb, with its flags parsed."""
+    for name in ("llama2c", "tokenizer", "output"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing: see python -m transformer.convert --help")
+    convert(Path(FLAGS.llama2c), Path(FLAGS.tokenizer), Path(FLAGS.output))
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("llama2c", None, "The weights: a .bin file of llama2.c, version 0 (float32).")
+    flags.DEFINE_string("tokenizer", None, "Its vocabulary: the tokenizer.bin that goes with it.")
+    flags.DEFINE_string("output", None, "The folder to write.")
+    command_line.run(main)
