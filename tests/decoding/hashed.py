@@ -1,4 +1,4 @@
-"""Models made up for the tests of decoding: the logits of a prefix are a row of a random table, by the prefix's hash."""
+"""Models made up for tests: the logits of a prefix are a row of a random table, by the prefix's hash."""
 
 import functools
 from typing import Any, NamedTuple
@@ -44,7 +44,9 @@ class Hashed:
         """The first arguments of every strategy."""
         return start(jnp.asarray(self.table, jnp.float32), jnp.asarray(self.factors), rows, self.own)
 
-    def run(self, name: str, most: int, rows: int, limit: int | None = None, keys: Any = None, **options: Any) -> Decoded:
+    def run(
+        self, name: str, most: int, rows: int, limit: int | None = None, keys: Any = None, **options: Any
+    ) -> Decoded:
         """A strategy over rows 0, 1, ...; compiled once for all models of a vocabulary."""
         program = _program(name, most, rows, limit, tuple(options.items()))
         more = {} if keys is None else {"keys": keys}

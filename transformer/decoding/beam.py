@@ -42,7 +42,7 @@ class _Ended(NamedTuple):
 class _Search(NamedTuple):
     """Between two steps."""
 
-    count: Int[Array, ""]  # tokens written so far
+    steps: Int[Array, ""]  # done so far: tokens of each open hypothesis
     tokens: Int[Array, "B beams"]  # the last of each open hypothesis
     written: Int[Array, "B beams max_new"]
     log_probs: Float[Array, "B beams"]  # of the open hypotheses, best first; -inf: none
@@ -99,7 +99,7 @@ def beam(
     none = jnp.full((rows, kept), -jnp.inf)
     nothing = jnp.full((rows, kept, max_new), eos_id, jnp.int32)
     start = _Search(
-        count=jnp.int32(0),
+        steps=jnp.int32(0),
         tokens=spread(first_tokens.astype(jnp.int32)).reshape(rows, beams),
         written=jnp.full((rows, beams, max_new), eos_id, jnp.int32),
         log_probs=jnp.full((rows, beams), -jnp.inf).at[:, 0].set(0),  # one hypothesis: that nothing is said
@@ -110,19 +110,19 @@ def beam(
     )
 
     def goes_on(search: _Search) -> Bool[Array, ""]:
-        return (search.count < max_new) & ~search.done.all()
+        return (search.steps < max_new) & ~search.done.all()
 
     def one_more(search: _Search) -> _Search:
-        places = spread(first_positions + search.count)
+        places = spread(first_positions + search.steps)
         logits, stepped = step(search.tokens.reshape(-1, 1), places[:, None], search.state)
         wanted = 2 * beams if by.refills else beams
         parents, tokens, sums, broken = _candidates(
-            logits, search.log_probs, wanted, eos_id, forbidden=search.count < min_new
+            logits, search.log_probs, wanted, eos_id, forbidden=search.steps < min_new
         )
         ok = search.ok & (search.done | ~broken)
-        length = search.count + 1
+        length = search.steps + 1
         ends = (tokens == eos_id) | (length >= rooms)[:, None]
-        written = _gathered(search.written, parents).at[:, :, search.count].set(tokens)
+        written = _gathered(search.written, parents).at[:, :, search.steps].set(tokens)
 
         # Only the first `beams` candidates may end; a row that is done takes no more.
         may_end = ends[:, :beams] & ~search.done[:, None]
@@ -149,7 +149,7 @@ def beam(
         worst = ended.scores[:, -1]
         stops = (worst >= reach) | (by.early & (worst > -jnp.inf)) | (length >= rooms) | ~ok
         return _Search(
-            count=length,
+            steps=length,
             tokens=_gathered(tokens, picked),
             written=_gathered(written, picked),
             log_probs=still,

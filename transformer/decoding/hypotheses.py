@@ -47,6 +47,6 @@ def ensemble(steps: Sequence[Step]) -> Step:
         tokens: Int[Array, "B 1"], positions: Int[Array, "B 1"], state: Any
     ) -> tuple[Float[Array, "B V"], tuple[Any, ...]]:
         logits, states = zip(*(one(tokens, positions, its) for one, its in zip(steps, state, strict=True)), strict=True)
-        return sum(jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits) / len(logits), states
+        return jnp.stack([jax.nn.log_softmax(x.astype(jnp.float32)) for x in logits]).mean(axis=0), states
 
     return step
