@@ -1,4 +1,4 @@
-# make install | test | ablation | check | lint | clean      (PYTHON=python3.12 chooses the interpreter)
+# make install | test | ablation | check | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
 # Processes of the test suite; each holds one JAX.
@@ -9,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/installed-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: install test ablation check lint clean
+.PHONY: install test ablation check lint parity clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -36,6 +36,11 @@ lint: $(STAMP)
 
 check: lint
 	$(BIN)/python -m pytest -n $(JOBS) -m slow
+
+# Outputs, gradients and decoding held to PyTorch's reference implementations, which are a large download.
+parity: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	$(BIN)/python -m pytest -n $(JOBS) tests/parity
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info

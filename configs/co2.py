@@ -2,6 +2,9 @@
 
 python -m transformer.train --config=configs/co2.py --workdir=runs/co2
 python -m transformer.evaluate --workdir=runs/co2 --baselines
+
+Result, seed 0: mean squared error 0.0032 on the scaled series after 600 steps, a few seconds on one core. A linear map
+(least squares) reaches 0.0027, the last value repeated 0.0890: a yearly wave on a rising line needs no more than that.
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,10 @@
 python -m transformer.train --config=configs/languages.py --workdir=runs/languages
 python -m transformer.evaluate --workdir=runs/languages --baselines
 echo "donderdag" | python -m transformer.generate --workdir=runs/languages
+
+Result, seed 0: 83.4 % of 3,960 unseen names in 32 languages after 1,500 steps, two minutes on one core.
+Logistic regression on one to three characters reaches 92.3 %, on words and pairs of them 58.4 %, the most frequent
+class 4.4 %.
 """
 
 from ml_collections import ConfigDict

@@ -4,6 +4,10 @@
     python -m transformer.evaluate --workdir=runs/mnist --baselines
 
 FOLDER holds the four IDX files, gzipped or not.
+
+Result, seed 0: 99.32 % of the 10,000 test images after 8,000 steps (19 passes), 16 minutes on one core that other work
+shared. Logistic regression on the pixels reaches 92.0 %, the most frequent class 11.4 %; a published ViT of 0.2 M
+parameters with smaller patches 99.5 %.
 """
 
 from ml_collections import ConfigDict

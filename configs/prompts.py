@@ -3,6 +3,9 @@
 python -m transformer.train --config=configs/prompts.py --workdir=runs/prompts
 python -m transformer.evaluate --workdir=runs/prompts
 echo "37+48=" | python -m transformer.generate --workdir=runs/prompts
+
+Result, seed 0: 97.9 % of 2,634 unseen sums to 999 and all of 93 unseen number words, letter for letter, after 2,200
+steps: 13 minutes on one core that other work shared.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +16,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "prompts"
-    config.steps = 4000
+    config.steps = 2200
     config.label_smoothing = 0.0
     config.data.name = "prompts"
     config.data.source = ""

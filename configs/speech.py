@@ -5,6 +5,9 @@
 
 FOLDER is a clone of the dataset's repository (it holds recordings/). A speaker whom training never hears:
 --config.data.name=fsdd/theo.
+
+Result, seed 0: 98.3 % of the 300 test recordings after 2,500 steps, four minutes on one core. Logistic regression on
+the mean and the deviation of each mel band reaches 96.7 %, the most frequent class 10.0 %.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.label_smoothing = 0.0
     config.data.name = "docstrings"
     config.data.target = "text"
-    config.data.tokenizer = "unigram"
+    config.data.tokenizer = "sentencepiece_bpe"
     config.data.vocab_size = 4096
     config.data.max_len = 128
     config.data.buckets = (128,)

@@ -4,6 +4,9 @@
     python -m transformer.evaluate --workdir=runs/transcripts
 
 FOLDER is a clone of the dataset's repository (it holds recordings/). The decoder writes characters.
+
+Result, seed 0: word error rate 3.8 % on 300 test strings, 87.3 % of them exact, after 2,000 steps: ten minutes on one
+core that other work shared. Strings of a split are joined from recordings of that split alone.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +17,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "speech_recognition"
-    config.steps = 4000
+    config.steps = 2000
     config.data.name = "digit_strings"
     config.data.target = "text"
     config.data.tokenizer = "characters"

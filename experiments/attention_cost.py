@@ -88,23 +88,31 @@ def measure_case(length: int) -> list[dict[str, Any]]:
         runs[kind] = partial(lambda compiled: jax.block_until_ready(compiled(q, k, v)), compiled)
     if length <= LONGEST["torch, full"] and (torch_run := _torch(data)) is not None:
         runs["torch, full"], memory["torch, full"] = torch_run, None
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {kind: [] for kind in runs}
-    end = time.perf_counter() + SECONDS
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and time.perf_counter() > end:
-            break
-        for kind, run in runs.items():
-            time.sleep(REST)
-            began = time.perf_counter()
-            run()
-            times[kind].append(1000 * (time.perf_counter() - began))
+    times = take_turns(runs, SECONDS)
     return [
         {"kind": kind, "length": length, "milliseconds": float(np.median(ms)), "rounds": len(ms),
          "bytes": memory[kind], "times": " ".join(f"{t:.3f}" for t in ms)}
         for kind, ms in times.items()
     ]  # fmt: skip
+
+
+def take_turns(
+    runs: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Milliseconds of each run in each round: after one call of each that is not timed, the kinds take turns."""
+    for run in runs.values():
+        run()
+    times: dict[str, list[float]] = {kind: [] for kind in runs}
+    end = clock() + seconds
+    for done in range(MAX_ROUNDS):
+        if done >= MIN_ROUNDS and clock() > end:
+            break
+        for kind, run in runs.items():
+            time.sleep(REST)
+            began = clock()
+            run()
+            times[kind].append(1000 * (clock() - began))
+    return times
 
 
 def _torch(data: np.ndarray) -> Callable[[], Any] | None:

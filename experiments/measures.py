@@ -1,7 +1,7 @@
 """What an experiment measures on a trained model, unless it brings a `measure` of its own.
 
 Translation: loss, token accuracy, exact match and BLEU of greedy translations, on each split and by length.
-Language models: loss and perplexity, over all and by position.
+Language models: loss, perplexity and bits a byte, over all and by position. Other tasks: what `evaluate` gives.
 """
 
 import dataclasses
@@ -40,9 +40,31 @@ METRICS = {
     "token_accuracy": Metric("token accuracy", "%", 100.0, 2),
     "bleu": Metric("BLEU", "", 1.0, 2),
     "loss": Metric("loss", "nats a token", 1.0, 4, -1),
+    "bits_per_byte": Metric("bits a byte", "", 1.0, 4, -1),
+    "accuracy": Metric("accuracy", "%", 100.0, 2),
+    "macro_f1": Metric("macro F1", "%", 100.0, 2),
+    "mae": Metric("mean absolute error", "", 1.0, 4, -1),
+    "rouge1": Metric("ROUGE-1"),
+    "rouge2": Metric("ROUGE-2"),
+    "rougeL": Metric("ROUGE-L"),
+    "word_error_rate": Metric("word error rate", "%", 100.0, 2, -1),
+    "answers": Metric("right answers", "%", 100.0, 2),
     "perplexity": Metric("perplexity", "", 1.0, 2, -1),
 }
 SPLIT_NAMES = {"longer": "longer sentences"}
+# Task -> what its reports compare; translation follows below.
+MAIN = {
+    "language_model": ("loss", "bits_per_byte", "token_accuracy"),
+    "masked_language_model": ("loss", "token_accuracy"),
+    "span_corruption": ("loss", "token_accuracy"),
+    "summarization": ("rougeL", "rouge1", "rouge2", "loss"),
+    "speech_recognition": ("word_error_rate", "loss"),
+    "prompts": ("answers", "loss"),
+    "text_classification": ("accuracy", "macro_f1", "loss"),
+    "image_classification": ("accuracy", "macro_f1", "loss"),
+    "speech_classification": ("accuracy", "macro_f1", "loss"),
+    "forecasting": ("loss", "mae"),
+}
 
 
 def describe(name: str) -> Metric:
@@ -56,8 +78,8 @@ def describe(name: str) -> Metric:
 
 def main_metrics(config: Config) -> list[str]:
     """The metrics that a report compares; the answer is given for the first of each split."""
-    if config.task == "language_model":
-        return ["test/loss", "test/token_accuracy"]
+    if config.task in MAIN:
+        return [f"test/{name}" for name in MAIN[config.task]]
     if config.data.name == "quantities":
         return ["test/exact_match", "longer/bleu", "longer/exact_match", "test/bleu", "test/loss"]
     return ["test/bleu", "test/loss", "test/token_accuracy"]
@@ -71,7 +93,12 @@ def measure(trained: Any) -> dict[str, Any]:
     """
     if trained.config.task == "language_model":
         return _language_model(trained)
-    return _translation(trained)
+    if trained.config.task == "translation":
+        return _translation(trained)
+    from transformer.evaluate import evaluate
+
+    found = evaluate(trained, "test")
+    return {"metrics": {f"test/{name}": found[name] for name in MAIN[trained.config.task]}, "notes": []}
 
 
 def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]:
@@ -194,6 +221,8 @@ def _language_model(trained: Any) -> dict[str, Any]:
     config, task = trained.config, trained.task
     scores = token_scores(trained)
     size = config.data.max_len
+    from transformer.evaluate import text_metrics
+
     sums = np.zeros((3, size))  # by position: nll, tokens, tokens that are right
     for batch in task.batches(trained.source, "test").evaluation(size):
         nll, right = scores(batch)
@@ -209,8 +238,14 @@ def _language_model(trained: Any) -> dict[str, Any]:
                      "token_accuracy": float(right / tokens) if known else None})  # fmt: skip
     nll, tokens, right = sums.sum(axis=1)
     loss = float(nll / tokens)
+    units = text_metrics(trained, "test", float(nll))
     return {
-        "metrics": {"test/loss": loss, "test/perplexity": math.exp(loss), "test/token_accuracy": float(right / tokens)},
+        "metrics": {
+            "test/loss": loss,
+            "test/perplexity": math.exp(loss),
+            "test/bits_per_byte": units["bits_per_byte"],
+            "test/token_accuracy": float(right / tokens),
+        },
         "notes": [],
         "by_length": {
             "axis": "position of the predicted token in its context (tokens)",

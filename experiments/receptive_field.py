@@ -39,12 +39,14 @@ def cases() -> dict[str, dict[str, Any]]:
     }
 
 
-def draw(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [rows, LENGTH], the value asked for at each query (-1 elsewhere), and its distance.
+def draw(rng: np.random.Generator, rows: int, length: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens [rows, length], the value asked for at each query (-1 elsewhere), and its distance.
 
-    Both keys are stored in the first four places; every later place is a query of a random key, or a filler.
+    Both keys are stored in the first four places; every later place is a query of a random key, or a filler. Without a
+    length it is LENGTH.
     """
-    tokens = rng.integers(0, 1 + KEYS, (rows, LENGTH))
+    length = length or LENGTH
+    tokens = rng.integers(0, 1 + KEYS, (rows, length))
     values = rng.integers(0, VALUES, (rows, KEYS))
     places = rng.permuted(np.tile(np.arange(4), (rows, 1)), axis=1)[:, :KEYS]
     tokens[:, :4] = 0
@@ -52,7 +54,7 @@ def draw(rng: np.random.Generator, rows: int) -> tuple[np.ndarray, np.ndarray, n
     key = np.where((tokens > 0) & (tokens < FIRST_STORE), tokens - 1, 0)
     asked = (tokens > 0) & (tokens < FIRST_STORE)
     answers = np.where(asked, np.take_along_axis(values, key, axis=1), -1)
-    distances = np.where(asked, np.arange(LENGTH) - np.take_along_axis(places, key, axis=1), 0)
+    distances = np.where(asked, np.arange(length) - np.take_along_axis(places, key, axis=1), 0)
     return tokens.astype(np.int32), answers.astype(np.int32), distances.astype(np.int32)
 
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiments import measurement, report, workers
 from experiments.definitions import FOLDER, available, build, load, parse_setting
 from experiments.measures import main_metrics
+from experiments.plan import expect, table
 from experiments.results import flat
 from experiments.single import Cost, Run, read_lines
 from transformer import command_line
@@ -183,6 +184,10 @@ def sweep(arguments: argparse.Namespace) -> int:
             for variant, config in configs.items()
         ]
         missing = [run for run in runs if not (run.folder / "result.json").exists()]
+        if arguments.dry_run:
+            expected = expect(missing, arguments.jobs)
+            print(table(expected, len(missing), arguments.jobs))
+            return 0 if len(expected) == len({run.variant for run in missing}) else 1
         progress = Progress(len(runs), len(runs) - len(missing), base.steps)
         if not arguments.report_only:
             progress.say(
@@ -210,7 +215,7 @@ def sweep(arguments: argparse.Namespace) -> int:
 
 def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
     """An experiment that trains no variants: measures what is missing and writes the report."""
-    options = ("base", "seeds", "first_seed", "jobs", "steps", "set")
+    options = ("base", "seeds", "first_seed", "jobs", "steps", "set", "dry_run")
     given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
@@ -243,6 +248,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="a key of the base to change, such as --set model.d_model=64; may be repeated",
+    )  # fmt: skip
+    p.add_argument(
+        "--dry-run", "--dry_run", action="store_true",
+        help="train nothing whole: say what each variant would cost, from a few timed steps",
     )  # fmt: skip
     p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     return p

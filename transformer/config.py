@@ -57,6 +57,7 @@ class ModelConfig:
     patch_stride: int = 0  # from patch to patch of a series; 0 = patch_size
     initialization: str = "xavier"  # "xavier", or "depth_scaled": normal(0.02), into the residual / sqrt(2 N) (GPT-2)
     dropout: float = 0.1  # on embeddings and sublayer outputs
+    dtype: str = "float32"  # of activations and products, or "bfloat16"; weights, softmax and loss are float32
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
     vocab_size: int = 0  # V; 0 = the size of the tokenizer that was trained
     cell: str = "lstm"  # of the recurrent families: "lstm" or "gru"
@@ -72,7 +73,7 @@ class DataConfig:
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
-    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS
+    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
     vocab_size: int = 8000  # at most so many pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
@@ -94,11 +95,16 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0  # decoupled (AdamW), on matrices only
     clip_norm: float = 1.0  # global gradient norm; 0 = no clipping
+    max_skipped: int = 5  # updates in a row that a loss or gradient that is no number may skip before the run ends
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # devices on the data axis; -1 = all
+    strategy: str = "data"  # what is split over which axis: a row of transformer.training.sharding.SHARDINGS
+    data: int = -1  # devices over which the rows of a batch are split; one of the three sizes may be -1, for the rest
+    fsdp: int = 1  # over which rows, parameters and optimizer state are split
+    tensor: int = 1  # over which heads, inner features of the feed-forward and the vocabulary are split
+    accumulate: int = 1  # micro-batches that a batch is cut into, one after another, to save memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +112,8 @@ class LoggingConfig:
     log_every: int = 50  # steps between training lines in metrics.jsonl
     evaluate_every: int = 0  # steps between losses on the validation split; 0 = at the end only
     checkpoint_every: int = 500  # steps
-    keep: int = 2  # newest checkpoints that stay on disk
+    checkpoint_minutes: float = 0.0  # and after so many minutes; 0 = by steps only
+    keep: int = 2  # newest checkpoints that stay on disk, beside that of the best validation loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,6 +276,8 @@ def _check(config: Config) -> None:
         "data.batch_tokens": data.batch_tokens,
         "data.row_multiple": data.row_multiple,
         "optimizer.warmup_steps": optimizer.warmup_steps,
+        "mesh.accumulate": config.mesh.accumulate,
+        "optimizer.max_skipped": optimizer.max_skipped,
         "logging.log_every": config.logging.log_every,
         "logging.checkpoint_every": config.logging.checkpoint_every,
         "logging.keep": config.logging.keep,
@@ -306,6 +315,7 @@ def _check(config: Config) -> None:
         "model.initialization": ("xavier", "depth_scaled"),
         "model.cell": ("lstm", "gru"),
         "model.remat": ("none", "full", "dots"),
+        "model.dtype": ("float32", "bfloat16"),
         "optimizer.schedule": ("inverse_sqrt", "cosine"),
     }
     for key, names in choices.items():
@@ -330,6 +340,7 @@ def _check(config: Config) -> None:
         "optimizer.final_rate": optimizer.final_rate,
         "model.vocab_size": model.vocab_size,
         "logging.evaluate_every": config.logging.evaluate_every,
+        "logging.checkpoint_minutes": config.logging.checkpoint_minutes,
     }
     for key, number in not_negative.items():
         if not 0 <= number < math.inf:

@@ -1,19 +1,31 @@
 """python -m transformer.describe --config=configs/quantities.py [--config.key=value ...]
 
 Prints the parameters by module, the attention backend of each layer with the reason why, and `{"parameters": N}` as
-its last line. Nothing is allocated.
+its last line. Nothing is allocated. With --mesh=fsdp=4,tensor=2, also where each parameter lies on such a mesh, and
+what the devices send each other in the compiled step (compiled for as many simulated processors; --nocompile leaves
+it out). With --plan=h100, the time, memory and bytes of a step on such accelerators, on paper.
 """
 
 import json
+import math
+import os
 from collections import Counter
 from typing import Any, cast
 
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config
+from transformer.config import Config, UserError, override
 
 FLAGS = flags.FLAGS
+COMPILE_UP_TO = 64  # simulated devices; a program for more takes minutes to compile
+
+
+class _Vocabulary:
+    """In the place of a tokenizer that only training will make."""
+
+    def __init__(self, config: Config):
+        self.vocab_size = config.model.vocab_size or config.data.vocab_size
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
@@ -22,10 +34,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
     from transformer.tasks import task_class
 
-    class Vocabulary:
-        vocab_size = config.model.vocab_size or config.data.vocab_size
-
-    task = task_class(config.task)(config, cast(Any, Vocabulary()))
+    task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
     tree = jax.eval_shape(task.init, jax.random.key(0))["params"]
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in flat}
@@ -33,8 +42,6 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
     """(module, parameters) for modules down to `depth`, in the order of the model."""
-    import math
-
     counts: Counter[str] = Counter()
     for path, shape in shapes(config).items():
         counts["/".join(path.split("/")[:depth])] += math.prod(shape)
@@ -70,9 +77,94 @@ def backends(config: Config) -> list[str]:
     return [f"self-attention of {rows} rows of {length} tokens on {jax.default_backend()}:", *lines]
 
 
+def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
+    """The config with the mesh of a text such as "data=2,fsdp=4", and its devices; what is not named is 1, and the
+    strategy is that which splits over the axes that are named."""
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    for part in mesh.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.isdecimal() or int(size) < 1:
+            raise UserError(f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor, and how many: data=2,fsdp=4")
+        sizes[axis] = int(size)
+    strategy = "_".join(axis for axis in ("fsdp", "tensor") if sizes[axis] > 1) or "data"
+    changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
+    return override(config, changes | {"mesh.strategy": strategy}), math.prod(sizes.values())
+
+
+def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], str, int]]:
+    """(path, shape, split, bytes on one device) of every parameter on `config.mesh`."""
+    from transformer.training.plan import FLOAT, shard_size
+    from transformer.training.sharding import make_layout
+
+    layout = make_layout(config, devices)
+
+    def split(path: str, shape: tuple[int, ...]) -> str:
+        axes = layout.spec(path, shape)
+        named = [
+            f"{axis}: {size}/{layout.mesh.shape[str(axis)]}" for axis, size in zip(axes, shape, strict=True) if axis
+        ]
+        return ", ".join(named) or "whole"
+
+    return [
+        (path, shape, split(path, shape), FLOAT * shard_size(layout, path, shape))
+        for path, shape in shapes(config).items()
+    ]
+
+
+def sent(config: Config) -> list[str]:
+    """The collectives of the compiled step on `config.mesh`, by kind, with the bytes that a device sends; lines."""
+    import jax
+    import numpy as np
+
+    from transformer.tasks import task_class
+    from transformer.training import optim, sharding, step
+    from transformer.training.collectives import collectives
+    from transformer.training.plan import longest_batch
+
+    layout, optimizer = sharding.make_layout(config), optim.make_optimizer(config)
+    task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
+    state = layout.abstract(jax.eval_shape(step.make_init(task.init, optimizer, layout), np.uint32(0)))
+    train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate))
+    length, rows = longest_batch(config)
+    batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in (*task.example(), "targets")}
+    compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()
+    kinds: dict[str, list[float]] = {}
+    for one in collectives(compiled.as_text(), layout.mesh.size):
+        count = kinds.setdefault(one.kind, [0, 0, 0])
+        count[0], count[1], count[2] = count[0] + one.times, count[1] + one.sent_bytes, max(count[2], one.result_bytes)
+    lines = [f"collectives of the compiled step, {rows} rows of {length} tokens; of one device:"]
+    for kind, (times, size, largest) in sorted(kinds.items()):
+        lines.append(f"  {kind:18} {times:6,.0f} times, {size:16,.0f} bytes sent, the largest result {largest:14,.0f}")
+    memory = compiled.memory_analysis()
+    return [
+        *lines,
+        f"  memory: {memory.argument_size_in_bytes:,} bytes of arguments, {memory.temp_size_in_bytes:,} of work",
+    ]
+
+
+def planned(config: Config, devices: int, name: str) -> list[str]:
+    """The step on paper; lines."""
+    from transformer.training.plan import ACCELERATORS, make_plan
+    from transformer.training.sharding import make_layout
+
+    if name not in ACCELERATORS:
+        raise UserError(f"--plan={name!r} is not known: choose one of {', '.join(ACCELERATORS)}")
+    plan = make_plan(config, shapes(config), make_layout(config, devices), ACCELERATORS[name])
+    lines = [f"one step on {devices} x {name}, on paper (bytes and seconds are those of one device):"]
+    return lines + [f"  {key:18} {value:12.4g}  {plan.formulae.get(key, '')}" for key, value in plan.figures.items()]
+
+
 def main() -> None:
     """The verb, with its flags parsed."""
     config = command_line.config_from_flags()
+    devices = 1
+    if FLAGS.mesh:
+        config, devices = on_mesh(config, FLAGS.mesh)
+        if FLAGS.compile and devices <= COMPILE_UP_TO:  # before JAX looks for devices
+            os.environ["JAX_PLATFORMS"] = "cpu"
+            os.environ["XLA_FLAGS"] = (
+                f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+            )
     rows = table(config)
     total = sum(count for _, count in rows)
     width = max(len(name) for name, _ in [*rows, ("module", 0)])
@@ -83,10 +175,24 @@ def main() -> None:
     if not config.model.vocab_size:
         print(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
     print("\n".join(backends(config)))
+    if FLAGS.mesh:
+        placed = placement(config, devices)
+        width = max(len(path) for path, *_ in placed)
+        print(f"{'parameter':{width}}  {'shape':>18}  {'bytes a device':>14}  split")
+        for path, shape, split, size in placed:
+            print(f"{path:{width}}  {' x '.join(map(str, shape)):>18}  {size:14,}  {split}")
+        print(f"{'total':{width}}  {'':18}  {sum(size for *_, size in placed):14,}")
+        if FLAGS.compile and devices <= COMPILE_UP_TO:
+            print("\n".join(sent(config)))
+    if FLAGS.plan:
+        print("\n".join(planned(config, devices, FLAGS.plan)))
     print(json.dumps({"parameters": total}))
 
 
 if __name__ == "__main__":
     command_line.define_config()
     flags.declare_key_flag("config")
+    flags.DEFINE_string("mesh", None, "Sizes of the axes, such as data=2,fsdp=4: where each parameter lies.")
+    flags.DEFINE_bool("compile", True, "With --mesh: compile the step, and count what the devices send.")
+    flags.DEFINE_string("plan", None, "The step on paper, on accelerators such as h100.")
     command_line.run(main)

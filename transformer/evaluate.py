@@ -1,10 +1,10 @@
 """python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--beam=4 --alpha=0.6] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
-of the reference. Of classes: loss, accuracy and macro F1. Of forecasts: MSE and MAE on the scaled series. Of what is
-written, greedily or by beam search: exact match and BLEU (translation), ROUGE (summaries), word error rate (speech),
-share of right answers (prompts). Of several runs, --workdir=runs/a,runs/b, only what they write together.
---baselines adds what needs no model of ours, on the same split.
+of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
+Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or by beam search: exact match and BLEU
+(translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
+--workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split.
 """
 
 import json
@@ -26,7 +26,7 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
 
     Raises UserError where the split holds a sequence longer than the model takes.
     """
-    from transformer.tasks import TokenTask
+    from transformer.tasks import LanguageModel, TokenTask
     from transformer.training import losses, sharding, step
 
     task = trained.task
@@ -36,16 +36,29 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
             f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
             "with a larger model.max_positions, or evaluate another --split"
         )
-    mesh = sharding.make_mesh(trained.config.mesh, trained.config.data.row_multiple)
-    total = step.total(step.make_eval_step(task.loss, mesh), trained.params, batches.evaluation())
+    layout = sharding.make_layout(trained.config)
+    total = step.total(step.make_eval_step(task.loss, layout), trained.params, batches.evaluation())
     means = losses.means(total)
     if not isinstance(task, TokenTask):
         return {name: value for name, value in means.items() if name != "nll"}
-    return {
+    found = {
         "loss": means["nll"],
         "perplexity": math.exp(min(means["nll"], 700.0)),
         "token_accuracy": means["token_accuracy"],
         "tokens": int(total["nll"][1]),
+    }
+    return found | (text_metrics(trained, split, float(total["nll"][0])) if isinstance(task, LanguageModel) else {})
+
+
+def text_metrics(trained: Trained, split: str, nats: float) -> dict[str, float]:
+    """What all tokens of a split cost, by units that do not depend on the tokenizer: bits a byte of UTF-8, and the
+    perplexity of a word (between white space). The ends of the texts are counted in the cost and not in the units."""
+    field = trained.source.field(trained.config.data.target)
+    texts = [example[field] for example in trained.source.split(split)]
+    size, words = sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
+    return {
+        "bits_per_byte": nats / math.log(2) / max(size, 1),
+        "word_perplexity": math.exp(min(nats / max(words, 1), 700.0)),
     }
 
 

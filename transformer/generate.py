@@ -95,16 +95,17 @@ def restore(workdir: Path, average: int = 1) -> Trained:
             raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
         tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     task = kind(config, tokenizer)
-    mesh = sharding.make_mesh(config.mesh, config.data.row_multiple)
-    everywhere = sharding.replicated(mesh)
-    shapes = jax.eval_shape(step.make_init(task.init, optim.make_optimizer(config), mesh), jnp.uint32(0))
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
+    layout = sharding.make_layout(config)
+    shapes = jax.eval_shape(step.make_init(task.init, optim.make_optimizer(config), layout), jnp.uint32(0))
+    like = layout.abstract(shapes)
     checkpoints = Checkpoints(workdir, config.logging.keep)
     try:
         state = checkpoints.average(like, average) if average > 1 else checkpoints.restore(like)
     finally:
         checkpoints.close()
-    return Trained(config, tokenizer, _Lazy(config), task, jax.device_put(state.params, everywhere), int(state.step))
+    return Trained(
+        config, tokenizer, _Lazy(config), task, jax.device_put(state.params, layout.replicated), int(state.step)
+    )
 
 
 def restore_ensemble(workdirs: list[Path], average: int = 1) -> Trained:

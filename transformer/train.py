@@ -1,11 +1,14 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
 Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl and
-checkpoints/.
+checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
+--processes=N --process=0, 1, ...
 """
 
 import json
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,8 @@ from absl import flags
 
 from transformer import command_line
 from transformer.config import MAY_CHANGE, Config, UserError, differences, from_dict, to_dict
+
+FLAGS = flags.FLAGS
 
 
 def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
@@ -58,14 +63,25 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
-def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float]:
+def train(
+    config: Config, workdir: Path, quiet: bool = False, profile_steps: tuple[int, int] | None = None
+) -> dict[str, float]:
     """Trains a run to `config.steps` and returns its validation metrics (means, not smoothed).
 
     Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
-    leaves out none.
+    leaves out none. After SIGTERM it saves, and raises `training.loop.Stopped`.
     """
+    from transformer.training.processes import alone_in, stop_signal
+
+    with stop_signal() as stop, alone_in(workdir):
+        return _train(config, workdir, quiet, stop, profile_steps)
+
+
+def _train(
+    config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool], profile_steps: tuple[int, int] | None
+) -> dict[str, float]:
     import jax
-    import jax.numpy as jnp
+    import numpy as np
 
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
@@ -75,8 +91,9 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     from transformer.training.writer import Writer
 
     began = time.monotonic()
+    first = jax.process_index() == 0
     kind = task_class(config.task)
-    mesh = sharding.make_mesh(config.mesh, config.data.row_multiple)
+    layout = sharding.make_layout(config)
     source = load_source(config.data)
     tokenizer = None
     if kind.reads_text:
@@ -86,51 +103,53 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
 
-    claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
-    if tokenizer is not None and not (workdir / "tokenizer.json").exists():
-        tokenizer.save(workdir / "tokenizer.json")
+    if first:
+        claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
+        if tokenizer is not None and not (workdir / "tokenizer.json").exists():
+            tokenizer.save(workdir / "tokenizer.json")
 
     optimizer = optim.make_optimizer(config)
-    create = step.make_init(task.init, optimizer, mesh)
-    seed = jnp.asarray(config.seed, jnp.uint32)
-    checkpoints = Checkpoints(workdir, config.logging.keep)
+    create = step.make_init(task.init, optimizer, layout)
+    seed = np.uint32(config.seed)
+    checkpoints = Checkpoints(workdir, config.logging.keep, owner=True)
     if checkpoints.latest is None:
         state = create(seed)
     else:
-        shapes = jax.eval_shape(create, seed)
-        everywhere = sharding.replicated(mesh)
-        state = checkpoints.restore(
-            jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), shapes)
-        )
+        state = checkpoints.restore(layout.abstract(jax.eval_shape(create, seed)))
+        checkpoints.set_aside_after(int(state.step))
     start = int(state.step)
     if start > config.steps:
         raise UserError(f"{str(workdir)!r} is at step {start} already, past steps={config.steps}: ask for more steps")
-    writer = Writer(workdir, start, config.steps, quiet)
-    eval_step = step.make_eval_step(task.loss, mesh)
+    writer = Writer(workdir, start, config.steps, quiet, first)
+    eval_step = step.make_eval_step(task.loss, layout)
 
     def evaluate(state: step.State) -> dict[str, float]:
-        return losses.means(step.total(eval_step, state.params, validation.evaluation(config.data.max_len)))
+        rows = map(layout.place, validation.evaluation(config.data.max_len))
+        return losses.means(jax.device_get(step.total(eval_step, state.params, rows)))
 
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     writer.show(
         start,
-        f"{parameters:,} parameters on {mesh.size} {jax.devices()[0].platform} device(s), {per_epoch} steps an epoch"
-        + (f", resumed at step {start}" if start else ""),
+        f"{parameters:,} parameters on {layout.mesh.size} {jax.devices()[0].platform} device(s), {per_epoch} steps an "
+        "epoch" + (f", resumed at step {start}" if start else ""),
     )
     batches = training.iterate(start, max(start, config.steps))
     try:
         state = loop.train(
             config,
             state,
-            step.make_train_step(task.loss, optimizer, mesh),
-            batches,
+            step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate),
+            map(layout.place, batches),
             optim.schedule(config),
             evaluate,
             checkpoints,
             writer,
             lambda: writer.show(start + 1, f"first step after {time.monotonic() - began:.1f} s"),
+            stop,
+            profile_steps,
         )
         metrics = evaluate(state)
+        checkpoints.finish()
         writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
     except loop.Diverged as error:
@@ -142,14 +161,36 @@ def train(config: Config, workdir: Path, quiet: bool = False) -> dict[str, float
     return metrics
 
 
+def _profile_steps(given: list[str] | None) -> tuple[int, int] | None:
+    if not given:
+        return None
+    if len(given) != 2 or not all(part.isdecimal() for part in given) or not 0 < int(given[0]) <= int(given[1]):
+        raise UserError(f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20")
+    return int(given[0]), int(given[1])
+
+
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """The verb, with its flags parsed. Stopped by SIGTERM it ends well, with the state saved."""
+    from transformer.training.loop import Stopped
+    from transformer.training.processes import join
+
     config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
-    train(config, workdir)
+    if FLAGS.distributed or FLAGS.coordinator:
+        join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
+    try:
+        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps))
+    except Stopped as stopped:
+        print(f"{stopped}: the same command goes on from there", file=sys.stderr)
 
 
 if __name__ == "__main__":
     command_line.define_config()
     flags.declare_key_flag("config")
     flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
+    flags.DEFINE_list("profile_steps", None, "First and last step of a trace for TensorBoard or Perfetto: 10,20.")
+    flags.DEFINE_bool("distributed", False, "One of several processes, as SLURM, Open MPI or GKE started them.")
+    flags.DEFINE_string("coordinator", None, "One of several processes: host:port where the first one listens.")
+    flags.DEFINE_integer("processes", None, "How many there are; with --coordinator.")
+    flags.DEFINE_integer("process", None, "Which one this is: 0, 1, ...; with --coordinator.")
+    flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
     command_line.run(main)

@@ -94,7 +94,6 @@ class Writer:
 
     def __init__(self, trained: "Trained", manner: Manner, alignments: bool = False) -> None:
         import jax
-        from jax.sharding import PartitionSpec
 
         from transformer.training import sharding
 
@@ -104,15 +103,15 @@ class Writer:
                 f"--alignments shows the cross-attention of an encoder_decoder, and this run's model.family is "
                 f"{trained.config.model.family!r}: leave it out"
             )
-        mesh = sharding.make_mesh(trained.config.mesh, trained.config.data.row_multiple)
-        self.devices = mesh.size
+        layout = sharding.make_layout(trained.config)
+        self.devices = layout.mesh.size
         self._params = [member.params for member in trained.members]
-        rows, whole = PartitionSpec("data"), PartitionSpec()
+        rows, whole = layout.rows.spec, layout.replicated.spec
 
         def over_rows(function: Callable[..., Any], arrays: int) -> Callable[..., Any]:
             """Every device runs the same program on rows of its own, and waits for no other."""
             specs = (whole, *[rows] * arrays)
-            return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False))
+            return jax.jit(jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False))
 
         self._decode = over_rows(self.decode, 3)
         self._align = over_rows(self.attention, 3)

@@ -326,7 +326,7 @@ def test_augmented_images_are_shifted_copies(source: Source, data: DataConfig) -
                         fits.append((down, right))
             assert len(fits) == 1
             seen.add((step // plain.steps_per_epoch, example, *fits[0]))
-    assert {place for *_, down, right in seen for place in (down, right)} == {-1, 0, 1}
+    assert {down for *_, down, _ in seen} == {right for *_, right in seen} == {-1, 0, 1}
     epochs = [{entry[1]: entry[2:] for entry in seen if entry[0] == number} for number in range(2)]
     assert epochs[0] != epochs[1]
     for a, b in zip(plain.evaluation(), moved.evaluation(), strict=True):

@@ -60,6 +60,20 @@ def test_sinusoid_is_the_papers(d_model: int) -> None:
     assert error[:, :2].max() <= 3e-7
 
 
+@pytest.mark.parametrize("d_model", [1, 2, 6, 7, 64, 129])
+def test_sinusoid_in_halves_is_marians(d_model: int) -> None:
+    """Its table, term by term: column i of the first half sin(p / 10000^(2i/D)), column i of the second the cosine."""
+    positions = np.array(FAR)
+    table, sines = np.zeros((len(positions), d_model)), (d_model + 1) // 2
+    for row, p in enumerate(positions):
+        for column in range(d_model):
+            i = column if column < sines else column - sines
+            angle = int(p) / 10000 ** (2 * i / d_model)
+            table[row, column] = math.sin(angle) if column < sines else math.cos(angle)
+    error = np.abs(np.asarray(sinusoid(jnp.asarray(positions), d_model, interleaved=False), np.float64) - table)
+    assert (error <= np.tile(float32_allows(positions, d_model), 2)[:, :d_model]).all()
+
+
 def test_sinusoid_is_not_another_table() -> None:
     positions = np.arange(11)
     difference = np.abs(np.asarray(sinusoid(jnp.asarray(positions), 8)) - tensor2tensor(positions, 8))

@@ -1,5 +1,6 @@
 """One training step: the same numbers on every version, and on any number of devices."""
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.config import Config, MeshConfig, UserError, override
+from transformer.config import Config, override
 from transformer.tasks import TASKS
 from transformer.training import losses, sharding
 from transformer.training.optim import make_optimizer
@@ -41,11 +42,11 @@ def _ragged(seed: int, rows: int = 8, length: int = 7) -> dict[str, jax.Array]:
 
 def _train(config: Config, devices: int, steps: int) -> tuple[State, list[dict[str, float]]]:
     task = TASKS[config.task](config, VOCABULARY)  # type: ignore[arg-type]
-    mesh = sharding.make_mesh(MeshConfig(devices), 8)
+    layout = sharding.make_layout(override(config, {"mesh.data": devices}))
     optimizer = make_optimizer(config)
     seed = jnp.asarray(config.seed, jnp.uint32)
-    state = make_init(task.init, optimizer, mesh)(seed)
-    step = make_train_step(task.loss, optimizer, mesh)
+    state = make_init(task.init, optimizer, layout)(seed)
+    step = make_train_step(task.loss, optimizer, layout)
     metrics = []
     for number in range(steps):
         state, found = step(state, _ragged(number), seed)
@@ -119,7 +120,7 @@ def test_the_loss_is_per_token_of_the_whole_batch_and_not_per_device() -> None:
     for row in rows:
         pair = loss(row)
         total = pair if total is None else jax.tree.map(jnp.add, total, pair)
-    whole = make_eval_step(task.loss, sharding.make_mesh(MeshConfig(8), 8))(params, batch)["loss"]
+    whole = make_eval_step(task.loss, sharding.make_layout(override(config, {"mesh.data": 8})))(params, batch)["loss"]
     assert float(total[1]) == float(whole[1]) == (batch["target_segments"] > 0).sum()
     assert float(total[0]) == pytest.approx(float(whole[0]), rel=1e-5)
 
@@ -136,9 +137,9 @@ def test_what_stands_in_padding_changes_nothing() -> None:
 def test_the_state_is_donated_and_the_step_counts() -> None:
     config = _config(**{"model.num_layers": 1})
     task = TASKS["translation"](config, VOCABULARY)  # type: ignore[arg-type]
-    mesh, optimizer = sharding.make_mesh(MeshConfig(1), 8), make_optimizer(config)
-    state = make_init(task.init, optimizer, mesh)(jnp.uint32(0))
-    after, _ = make_train_step(task.loss, optimizer, mesh)(state, _ragged(0), jnp.uint32(0))
+    layout, optimizer = sharding.make_layout(override(config, {"mesh.data": 1})), make_optimizer(config)
+    state = make_init(task.init, optimizer, layout)(jnp.uint32(0))
+    after, _ = make_train_step(task.loss, optimizer, layout)(state, _ragged(0), jnp.uint32(0))
     assert int(after.step) == 1
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
 
@@ -153,11 +154,41 @@ def test_a_step_depends_on_the_seed_and_the_step_by_its_dropout_alone() -> None:
     assert len(set(values)) == 3
 
 
-def test_a_mesh_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"mesh\.data=9, but there are 8"):
-        sharding.make_mesh(MeshConfig(9), 9)
-    with pytest.raises(UserError, match=r"mesh\.data=0"):
-        sharding.make_mesh(MeshConfig(0), 8)
-    with pytest.raises(UserError, match=r"row_multiple=6.* 8 devices"):
-        sharding.make_mesh(MeshConfig(-1), 6)
-    assert sharding.make_mesh(MeshConfig(3), 6).size == 3
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (list, tuple)) else (value,):
+                if hasattr(inner, "jaxpr"):
+                    yield from _equations(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    yield from _equations(inner)
+
+
+@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+def test_bfloat16_computes_products_in_it_and_the_rest_in_float32(family: str) -> None:
+    task = "translation" if family == "encoder_decoder" else "language_model"
+    config = _config(**{"model.family": family, "task": task, "model.num_layers": 1, "model.dtype": "bfloat16"})
+    half = TASKS[task](config, VOCABULARY)  # type: ignore[arg-type]
+    params, batch = jax.jit(half.init)(jax.random.key(0)), _ragged(0)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+
+    def loss(params: Any) -> jax.Array:
+        return half.loss(params, batch, jnp.uint32(0), jnp.int32(0))["loss"][0]
+
+    used: dict[str, set[str]] = {}
+    for equation in _equations(jax.make_jaxpr(loss)(params).jaxpr):
+        used.setdefault(equation.primitive.name, set()).update(
+            str(x.aval.dtype) for x in equation.invars if hasattr(x.aval, "dtype")
+        )
+    assert used["dot_general"] == {"bfloat16"}
+    for exact in ("exp", "log", "rsqrt"):  # softmax and loss, the loss's logarithm, the norms
+        assert used[exact] == {"float32"}, exact
+    gradients = jax.jit(jax.grad(loss))(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype("float32")}
+
+    whole = TASKS[task](override(config, {"model.dtype": "float32"}), VOCABULARY)  # type: ignore[arg-type]
+    exact_gradients = jax.jit(jax.grad(lambda p: whole.loss(p, batch, jnp.uint32(0), jnp.int32(0))["loss"][0]))(params)
+    for left, right in zip(jax.tree.leaves(gradients), jax.tree.leaves(exact_gradients), strict=True):
+        assert np.linalg.norm(left - right) <= 0.05 * np.linalg.norm(right) + 1e-3

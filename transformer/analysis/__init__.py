@@ -1,1 +1,1 @@
-"""Looking at trained models: figures from arrays."""
+"""Looking inside trained models: attention of any model (attention), heads in numbers (heads), figures (plots)."""

@@ -221,6 +221,113 @@ def heat_map(
     return figure
 
 
+def matrix(
+    values: Float[np.ndarray, "rows columns"],
+    xlabel: str,
+    ylabel: str,
+    scale: str,
+    rows: Sequence[str] = (),
+    columns: Sequence[str] = (),
+    numbers: bool = False,
+) -> Figure:
+    """Any matrix as colours: dark for more, or, where it has negative values, blue and orange about zero (NaN: white).
+
+    Args:
+        values: [rows, columns]; the first row is at the top.
+        xlabel, ylabel, scale: of the axes and of the colours.
+        rows, columns: names of the rows and columns, where they have some.
+        numbers: the values stand in the cells, to one decimal.
+    """
+    height, width = values.shape
+    cell = 0.42 if numbers else 0.3
+    size = (max(SIZE[0], 1.6 + cell * width), max(2.4, 1.2 + cell * height)) if rows or columns or numbers else SIZE
+    figure, axes = _panel(size)
+    top = float(np.nanmax(np.abs(values))) or 1.0
+    if np.nanmin(values) < 0:
+        colours = mpl.colors.LinearSegmentedColormap.from_list("about zero", (COLORS[1], "#ffffff", COLORS[0]))
+        picture = axes.imshow(values, cmap=colours, vmin=-top, vmax=top, aspect="auto", interpolation="nearest")
+    else:
+        picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
+    if rows:
+        axes.set_yticks(range(height), list(rows))
+    if columns:
+        axes.set_xticks(range(width), list(columns), rotation=0 if max(map(len, columns)) < 4 else 60)
+    if numbers:
+        for (row, column), value in np.ndenumerate(values):
+            dark = value > 0.6 * top and np.nanmin(values) >= 0
+            axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
+    axes.grid(visible=False)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    with mpl.rc_context(SETTINGS):
+        figure.colorbar(picture, ax=axes, label=scale)
+    return figure
+
+
+def lines(
+    series: Mapping[str, tuple[Points, Points]], xlabel: str, ylabel: str, marked: Mapping[str, float] | None = None
+) -> Figure:
+    """Name -> (x [n], y [n]), a line each; `marked` are places on the x axis, named by an upright line."""
+    figure, axes = _panel()
+    for place, (name, (x, y)) in enumerate(series.items()):
+        axes.plot(
+            x, y, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)], linewidth=1.6, label=name
+        )
+    for name, at in (marked or {}).items():
+        axes.axvline(at, color="#555555", linewidth=1)
+        axes.text(at, 1.01, name, color="#555555", fontsize=9, ha="center", transform=axes.get_xaxis_transform())
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.margins(x=0.01)
+    if len(series) > 1:
+        _legend(figure, axes)
+    return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A place in a search: what was written last, and after which node (an index; -1 for the beginning)."""
+
+    parent: int
+    label: str
+    kept: bool  # the search went on from here, or ended here
+    best: bool = False  # on the way to what was found
+
+
+def tree(nodes: Sequence[Node]) -> Figure:
+    """A search from left to right, a column a step: what was kept, what was dropped (grey), what was found (heavy)."""
+    depths: list[int] = []
+    for node in nodes:
+        depths.append(depths[node.parent] + 1 if node.parent >= 0 else 0)
+    children = {i: [j for j, node in enumerate(nodes) if node.parent == i] for i in range(-1, len(nodes))}
+    heights: dict[int, float] = {}
+
+    def place(i: int, below: float) -> float:
+        """Puts a node beside the middle of its children, leaves one under another; gives the next free height."""
+        start = below
+        for child in children[i]:
+            below = place(child, below)
+        heights[i] = (start + below - 1) / 2 if children[i] else below
+        return below if children[i] else below + 1
+
+    leaves = 0.0
+    for root in children[-1]:
+        leaves = place(root, leaves)
+    figure, axes = _panel((1.2 + 1.5 * (max(depths) + 1), 0.9 + 0.34 * leaves))
+    for i, node in enumerate(nodes):
+        colour = COLORS[0] if node.best else "#333333" if node.kept else "#999999"
+        if node.parent >= 0:
+            x, y = (depths[node.parent], depths[i]), (heights[node.parent], heights[i])
+            axes.plot(x, y, color=colour, linewidth=2.4 if node.best else 0.9, zorder=1)
+        axes.text(depths[i], heights[i], node.label, ha="center", va="center", fontsize=9, color=colour, zorder=2,
+                  weight="bold" if node.best else "normal", bbox={"facecolor": "white", "edgecolor": colour, "pad": 2.5,
+                  "linestyle": "-" if node.kept else ":"})  # fmt: skip
+    axes.set_xlim(-0.5, max(depths) + 0.5)
+    axes.set_ylim(leaves - 0.4, -0.6)
+    axes.set_axis_off()
+    return figure
+
+
 def save(figure: Figure, stem: Path) -> None:
     """Writes stem.png and stem.svg; the same figure gives the same bytes."""
     stem.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Examples and batches: sources (TFDS builders), byte-level BPE, and batches as a pure function of (seed, step).
+"""Examples and batches: sources (TFDS builders), tokenizers, and batches as a pure function of (seed, step).
 
 Knows nothing of models or training. No TensorFlow is imported.
 """

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig
-from transformer.model.layers import ACTIVATIONS, Linear, Tokens, make_norm, weight_init
+from transformer.model.layers import ACTIVATIONS, Linear, Tokens, by_rows, make_norm, weight_init
 from transformer.model.noise import Dropout, Noise
 from transformer.model.positions import POSITIONS, Bias, table_deviation
 
@@ -42,12 +42,13 @@ class TokenEmbedder(nn.Module):
 
     def __call__(self, tokens: Int[Array, "B L"], types: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
         """Vectors of the tokens; `types` says of which text of a pair each is (all of the first where it is None)."""
-        x = jnp.take(self.table, tokens, axis=0)
+        # Where the table is split along D, its rows are gathered whole before they are looked up.
+        x = jnp.take(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens, axis=0)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         if self.config.segment_types:
             x = x + (self.segments[0] if types is None else jnp.take(self.segments, types, axis=0))
-        return x
+        return by_rows(x).astype(self.config.dtype)
 
     def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L E"]:
         """What `output_table` turns into logits; a bias is a feature that is 1."""
@@ -59,7 +60,9 @@ class TokenEmbedder(nn.Module):
         return x
 
     def logits(self, features: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
-        return features @ output_table(self.variables["params"]).T
+        """In float32, of products in the type of the features."""
+        table = output_table(self.variables["params"]).astype(features.dtype)
+        return jnp.matmul(features, table.T, preferred_element_type=jnp.float32)
 
 
 def output_table(embedder: Any) -> Float[Array, "V E"]:
@@ -89,7 +92,7 @@ class ImageInput(nn.Module):
         """`where` is not asked: patches have the places 0, 1, ... of one segment."""
         config, batch = self.config, images.shape[0]
         height, width, side = *config.image_size, config.patch_size
-        x = images.reshape(batch, height // side, side, width // side, side, config.channels)
+        x = images.astype(config.dtype).reshape(batch, height // side, side, width // side, side, config.channels)
         x = self.patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * config.channels))
         if config.pooling != "mean":
             x = jnp.concatenate([jnp.broadcast_to(self.first, (batch, 1, x.shape[-1])).astype(x.dtype), x], axis=1)
@@ -107,9 +110,9 @@ class FrameInput(nn.Module):
         self.first, self.second = (Linear(self.config.d_model, kernel_init=weight_init(self.config)) for _ in range(2))
 
     def __call__(self, frames: Float[Array, "B frames mels"], where: Tokens) -> Embedded:
-        x = frames
+        x = frames.astype(self.config.dtype)
         for convolution in (self.first, self.second):
-            x = x * (where.segments > 0)[..., None]
+            x = jnp.where((where.segments > 0)[..., None], x, 0)
             x = jnp.pad(x, [(0, 0), (1, 1 + x.shape[1] % 2), (0, 0)])
             x = nn.gelu(convolution(jnp.concatenate([x[:, :-2:2], x[:, 1:-1:2], x[:, 2::2]], axis=-1)))
             where = Tokens(where.positions[:, ::2] // 2, where.segments[:, ::2])
@@ -131,7 +134,7 @@ class SeriesInput(nn.Module):
         stride = self.config.patch_stride or size
         series = jnp.pad(series, [(0, 0), (0, stride)], mode="edge")
         starts = jnp.arange(0, series.shape[1] - size + 1, stride)
-        x = self.patches(series[:, starts[:, None] + jnp.arange(size)])
+        x = self.patches(series[:, starts[:, None] + jnp.arange(size)].astype(self.config.dtype))
         return Embedded(x, one_segment(x))
 
 
@@ -169,4 +172,5 @@ class PositionedInput(nn.Module):
         x = self.positions(x, positions)
         if self.config.embedding_norm:
             x = self.norm(x)
+        x = by_rows(x)
         return self.dropout(x, noise), self.positions.bias()

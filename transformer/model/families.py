@@ -169,7 +169,7 @@ class EncoderOnly(nn.Module):
         """Logits of the classes; without classes, of the token at each place of a text, and of others their vector."""
         if self.config.num_classes or self.config.inputs != "tokens":
             pooled = self.pooled(*self.encode(inputs, where, noise, types))
-            return self.head(pooled) if self.config.num_classes else pooled
+            return self.head(pooled.astype(jnp.float32)) if self.config.num_classes else pooled
         return self.embedder.logits(self.features(inputs, where, noise, types))
 
 
@@ -196,12 +196,12 @@ class Forecaster(nn.Module):
             noise = noise._replace(rows=rows)
         x, where = self.front(alone)
         x, _ = self.encoder(x, where, noise)
-        out = self.head(x.reshape(batch, variables, -1)).transpose(0, 2, 1)
+        out = self.head(x.reshape(batch, variables, -1).astype(jnp.float32)).transpose(0, 2, 1)
         return out * deviation + mean
 
 
 def _mean(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B D"]:
-    weights = (segments > 0).astype(x.dtype)[..., None]
+    weights = (segments > 0).astype(jnp.float32)[..., None]
     return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "TASKS",
     "Beginning",
     "Classification",
+    "LanguageModel",
     "SpeechRecognition",
     "Task",
     "TextClassification",

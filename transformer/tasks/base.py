@@ -126,11 +126,16 @@ class Task(abc.ABC):
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         """What the model is called with."""
 
-    def loss(self, params: Any, batch: Batch, seed: Array | None, step: Array | None) -> dict[str, Pair]:
-        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed."""
+    def loss(
+        self, params: Any, batch: Batch, seed: Array | None, step: Array | None, rows: Array | None = None
+    ) -> dict[str, Pair]:
+        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed.
+
+        `rows`: the numbers of its rows in the global batch, where it is a part of one.
+        """
         if seed is None or step is None:
             return self.metrics(params, batch, None, 0.0)
-        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
+        rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0]) if rows is None else rows
         return self.metrics(params, batch, step_noise(seed, step, rows), self.config.label_smoothing)
 
     @abc.abstractmethod

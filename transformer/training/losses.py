@@ -3,9 +3,12 @@
 from functools import partial
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+
+from transformer.training.sharding import row_shards
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 
@@ -67,25 +70,34 @@ def output_cross_entropy(
 ) -> dict[str, Pair]:
     """`cross_entropy` of the logits x · table^T, without ever holding them all.
 
-    A scan over slices of the length axis, which leaves the row axis to the devices; the gradient of "loss" is taken in
-    the same pass ("nll" and "token_accuracy" have none).
+    A scan over slices of the length axis; the gradient of "loss" is taken in the same pass ("nll" and "token_accuracy"
+    have none). Where the rows are split over devices, each share has a scan of its own over a whole table, and they are
+    added once at the end: one running sum for all would be added up over the devices in every slice.
     """
     batch, length = targets.shape
-    slice_length = min(length, max(1, CHUNK // batch))
+    shares = row_shards()
+    slice_length = min(length, max(1, CHUNK * shares // batch))
     slices = -(-length // slice_length)
 
     def cut(y: Array) -> Array:
+        """[B, L, ...] -> [share, slice, row, place, ...]"""
         y = jnp.pad(y, [(0, 0), (0, slices * slice_length - length)] + [(0, 0)] * (y.ndim - 2))
-        return jnp.moveaxis(y.reshape(batch, slices, slice_length, *y.shape[2:]), 1, 0)
+        y = jnp.moveaxis(y.reshape(shares, batch // shares, slices, slice_length, *y.shape[2:]), 2, 1)
+        return nn.with_logical_constraint(y, ("rows",) + (None,) * (y.ndim - 1))
 
-    sums = _sliced(cut(x), table, cut(targets), cut(weights), label_smoothing)
-    return {name: (total, weights.sum()) for name, total in zip(("loss", "nll", "token_accuracy"), sums, strict=True)}
+    tables = jnp.broadcast_to(nn.with_logical_constraint(table, ("vocabulary", None)), (shares, *table.shape))
+    tables = nn.with_logical_constraint(tables, ("rows", "vocabulary", None))
+    each = jax.vmap(lambda *share: _sliced(*share, label_smoothing))
+    sums = each(cut(x), tables, cut(targets), cut(weights))
+    names = ("loss", "nll", "token_accuracy")
+    return {name: (total.sum(), weights.sum()) for name, total in zip(names, sums, strict=True)}
 
 
 def _slice_loss(
     x: Array, table: Array, targets: Array, weights: Array, label_smoothing: float
 ) -> tuple[Array, tuple[Array, Array]]:
-    logits = jnp.matmul(x.reshape(-1, x.shape[-1]), table.T).reshape(*targets.shape, -1)
+    flat, table = x.reshape(-1, x.shape[-1]), table.astype(x.dtype)
+    logits = jnp.matmul(flat, table.T, preferred_element_type=jnp.float32).reshape(*targets.shape, -1)
     metrics = cross_entropy(logits, targets, weights, label_smoothing)
     return metrics["loss"][0], (metrics["nll"][0], metrics["token_accuracy"][0])
 
@@ -118,7 +130,7 @@ def _sliced_backward(
     label_smoothing: float, gradients: tuple[Array, Array], cotangents: tuple[Array, ...]
 ) -> tuple[Array | None, ...]:
     x_gradient, table_gradient = gradients
-    return x_gradient * cotangents[0], table_gradient * cotangents[0], None, None
+    return (x_gradient * cotangents[0]).astype(x_gradient.dtype), table_gradient * cotangents[0], None, None
 
 
 _sliced.defvjp(_sliced_forward, _sliced_backward)

@@ -1,33 +1,207 @@
-"""The mesh, and where arrays live on it. The only room that knows that there are devices."""
+"""The mesh, and where arrays live on it: SHARDINGS. The only room that knows that there are devices.
 
+A mesh has three axes. "data" and "fsdp" each take a share of the rows of a batch; over "fsdp" the parameters and the
+optimizer's state are split too, and gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO",
+stage 3); over "tensor" the heads, the inner features of the feed-forward and the vocabulary are split (Shoeybi et al.
+2019, "Megatron-LM"). A strategy says which axes of a parameter are split over which axis of the mesh.
+"""
+
+import contextlib
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transformer.config import MeshConfig, UserError
+from transformer.config import Config, UserError
+
+AXES = ("data", "fsdp", "tensor")
+ROW_AXES = ("data", "fsdp")  # a batch is split over both
+
+# The end of a parameter's path -> the names of its axes. Matrices that match nothing are ("in", "out"); vectors that
+# match nothing (norms, biases into the residual stream) have no names, and so are whole everywhere. The two axes of a
+# table of embeddings have names of their own: rows are looked up in it, and it is no product's left side.
+LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"embedder/(table|output_table)$", ("vocabulary", "width")),
+    (r"embedder/output_bias$", ("vocabulary",)),
+    (r"(embedder/segments|positions/table)$", ("places", "width")),
+    (r"attention/query/kernel$", ("model", "heads")),
+    (r"attention/query/bias$", ("heads",)),
+    (r"attention/(key|value)/kernel$", ("model", "key_heads")),
+    (r"attention/(key|value)/bias$", ("key_heads",)),
+    (r"attention/out/kernel$", ("heads", "model")),
+    (r"feed_forward/(inner|gate)/kernel$", ("model", "inner")),
+    (r"feed_forward/(inner|gate)/bias$", ("inner",)),
+    (r"feed_forward/outer/kernel$", ("inner", "model")),
+)
+
+# Axis of the mesh -> what it splits: of the names that a parameter has, the first that divides.
+_FSDP = ("model", "width", "in", "inner", "heads", "key_heads", "out", "vocabulary")
+_TENSOR = ("heads", "key_heads", "inner", "vocabulary")
+SHARDINGS: dict[str, dict[str, tuple[str, ...]]] = {
+    "data": {},
+    "fsdp": {"fsdp": _FSDP},
+    "tensor": {"tensor": _TENSOR},
+    "fsdp_tensor": {"tensor": _TENSOR, "fsdp": _FSDP},
+}
 
 
-def make_mesh(config: MeshConfig, row_multiple: int) -> Mesh:
-    """A mesh of all local devices with the axis "data"; axis types are Auto (Linen needs it, and so does jit here)."""
-    devices = len(jax.devices())
-    data = devices if config.data == -1 else config.data
-    if not 1 <= data <= devices:
-        raise UserError(
-            f"mesh.data={config.data}, but there are {devices} devices: choose 1 to {devices}, or -1 for all"
+def logical_axes(path: str, dimensions: int) -> tuple[str | None, ...]:
+    """The names of the axes of a parameter, or of what the optimizer keeps for it, by its path.
+
+    The first axis of scanned layers (`layers_0`) is not split: the scan takes one layer from it at a time.
+    """
+    stacked = int(bool(re.search(r"(^|/)layers_\d+/", path)))
+    own = dimensions - stacked
+    names: tuple[str | None, ...] = ("in", "out") if own == 2 else (None,) * own
+    for pattern, found in LOGICAL_AXES:
+        if re.search(pattern, path) and len(found) == own:
+            names = found
+    return ("layers",) * stacked + names if own >= 0 else (None,) * dimensions
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh and a strategy. `whole` names axes of parameters that cannot be split over "tensor"."""
+
+    mesh: Mesh | AbstractMesh
+    strategy: str = "data"
+    whole: frozenset[str] = frozenset()
+
+    def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
+        """How an array is split. What does not divide stays whole, so a vocabulary of odd size is not split over
+        "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
+        names = logical_axes(path, len(shape))
+        split: list[str | None] = [None] * len(shape)
+        for axis, wanted in SHARDINGS[self.strategy].items():
+            size = self.mesh.shape[axis]
+            if size == 1 or (axis == "fsdp" and len(set(names) - {"layers"}) < 2):
+                continue  # gathering a vector takes longer than its bytes are worth
+            for name in wanted:
+                at = names.index(name) if name in names else -1
+                held = axis == "tensor" and name in self.whole
+                if at >= 0 and split[at] is None and not held and shape[at] % size == 0:
+                    split[at] = axis
+                    break
+        return PartitionSpec(*split)
+
+    def shardings(self, tree: Any) -> Any:
+        """The sharding of each array of a state, parameters or gradients."""
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: NamedSharding(self.mesh, self.spec(path_of(path), x.shape)), tree
         )
-    if row_multiple % data:
-        raise UserError(
-            f"the rows of a batch are multiples of data.row_multiple={row_multiple}, which do not divide over {data} "
-            f"devices: set mesh.data to a divisor, or data.row_multiple to a multiple of {data}"
+
+    def abstract(self, shapes: Any) -> Any:
+        """The shapes, with the shardings that their arrays have here."""
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, self.shardings(shapes)
         )
-    return Mesh(np.asarray(jax.devices()[:data]), ("data",), axis_types=(AxisType.Auto,))
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """A whole copy on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def rows(self) -> NamedSharding:
+        """Every array of a batch begins with the row axis B."""
+        return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
+
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """The global batch, of which each process holds its rows."""
+        return {key: jax.make_array_from_process_local_data(self.rows, value) for key, value in batch.items()}
+
+    @contextlib.contextmanager
+    def tracing(self) -> Iterator[None]:
+        """While a step is traced: the names of the axes of activations, such as `nn.with_logical_constraint` takes
+        them in the model, mean axes of this mesh."""
+        tensor = "tensor" if "tensor" in SHARDINGS[self.strategy] else None
+        rules = (("rows", ROW_AXES), ("vocabulary", None if "vocabulary" in self.whole else tensor))
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), nn.logical_axis_rules(rules):
+            yield
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on every device."""
-    return NamedSharding(mesh, PartitionSpec())
+def path_of(keys: tuple[Any, ...]) -> str:
+    """The names on the way to an array of a pytree, with slashes."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def over_rows(mesh: Mesh) -> NamedSharding:
-    """Every array of a batch begins with the row axis B."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+def row_shards() -> int:
+    """Over how many shares the rows of a batch are split, in the step that is being traced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
+
+
+def make_layout(config: Config, devices: int | None = None) -> Layout:
+    """The layout that `config.mesh` asks for, over the devices that there are; or, on paper, over so many `devices`.
+
+    Raises UserError where the devices, the rows of a batch, the heads or the feed-forward do not divide, and where the
+    strategy and the sizes of the mesh contradict each other.
+    """
+    shape = _sizes(config, devices or len(jax.devices()))
+    mesh, model = config.mesh, config.model
+    size, tensor = math.prod(shape.values()), shape["tensor"]
+    for axis in ("fsdp", "tensor"):
+        if shape[axis] > 1 and axis not in SHARDINGS[mesh.strategy]:
+            raise UserError(
+                f"mesh.{axis}={shape[axis]}, but mesh.strategy={mesh.strategy!r} splits nothing over it: choose "
+                f"mesh.strategy={axis!r}"
+            )
+        if size > 1 and axis in SHARDINGS[mesh.strategy] and getattr(mesh, axis) == 1:
+            raise UserError(
+                f"mesh.strategy={mesh.strategy!r} splits nothing over mesh.{axis}=1: set mesh.{axis} to a number of "
+                "devices"
+            )
+    shards = shape["data"] * shape["fsdp"]
+    parts = shards * mesh.accumulate
+    if config.data.row_multiple % parts:
+        each = f" and {mesh.accumulate} micro-batches" if mesh.accumulate > 1 else ""
+        raise UserError(
+            f"the rows of a batch are multiples of data.row_multiple={config.data.row_multiple}, which do not divide "
+            f"over {shards} devices{each}: set data.row_multiple to a multiple of {parts}, or change the mesh"
+        )
+    for key in ("num_heads", "d_ff"):
+        if getattr(model, key) % tensor:
+            raise UserError(
+                f"model.{key}={getattr(model, key)} does not divide over mesh.tensor={tensor}: change one of them"
+            )
+    whole = set() if (model.num_kv_heads or model.num_heads) % tensor == 0 else {"key_heads"}
+    vocabulary = model.vocab_size or config.data.vocab_size
+    if vocabulary % tensor:
+        whole.add("vocabulary")
+    sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
+    if devices is not None:
+        return Layout(AbstractMesh(sizes, AXES, axis_types=types), mesh.strategy, frozenset(whole))
+    made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[:size])
+    return Layout(made, mesh.strategy, frozenset(whole))
+
+
+def _sizes(config: Config, devices: int) -> dict[str, int]:
+    """The axes of the mesh, with a number in the place of -1. UserError: there are not as many devices."""
+    mesh = config.mesh
+    if mesh.strategy not in SHARDINGS:
+        raise UserError(f"there is no mesh.strategy {mesh.strategy!r}: choose one of {', '.join(SHARDINGS)}")
+    shape = {axis: getattr(mesh, axis) for axis in AXES}
+    named = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
+    rest = [axis for axis, size in shape.items() if size == -1]
+    known = math.prod(size for size in shape.values() if size != -1)
+    if len(rest) > 1 or any(size < 1 and size != -1 for size in shape.values()):
+        raise UserError(f"{named}: each is 1 or more, and one may be -1, for the rest of the devices")
+    if rest and devices % known == 0:
+        shape[rest[0]] = devices // known
+    size = math.prod(shape.values())
+    if size < 1 or size > devices:
+        raise UserError(f"{named}, but there are {devices} devices: choose sizes that they can be divided into")
+    if jax.process_count() > 1:
+        if size != devices:
+            raise UserError(f"{named} takes {size} of the {devices} devices of all processes: take all of them")
+        if jax.local_device_count() % shape["tensor"]:
+            raise UserError(
+                f"mesh.tensor={shape['tensor']} does not divide the {jax.local_device_count()} devices of a process: "
+                "choose a divisor"
+            )
+    return shape

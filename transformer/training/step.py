@@ -6,14 +6,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from transformer.training import losses, sharding
+from transformer.training import losses
 from transformer.training.losses import Pair
+from transformer.training.sharding import ROW_AXES, Layout
 
 Batch = Mapping[str, Any]
-# loss(params, batch, seed, step) -> metrics with a "loss"; seed None = deterministic
+# loss(params, batch, seed, step, rows) -> metrics with a "loss"; seed None = deterministic; `rows` are the numbers of
+# the batch's rows in the global batch
 Loss = Callable[..., dict[str, Pair]]
 
 
@@ -26,48 +29,90 @@ class State(NamedTuple):
 
 
 def make_init(
-    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, mesh: Mesh
+    init: Callable[[Array], Any], optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[..., State]:
-    """`create(seed) -> State`, compiled so that the state is born where it will live."""
+    """`create(seed) -> State`, compiled so that each device makes its share of the state and none ever holds it whole
+    (where it is split at all)."""
 
     def create(seed: Array) -> State:
         params = init(jax.random.key(seed, impl="threefry2x32"))
         return State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    return jax.jit(create, out_shardings=sharding.replicated(mesh))
+    shapes = jax.eval_shape(create, jax.ShapeDtypeStruct((), jnp.uint32))
+    return jax.jit(create, out_shardings=layout.shardings(shapes))
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, mesh: Mesh
+    loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, Pair]]]:
-    """One optimizer step. The loss is a global sum over a global weight, so it does not depend on the devices."""
+    """One optimizer step over a batch, or over its `accumulate` micro-batches one after another.
+
+    The loss is a sum over the whole batch divided once by its weight, so it depends on neither the devices nor the
+    micro-batches; and a row has the same dropout mask wherever it is computed. Where the loss or the gradient is not
+    finite, parameters and optimizer stay as they are, all metrics count nothing, and "skipped" is 1.
+    """
+
+    def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
+        """The gradient of the sum, and the metrics."""
+
+        def total(params: Any) -> tuple[Array, dict[str, Pair]]:
+            metrics = loss(params, batch, seed, step, rows)
+            return metrics["loss"][0], metrics
+
+        grads, metrics = jax.grad(total, has_aux=True)(params)
+        return lax.with_sharding_constraint(grads, layout.shardings(grads)), metrics
+
+    def accumulated(params: Any, batch: Batch, seed: Array, step: Array) -> tuple[Any, dict[str, Pair]]:
+        """Row r is in micro-batch r mod `accumulate`: so each device cuts up its own rows."""
+        split = NamedSharding(layout.mesh, PartitionSpec(None, ROW_AXES))
+
+        def cut(x: Array) -> Array:
+            x = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            return lax.with_sharding_constraint(x, split)
+
+        def one(so_far: Any, micro: Any) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, so_far, summed(params, micro[0], seed, step, micro[1])), None
+
+        parts = jax.tree.map(cut, (dict(batch), jnp.arange(_rows(batch))))
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(lambda: summed(params, first[0], seed, step, first[1]))
+        return lax.scan(one, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
 
     def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, dict[str, Pair]]:
-        def mean_loss(params: Any) -> tuple[Array, dict[str, Pair]]:
-            metrics = loss(params, batch, seed, state.step)
+        with layout.tracing():
+            if accumulate == 1:
+                grads, metrics = summed(state.params, batch, seed, state.step, jnp.arange(_rows(batch)))
+            else:
+                grads, metrics = accumulated(state.params, batch, seed, state.step)
             total, weight = metrics["loss"]
-            return total / jnp.maximum(weight, 1), metrics
+            grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
+            norm = optax.tree.norm(grads)
+            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+            finite = jnp.isfinite(total) & jnp.isfinite(norm)
+            new = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
+            old = state._replace(step=state.step + 1)
+            state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+            metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
+            metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
+            metrics["skipped"] = (1 - finite.astype(jnp.float32), jnp.ones(()))
+            return lax.with_sharding_constraint((state, metrics), (layout.shardings(state), layout.replicated))
 
-        grads, metrics = jax.grad(mean_loss, has_aux=True)(state.params)
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        metrics["gradient_norm"] = (optax.tree.norm(grads), jnp.ones(()))
-        return State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state), metrics
-
-    everywhere, rows = sharding.replicated(mesh), sharding.over_rows(mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(everywhere, rows, everywhere),
-        out_shardings=(everywhere, everywhere),
-        donate_argnums=0,
-    )
+    # The state comes and goes as it was created or restored.
+    return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
 
 
-def make_eval_step(loss: Loss, mesh: Mesh) -> Callable[[Any, Batch], dict[str, Pair]]:
-    """Metrics of a batch, deterministic."""
-    everywhere, rows = sharding.replicated(mesh), sharding.over_rows(mesh)
-    return jax.jit(
-        lambda params, batch: loss(params, batch, None, None), in_shardings=(everywhere, rows), out_shardings=everywhere
-    )
+def make_eval_step(loss: Loss, layout: Layout) -> Callable[[Any, Batch], dict[str, Pair]]:
+    """Metrics of a batch, deterministic. The parameters are taken as they lie."""
+
+    def eval_step(params: Any, batch: Batch) -> dict[str, Pair]:
+        with layout.tracing():
+            return loss(params, batch, None, None)
+
+    return jax.jit(eval_step, in_shardings=(None, layout.rows), out_shardings=layout.replicated)
+
+
+def _rows(batch: Batch) -> int:
+    return jax.tree.leaves(batch)[0].shape[0]
 
 
 def total(eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]) -> dict[str, Pair]:

@@ -10,11 +10,14 @@ from tqdm import tqdm
 
 
 class Writer:
-    """Appends one JSON object a line to `metrics.jsonl`. Lines after `step` (of a run that was cut off) are dropped."""
+    """Appends one JSON object a line to `metrics.jsonl`. Lines after `step` (of a run that was cut off) are dropped.
 
-    def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False):
-        self.path = workdir / "metrics.jsonl"
-        if self.path.exists():
+    Of several processes only the first writes and speaks (`first`)."""
+
+    def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False, first: bool = True):
+        self.path, self.first = workdir / "metrics.jsonl", first
+        quiet = quiet or not first
+        if first and self.path.exists():
             kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
             if step == steps:  # a finished run is only evaluated again
                 kept = [line for line in kept if _step(line) < step or "validation_loss" not in line]
@@ -25,6 +28,8 @@ class Writer:
             self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def write(self, step: int, **metrics: Any) -> None:
+        if not self.first:
+            return
         line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")

@@ -195,17 +195,21 @@ def _fitting(config: ModelConfig) -> tuple[str, Architecture]:
     """The architecture whose settings say all of a configuration: written and read again, it is the same."""
     wanted = _function(config)
     nearest, fewest = "", dict(wanted)
+    refusals = []
     for name, architecture in ARCHITECTURES.items():
         names = frozenset(row.theirs for row in architecture.rows(config))
         written = Settings(architecture.to_settings(config), name)
         try:
             again = _function(architecture.to_config(written, names))
-        except UserError:  # a value that it cannot say at all
+        except UserError as error:  # a value that it cannot say at all
+            refusals.append(str(error))
             continue
         other = {key: again.get(key) for key in wanted if again.get(key) != wanted[key]}
         if not other:
             return name, architecture
         if len(other) < len(fewest):
             nearest, fewest = name, other
+    if not nearest:
+        raise UserError(f"no architecture that we can save is this model: {'; '.join(refusals)}")
     listing = ", ".join(f"model.{key}={value!r} (not {wanted[key]!r})" for key, value in fewest.items())
     raise UserError(f"no architecture that we can save is this model: {nearest} comes nearest, and has {listing}")

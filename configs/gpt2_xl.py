@@ -1,0 +1,51 @@
+"""GPT-2 XL (Radford et al. 2019): 1,557,611,200 parameters, in bfloat16, layers computed again in the backward pass.
+
+    python -m transformer.describe --config=configs/gpt2_xl.py
+    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=fsdp=8 --plan=h100
+    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=data=32,fsdp=8 --plan=h100
+
+Its 25 heads divide over no power of two, so it is split by fsdp. Not trained here: two cores are too few.
+"""
+
+from ml_collections import ConfigDict
+
+from transformer.config import defaults
+
+
+def get_config() -> ConfigDict:
+    config = defaults()
+    config.task = "language_model"
+    config.label_smoothing = 0.0
+    config.steps = 600_000
+    config.data.name = "docstrings"
+    config.data.target = "text"
+    config.data.vocab_size = 50_257
+    config.data.max_len = 1024
+    config.data.buckets = (1024,)
+    config.data.batch_tokens = 524_288
+    config.data.row_multiple = 256
+    config.model.family = "decoder_only"
+    config.model.positions = "learned"
+    config.model.max_positions = 1024
+    config.model.vocab_size = 50_257
+    config.model.num_layers = 48
+    config.model.d_model = 1600
+    config.model.d_ff = 6400
+    config.model.num_heads = 25
+    config.model.norm = "pre"
+    config.model.norm_eps = 1e-5
+    config.model.activation = "gelu_tanh"
+    config.model.attention_bias = True
+    config.model.scale_embedding = False
+    config.model.initialization = "depth_scaled"
+    config.model.dtype = "bfloat16"
+    config.model.remat = "full"
+    config.model.scan_layers = True
+    config.model.dropout = 0.0
+    config.optimizer.schedule = "cosine"
+    config.optimizer.learning_rate = 2e-4
+    config.optimizer.warmup_steps = 2000
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.1
+    return config

@@ -1,0 +1,57 @@
+"""What a sweep would cost, said before it is begun."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments import plan, run
+from experiments.single import Run
+from transformer.config import Config, override
+
+FAKE = str(Path(__file__).with_name("fake_question.py"))
+
+
+def runs(count: int, steps: int = 200) -> list[Run]:
+    config = override(Config(), {"steps": steps, "data.batch_tokens": 1000})
+    return [Run(FAKE, "wide", seed, config, {"model.d_model": 8}, Path(f"seed{seed}")) for seed in range(count)]
+
+
+def test_seeds_after_the_first_find_its_programs() -> None:
+    """By hand: 10 s around the first, 3 s around each other, and 200 steps of 0.5 s and 7 s of measuring for each."""
+    cold = {"around": 10.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "parameters": 50, "bytes": 300}
+    warm = {"around": 3.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "parameters": 50, "bytes": 200}
+    found = plan._expected(runs(4), cold, warm)
+    assert found.seconds == 10 + 3 * 3 + 4 * (200 * 0.5 + 7)
+    assert found.flops == 6 * 50 * 1000 * 200
+    assert (found.variant, found.bytes, found.parameters) == ("wide", 300, 50)
+
+
+def test_wall_time_is_shared_by_the_jobs_but_a_run_is_not() -> None:
+    rows = [plan.Expected("a", {}, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 1, 1e9, 60.0, 2**20)]
+    assert "6 runs, 2 at a time: about 5.5 minutes" in plan.table(rows, 6, 2)
+    assert "6 runs, 64 at a time: about 3.3 minutes" in plan.table(rows, 6, 64)
+    assert "differs in" in plan.table(rows, 6, 2)
+    assert "seed=1" in plan.table(rows, 6, 2)
+
+
+def test_a_dry_run_trains_nothing_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [FAKE, f"--workdir={tmp_path}", "--steps=100", "--seeds=2", "--jobs=2"]
+    assert run.main([*arguments, "--dry_run"]) == 0
+    printed = capsys.readouterr().out
+    for variant in ("sinusoidal-full", "learned-window", "none-window"):
+        assert variant in printed
+    assert "model.positions=learned" in printed
+    assert "1,064" in printed, "parameters of the variants with a table"
+    assert "12 runs, 2 at a time" in printed
+    assert not list(tmp_path.glob("runs/*/*/result.json"))
+    assert run.main(arguments) == 0, "the sweep itself begins as if nothing had been"
+
+
+def test_a_variant_that_fails_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_FAULT", "none-full/101=raise")
+    assert run.main([FAKE, f"--workdir={tmp_path}", "--steps=100", "--dry-run"]) == 1
+    captured = capsys.readouterr()
+    assert "pilot of none-full: FAILED: ValueError" in captured.err
+    assert "none-window" in captured.out

@@ -1,0 +1,141 @@
+"""The verb that writes the head viewer: what each kind of model reads, and one sentence for every mistake."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from transformer import heads
+from transformer.config import Config, ModelConfig, UserError, override
+from transformer.data.tokenizers import MASK, Tokenizer
+from transformer.generate import Trained
+from transformer.model.families import build, init
+from transformer.model.layers import Tokens
+from transformer.model.pretrained import save
+from transformer.tasks import TASKS
+
+SMALL = {"model.num_layers": 1, "model.d_model": 8, "model.d_ff": 8, "model.num_heads": 2, "data.max_len": 9}
+SMALL |= {"data.buckets": [16], "data.row_multiple": 8, "data.batch_tokens": 128}
+
+
+def trained(task: str, family: str, **more: Any) -> Trained:
+    """A run that has not trained a step."""
+    given = {"task": task, "model.family": family, "model.positions": "learned", "model.max_positions": 12}
+    config = override(Config(), SMALL | given | more)
+    tokenizer = Tokenizer.train(["red green blue"], 300, "characters", (MASK,)) if TASKS[task].reads_text else None
+    made = TASKS[task](config, tokenizer)
+    return Trained(config, tokenizer, None, made, jax.jit(made.init)(jax.random.key(0)), 7)
+
+
+def data_of(page: str) -> Any:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+def test_a_translation_has_three_kinds_of_attention() -> None:
+    reading = heads.of_run(trained("translation", "encoder_decoder"), "red", "blue")
+    assert reading.tokens == {"encoder": [*"red", "[end]"], "decoder": ["[begin]", *"blue"]}
+    data = data_of(heads.page(reading))
+    assert [view["name"].split(":")[0] for view in data["views"]] == ["encoder", "decoder", "cross"]
+    assert data["about"] == "translation, step 7"
+
+
+def test_an_output_of_its_own_where_none_is_given() -> None:
+    reading = heads.of_run(trained("translation", "encoder_decoder"), "red", None)
+    assert reading.tokens["decoder"][0] == "[begin]"
+    assert len(reading.tokens["decoder"]) <= 12
+    assert reading.about.endswith("its own, greedy")
+
+
+def test_a_language_model_and_an_encoder() -> None:
+    reading = heads.of_run(trained("language_model", "decoder_only"), "red blue", None)
+    assert reading.tokens == {"decoder": ["[begin]", *"red▁blue"]}
+    np.testing.assert_array_equal(reading.arguments[1].positions, [range(9)])
+    reading = heads.of_run(trained("masked_language_model", "encoder_only"), "red", None)
+    assert reading.tokens == {"encoder": ["[begin]", *"red", "[end]"]}
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bert")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s"]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    config = ModelConfig(
+        family="encoder_only", positions="learned", vocab_size=len(pieces), max_positions=6, segment_types=2,
+        num_layers=2, d_model=8, d_ff=8, num_heads=2, attention_bias=True, norm_eps=1e-12, activation="gelu",
+        scale_embedding=False, embedding_norm=True, pooling="pooler",
+    )  # fmt: skip
+    ids = jax.numpy.zeros((1, 2), jax.numpy.int32)
+    model: Any = build(config)
+    save(folder, model, jax.jit(lambda key: init(model, key, ids, Tokens(ids, ids)))(jax.random.key(1)))
+    return folder
+
+
+def test_weights_of_bert(bert: Path) -> None:
+    reading = heads.of_folder(bert, "The CATS")
+    assert reading.tokens == {"encoder": ["[CLS]", "the", "cat", "##s", "[SEP]"]}
+    view = data_of(heads.page(reading))["views"][0]
+    assert np.shape(view["entropy"]) == (2, 2)
+    (bert / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert heads.of_folder(bert, "The cats").tokens == {"encoder": ["[CLS]", "[UNK]", "cat", "##s", "[SEP]"]}
+    (bert / "tokenizer_config.json").unlink()
+
+
+def test_what_cannot_be_looked_into(bert: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--text has 7 tokens, and the model's position table ends after 6: shorten"):
+        heads.of_folder(bert, "the the the the the")
+    with pytest.raises(UserError, match=r"holds no vocab\.txt"):
+        heads.of_folder(tmp_path, "the")
+    with pytest.raises(UserError, match="--target has 15 tokens, and the model's position table ends after 12"):
+        heads.of_run(trained("translation", "encoder_decoder"), "red", "blue green red")
+    with pytest.raises(UserError, match="--text has 15 tokens"):
+        heads.of_run(trained("language_model", "decoder_only"), "blue green red", None)
+    with pytest.raises(UserError, match="'language_model' has no output to look at: leave out --target"):
+        heads.of_run(trained("language_model", "decoder_only"), "red", "blue")
+    images = {"model.inputs": "image", "model.num_classes": 10, "model.max_positions": 50}
+    with pytest.raises(UserError, match="'image_classification' reads no line of text"):
+        heads.of_run(trained("image_classification", "encoder_only", **images), "red", None)
+    recurrent = {"model.positions": "none"}
+    with pytest.raises(UserError, match="has no attention heads to look into"):
+        heads.page(heads.of_run(trained("language_model", "recurrent_language_model", **recurrent), "red", None))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"text": "  "}, "--text is missing"),
+        ({"workdir": "a", "pretrained": "b"}, "give either --workdir"),
+        ({"workdir": None}, "give either --workdir"),
+        ({"output": "no/such/heads.html"}, "--output=no/such/heads.html is no file"),
+        ({"output": "."}, "is no file in a folder"),
+        ({"workdir": None, "pretrained": "b", "target": "x"}, "leave out --target"),
+    ],
+)
+def test_flags_are_checked_before_anything_is_read(
+    given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {"workdir": "run", "pretrained": None, "text": "red", "target": None, "output": "heads.html"} | given
+    known = flags.FlagValues()
+    for name, value in values.items():
+        flags.DEFINE_string(name, value, "", flag_values=known)
+    known(["heads"])
+    monkeypatch.setattr(heads, "FLAGS", known)
+    with pytest.raises(UserError, match=said):
+        heads.main()
+
+
+def test_the_page_is_written(bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = flags.FlagValues()
+    values = {"workdir": None, "pretrained": str(bert), "text": "the cat", "target": None}
+    for name, value in (values | {"output": str(tmp_path / "page.html")}).items():
+        flags.DEFINE_string(name, value, "", flag_values=known)
+    known(["heads"])
+    monkeypatch.setattr(heads, "FLAGS", known)
+    heads.main()
+    assert data_of((tmp_path / "page.html").read_text())["about"] == f"weights of {bert}"

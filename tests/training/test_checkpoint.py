@@ -1,0 +1,175 @@
+"""Checkpoints that are damaged, of another model, on a full disk, or restored onto another mesh."""
+
+import resource
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny import Made, ragged, tiny
+from transformer.config import UserError, override
+from transformer.training.checkpoint import Checkpoints, checksums
+
+
+def _state(step: int, size: int = 200) -> dict[str, Any]:
+    return {"step": jnp.int32(step), "kernel": jax.random.normal(jax.random.key(step), (300, size))}
+
+
+def _like(size: int = 200) -> Any:
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), _state(0, size))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Checkpoints of steps 4, 8 and 12, in a folder that nobody holds."""
+    checkpoints = Checkpoints(tmp_path, keep=3, owner=True)
+    for step in (4, 8, 12):
+        checkpoints.save(step, _state(step), {"steps": 12})
+    checkpoints.finish()
+    checkpoints.close()
+    return tmp_path
+
+
+@pytest.fixture
+def opened(run: Path) -> Iterator[Checkpoints]:
+    checkpoints = Checkpoints(run, keep=3, owner=True)
+    yield checkpoints
+    checkpoints.close()
+
+
+def _largest(run: Path, step: int) -> Path:
+    """The file that holds the numbers."""
+    return max((run / "checkpoints" / str(step)).rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+
+
+DAMAGES = {
+    "one wrong bit": _flip,
+    "cut in half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_named_and_left_out(
+    run: Path, opened: Checkpoints, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DAMAGES[damage](_largest(run, 12))
+    restored = opened.restore(_like())
+    jax.tree.map(np.testing.assert_array_equal, restored, _state(8))
+    said = capsys.readouterr().err
+    assert "the checkpoint of step 12" in said
+    assert "is damaged" in said
+    # Out of the way, so that the run can save its step 12 anew.
+    opened.set_aside_after(8)
+    assert sorted(opened.manager.all_steps()) == [4, 8]
+    assert (run / "damaged_checkpoints" / "12").is_dir()
+    opened.save(12, _state(12), {})
+    opened.finish()
+    jax.tree.map(np.testing.assert_array_equal, opened.restore(_like()), _state(12))
+
+
+def test_nothing_whole_is_a_sentence(run: Path, opened: Checkpoints) -> None:
+    for step in (4, 8, 12):
+        _flip(_largest(run, step))
+    with pytest.raises(UserError, match=r"step 4 .* is damaged .* no whole one before it: delete the folder"):
+        opened.restore(_like())
+
+
+def test_a_checkpoint_of_another_model_is_a_sentence(opened: Checkpoints) -> None:
+    with pytest.raises(UserError, match=r"another model .*kernel is \(300, 200\) in it and \(300, 7\) in the config"):
+        opened.restore(_like(7))
+
+
+def test_a_reader_leaves_what_is_being_written(run: Path) -> None:
+    (run / "checkpoints" / "16.orbax-checkpoint-tmp").mkdir()
+    reader = Checkpoints(run)
+    assert reader.latest == 12
+    reader.close()
+    assert (run / "checkpoints" / "16.orbax-checkpoint-tmp").exists()
+    owner = Checkpoints(run, owner=True)
+    owner.close()
+    assert not (run / "checkpoints" / "16.orbax-checkpoint-tmp").exists()
+
+
+def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
+    for step, loss in enumerate([3.0, None, 2.0, 5.0, None, None], start=1):
+        checkpoints.save(step, _state(step), {}, loss)
+    checkpoints.finish()
+    assert sorted(checkpoints.manager.all_steps()) == [3, 5, 6]
+    checkpoints.close()
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for the disk: the system refuses to write more."""
+    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
+    checkpoints.save(1, _state(1), {})
+    checkpoints.finish()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+        checkpoints.save(2, _state(2), {})
+        with pytest.raises(UserError, match=r"could not be written .*: make room, .* go on from 1"):
+            checkpoints.finish()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "File too large" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]  # nothing half-written takes up room
+    checkpoints.save(3, _state(3), {})
+    checkpoints.finish()
+    assert checkpoints.latest == 3
+    checkpoints.close()
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write checkpoints to"):
+        Checkpoints(tmp_path / "file")
+
+
+def test_no_wrong_bit_escapes_the_checksum() -> None:
+    random = np.random.default_rng(0)
+    words = random.integers(0, 2**32, (5, 7), dtype=np.uint32)
+    whole = int(checksums({"x": words.view(np.float32)})["x"])
+    expected = sum(int(word) * (2 * i + 1) for i, word in enumerate(words.ravel())) % 2**32
+    assert whole == expected
+    for _ in range(40):
+        other = words.copy()
+        other[random.integers(5), random.integers(7)] ^= np.uint32(1 << int(random.integers(32)))
+        assert int(checksums({"x": other.view(np.float32)})["x"]) != whole
+
+
+def test_restored_onto_another_mesh_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
+    """Saved split by fsdp over 8, restored split by tensor over 2 x 4; and the next loss is the same to rounding."""
+    meshes = [
+        {"mesh.strategy": "fsdp", "mesh.data": 1, "mesh.fsdp": 8},
+        {"mesh.strategy": "tensor", "mesh.data": 2, "mesh.tensor": 4},
+    ]
+    one, other = (Made(override(tiny(), mesh)) for mesh in meshes)
+    state = one.create(np.uint32(0))
+    checkpoints = Checkpoints(tmp_path, owner=True)
+    checkpoints.save(1, state, {})
+    checkpoints.finish()
+    restored = checkpoints.restore(other.layout.abstract(jax.eval_shape(other.create, np.uint32(0))))
+    checkpoints.close()
+    assert restored.params["params"]["embedder"]["table"].sharding.spec == ("tensor", None)
+    jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (state, restored)))
+    losses = [
+        jax.device_get(made.step(at, made.layout.place(ragged(1)), np.uint32(0))[1]["loss"])
+        for made, at in ((one, state), (other, restored))
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)

@@ -1,0 +1,117 @@
+"""Two processes are one; a run is alone in its folder; SIGTERM and kills change nothing."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training import kill
+from transformer.config import UserError
+from transformer.training.processes import alone_in, any_process, stop_signal
+
+
+def _train(config: Path, workdir: Path, devices: int, *more: str) -> "subprocess.Popen[str]":
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    command = [sys.executable, "-m", "transformer.train", f"--config={config}", f"--workdir={workdir}", *more]
+    return subprocess.Popen(
+        command, cwd=kill.ROOT, env=os.environ | {"XLA_FLAGS": flags}, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def _losses(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
+    """Rows over both processes, parameters split over the devices of each."""
+    config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
+    mesh = ["--config.mesh.strategy=fsdp", "--config.mesh.data=2", "--config.mesh.fsdp=2"]
+    join = [f"--coordinator=localhost:{_port()}", "--processes=2"]
+    running = [
+        _train(config, tmp_path / "two", 2, *mesh, *join, "--process=0"),
+        _train(config, tmp_path / "two", 2, *mesh, *join, "--process=1"),
+        _train(config, tmp_path / "one", 4, *mesh),
+    ]
+    for process in running:
+        said = process.communicate()[1]
+        assert process.returncode == 0, said
+    assert len(_losses(tmp_path / "one")) == 2
+    np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=1e-6)
+    two, one = kill.final(tmp_path / "two"), kill.final(tmp_path / "one")
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_process_that_never_joins_is_named(tmp_path: Path) -> None:
+    config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
+    join = [f"--coordinator=localhost:{_port()}", "--processes=2", "--process=0", "--join_seconds=3"]
+    process = _train(config, tmp_path / "run", 1, *join)
+    said = process.communicate()[1]
+    assert process.returncode == 2, said
+    assert "process 1 of 2 did not join within 3 s" in said
+
+
+def test_any_process_of_one_is_itself() -> None:
+    assert any_process(3, True, False) == (True, False)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
+    with alone_in(tmp_path / "run"):
+        with pytest.raises(UserError, match=r"another process is training in .*run'"), alone_in(tmp_path / "run"):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):  # the lock went with its holder
+        pass
+
+
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to --workdir="), alone_in(tmp_path / "file" / "run"):
+        pass
+
+
+def test_sigterm_is_heard_and_the_handler_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_signal() as stop:
+        assert not stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_outside_the_main_thread_there_is_no_signal() -> None:
+    said: list[Any] = []
+
+    def ask() -> None:
+        with stop_signal() as stop:
+            said.append(stop())
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert said == [False]
+
+
+def test_killed_runs_end_bit_for_bit_alike(tmp_path: Path) -> None:
+    assert kill.run(tmp_path, kills=3, steps=60, checkpoint_every=5, seed=3) == []
+
+
+@pytest.mark.slow
+def test_thirty_kills(tmp_path: Path) -> None:
+    assert kill.run(tmp_path, kills=30, steps=2000, checkpoint_every=20) == []

@@ -1,0 +1,239 @@
+"""Where arrays live: logical axes, the same numbers on every mesh, and what the devices send each other."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.tiny import ROWS, Made, ragged, tiny, train
+from transformer.config import Config, UserError, override
+from transformer.training import sharding
+from transformer.training.collectives import Collective, collectives
+from transformer.training.sharding import SHARDINGS, logical_axes, make_layout
+
+MESHES: dict[str, dict[str, Any]] = {
+    "data 2": {"data": 2},
+    "data 8": {"data": 8},
+    "fsdp 4": {"strategy": "fsdp", "data": 1, "fsdp": 4},
+    "fsdp 8": {"strategy": "fsdp", "data": 1, "fsdp": 8},
+    "fsdp 2 x 4": {"strategy": "fsdp", "data": 2, "fsdp": 4},
+    "tensor 2": {"strategy": "tensor", "data": 1, "tensor": 2},
+    "tensor 8": {"strategy": "tensor", "data": 1, "tensor": 8},
+    "tensor 2 x 4": {"strategy": "tensor", "data": 2, "tensor": 4},
+    "fsdp_tensor 2 x 2 x 2": {"strategy": "fsdp_tensor", "data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def on(config: Config, **mesh: Any) -> Config:
+    return override(config, {f"mesh.{key}": value for key, value in mesh.items()})
+
+
+# --- The table
+
+
+@pytest.mark.parametrize(
+    ("path", "dimensions", "names"),
+    [
+        ("params/embedder/table", 2, ("vocabulary", "width")),
+        ("params/encoder/layer_3/self_attention/query/kernel", 2, ("model", "heads")),
+        ("params/decoder/layers_0/cross_attention/out/kernel", 3, ("layers", "heads", "model")),
+        ("optimizer/1/mu/params/decoder/layer_0/feed_forward/outer/kernel", 2, ("inner", "model")),
+        ("params/encoder/layer_0/feed_forward/inner/bias", 1, ("inner",)),
+        ("params/encoder/layer_0/self_attention_residual/norm/scale", 1, (None,)),
+        ("params/encoder/layers_1/self_attention_residual/norm/scale", 2, ("layers", None)),
+        ("params/encoder/input/positions/table", 2, ("places", "width")),
+        ("params/front/patches/kernel", 2, ("in", "out")),
+        ("step", 0, ()),
+    ],
+)
+def test_logical_axes(path: str, dimensions: int, names: tuple[str | None, ...]) -> None:
+    assert logical_axes(path, dimensions) == names
+
+
+@pytest.mark.parametrize(
+    ("mesh", "path", "shape", "spec"),
+    [
+        ("fsdp 8", "attention/query/kernel", (16, 16), ("fsdp", None)),
+        ("fsdp 8", "attention/query/kernel", (12, 16), (None, "fsdp")),  # what does not divide is left for the next
+        ("fsdp 8", "embedder/table", (23, 16), (None, "fsdp")),
+        ("fsdp 8", "feed_forward/inner/bias", (32,), (None,)),
+        ("tensor 8", "attention/out/kernel", (16, 16), ("tensor", None)),
+        ("tensor 8", "feed_forward/inner/bias", (32,), ("tensor",)),
+        ("tensor 8", "embedder/table", (23, 16), (None, None)),  # an odd vocabulary stays whole
+        ("fsdp_tensor 2 x 2 x 2", "layers_0/feed_forward/outer/kernel", (6, 32, 16), (None, "tensor", "fsdp")),
+        ("fsdp_tensor 2 x 2 x 2", "embedder/table", (24, 16), ("tensor", "fsdp")),
+        ("data 8", "embedder/table", (24, 16), (None, None)),
+    ],
+)
+def test_how_parameters_are_split(mesh: str, path: str, shape: tuple[int, ...], spec: tuple[str | None, ...]) -> None:
+    assert tuple(make_layout(on(tiny(), **MESHES[mesh])).spec(path, shape)) == spec
+
+
+def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
+    """Two heads of keys over four devices: half a head each would be a wrong split, though the columns divide."""
+    layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), strategy="tensor", data=2, tensor=4))
+    assert tuple(layout.spec("attention/key/kernel", (16, 4))) == (None, None)
+    assert tuple(layout.spec("attention/query/kernel", (16, 16))) == (None, "tensor")
+
+
+# --- The state
+
+
+def _bytes(tree: Any, layout: sharding.Layout) -> int:
+    """Of one device's share."""
+    places = jax.tree.leaves(layout.shardings(tree))
+    shares = [place.shard_shape(x.shape) for place, x in zip(places, jax.tree.leaves(tree), strict=True)]
+    return sum(4 * int(np.prod(shape)) for shape in shares)
+
+
+def test_fsdp_over_eight_holds_a_seventh_at_most_and_creates_no_more() -> None:
+    wide = {"model.d_model": 64, "model.d_ff": 256, "model.vocab_size": 513}
+    made = Made(on(tiny(**wide), **MESHES["fsdp 8"]))
+    shapes = jax.eval_shape(made.create, np.uint32(0))
+    whole = sum(4 * x.size for x in jax.tree.leaves(shapes))
+    for part in (shapes.params, shapes.optimizer):
+        assert _bytes(part, made.layout) <= sum(4 * x.size for x in jax.tree.leaves(part)) / 7
+    compiled = made.create.lower(np.uint32(0)).compile()  # type: ignore[attr-defined]
+    memory = compiled.memory_analysis()
+    assert memory.output_size_in_bytes <= whole / 7
+    assert memory.output_size_in_bytes + memory.temp_size_in_bytes < whole / 2
+
+
+def test_the_state_is_the_same_bit_for_bit_however_it_is_created() -> None:
+    config = tiny()
+    states = [Made(on(config, **mesh)).create(np.uint32(7)) for mesh in ({"data": 1}, MESHES["fsdp_tensor 2 x 2 x 2"])]
+    table = states[1].params["params"]["embedder"]["table"]
+    assert {shard.data.shape for shard in table.addressable_shards} == {(12, 8)}
+    for left, right in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(np.asarray(left), np.asarray(right))
+
+
+# --- The same numbers
+
+
+@pytest.fixture(scope="module")
+def alone() -> np.ndarray:
+    return train(on(tiny(), data=1), 4)[1]
+
+
+@pytest.mark.parametrize(
+    ("mesh", "accumulate"), [("data 8", 4), ("fsdp 8", 1), ("tensor 8", 1), ("fsdp_tensor 2 x 2 x 2", 4)]
+)
+def test_the_same_losses_on_every_mesh(alone: np.ndarray, mesh: str, accumulate: int) -> None:
+    """Dropout, ragged rows, devices with rows of padding only, micro-batches."""
+    state, lines = train(on(tiny(), **MESHES[mesh], accumulate=accumulate), 4)
+    np.testing.assert_allclose(lines, alone, rtol=1e-5)
+    specs = {tuple(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
+    axes = {axis for spec in specs for axis in spec if axis}
+    assert axes == set(SHARDINGS[MESHES[mesh].get("strategy", "data")])  # and they are still where they were
+
+
+@pytest.fixture(scope="module")
+def alone_for_long() -> np.ndarray:
+    return train(on(tiny(), data=1), 50)[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_the_same_losses_for_fifty_steps(alone_for_long: np.ndarray, mesh: str, accumulate: int) -> None:
+    lines = train(on(tiny(), **MESHES[mesh], accumulate=accumulate), 50)[1]
+    np.testing.assert_allclose(lines, alone_for_long, rtol=1e-5)
+
+
+def test_a_row_has_its_mask_in_any_micro_batch() -> None:
+    """Without dropout the losses would agree even if rows were numbered wrongly; so would they if it did nothing."""
+    config = on(tiny(), data=1)
+    whole, parts = (train(on(config, accumulate=parts), 1)[1] for parts in (1, 4))
+    np.testing.assert_allclose(parts, whole, rtol=1e-6)
+    dry = train(override(config, {"model.dropout": 0.0}), 1)[1]
+    assert abs(dry[0] / whole[0] - 1) > 1e-3
+
+
+# --- Updates that are skipped
+
+
+def test_a_loss_that_is_no_number_skips_the_update() -> None:
+    config = on(tiny(), data=1)
+    made = Made(config)
+    state = made.create(np.uint32(0))
+    broken = state._replace(params=jax.tree.map(lambda x: x, state.params))
+    broken.params["params"]["embedder"]["table"] = state.params["params"]["embedder"]["table"].at[5, 0].set(jnp.inf)
+    before = jax.device_get((broken.params, broken.optimizer))
+    after, metrics = made.step(broken, ragged(0), np.uint32(0))
+    assert metrics["skipped"][0] == 1
+    assert not any(np.any(pair) for name, pair in jax.device_get(metrics).items() if name != "skipped")
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((after.params, after.optimizer)))
+
+
+# --- What is sent
+
+
+def test_fsdp_gathers_matrix_by_matrix() -> None:
+    """Never the whole tree at once: no all-gather is larger than the largest matrix."""
+    made = Made(on(tiny(**{"model.d_model": 32, "model.d_ff": 128, "model.vocab_size": 256}), **MESHES["fsdp 8"]))
+    sent = collectives(made.compiled_text(), 8)
+    gathers = [one.result_bytes for one in sent if one.kind == "all-gather"]
+    shapes = jax.eval_shape(made.create, np.uint32(0)).params
+    largest = max(4 * x.size for x in jax.tree.leaves(shapes))
+    assert gathers, "fsdp without a gather splits nothing"
+    assert max(gathers) <= largest < sum(4 * x.size for x in jax.tree.leaves(shapes)) / 2
+
+
+PROGRAM = """HloModule jit_step
+
+%body (p: (s32[], f32[8,16])) -> (s32[], f32[8,16]) {
+  %g = f32[8,16]{1,0} all-gather(f32[1,16]{1,0} %x), replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (a: f32[4]) -> f32[4] {
+  %w = (s32[], f32[8,16]) while(%t), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  %r = (bf16[4]{0}, f32[2,2]{1,0}) all-reduce(%a, %b), replica_groups={{0,1},{2,3}}, to_apply=%add
+  %s = (f32[2]{0}, f32[8]{0}) all-gather-start(%a), replica_groups=[2,4]<=[8], dimensions={0}
+  %d = f32[8]{0} all-gather-done(%s)
+}
+"""
+
+
+def test_collectives_are_read_from_the_text() -> None:
+    found = collectives(PROGRAM, 8)
+    assert set(found) == {
+        Collective("all-gather", 512, 8, 6),
+        Collective("all-reduce", 24, 2, 1),
+        Collective("all-gather", 32, 4, 1),
+    }
+    assert sum(one.sent_bytes for one in found) == 6 * 512 * 7 / 8 + 2 * 24 / 2 + 32 * 3 / 4
+
+
+# --- Bad input
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mesh.data": 9}, r"mesh\.data=9, .* but there are 8 devices"),
+        ({"mesh.data": 0}, r"mesh\.data=0, .*one may be -1"),
+        ({"mesh.fsdp": 3, "mesh.strategy": "fsdp"}, r"mesh\.data=-1, mesh\.fsdp=3, .* there are 8 devices"),
+        ({"mesh.fsdp": -1}, r"one may be -1"),
+        ({"mesh.strategy": "fdsp"}, r"there is no mesh\.strategy 'fdsp'"),
+        ({"mesh.strategy": "fsdp"}, r"'fsdp' splits nothing over mesh\.fsdp=1: set mesh\.fsdp"),
+        ({"mesh.tensor": 2}, r"mesh\.tensor=2, but mesh\.strategy='data' splits nothing over it"),
+        ({"data.row_multiple": 6}, r"row_multiple=6, which do not divide over 8 devices: .* multiple of 8"),
+        ({"mesh.accumulate": 8}, r"row_multiple=32, .* over 8 devices and 8 micro-batches: .* multiple of 64"),
+        ({"mesh.strategy": "tensor", "mesh.tensor": 8, "model.num_heads": 4}, r"num_heads=4 .* mesh\.tensor=8"),
+        ({"mesh.strategy": "tensor", "mesh.tensor": 4, "model.d_ff": 30}, r"d_ff=30 .* mesh\.tensor=4"),
+    ],
+)
+def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence) as raised:
+        make_layout(override(tiny(), changes))
+    assert len(re.findall(r"\.\s", str(raised.value))) == 0
+    assert ROWS == 32
+
+
+def test_a_part_of_the_devices_may_be_used() -> None:
+    assert make_layout(on(tiny(**{"data.row_multiple": 6}), data=3)).mesh.size == 3

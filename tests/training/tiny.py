@@ -1,0 +1,78 @@
+"""A tiny translation model and ragged batches, for the tests of training and the programs that they start."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.config import Config, override
+from transformer.tasks import TASKS
+from transformer.training import sharding
+from transformer.training.optim import make_optimizer
+from transformer.training.step import State, make_init, make_train_step
+
+VOCABULARY = 24
+ROWS = 32  # over 8 devices and 4 micro-batches
+
+
+def tiny(**changes: Any) -> Config:
+    """One layer that divides over 8 devices along every axis, dropout on; Adam's eps is 1e-6."""
+    return override(
+        Config(),
+        {
+            "model.num_layers": 1,
+            "model.d_model": 16,
+            "model.d_ff": 32,
+            "model.num_heads": 8,
+            "model.vocab_size": VOCABULARY,
+            "model.dropout": 0.3,
+            "optimizer.warmup_steps": 10,
+            "optimizer.learning_rate": 3e-3,
+            "optimizer.eps": 1e-6,
+            "data.row_multiple": ROWS,
+        }
+        | changes,
+    )
+
+
+def ragged(seed: int, rows: int = ROWS, length: int = 7, vocabulary: int = VOCABULARY) -> dict[str, np.ndarray]:
+    """Pairs of 0 to 7 tokens; the first rows, more than one device of eight holds, are padding only."""
+    random = np.random.default_rng(seed)
+    batch: dict[str, np.ndarray] = {}
+    for ids, side in (("inputs", "input"), ("targets", "target")):
+        lengths = random.integers(1, length + 1, rows)
+        lengths[: rows // 6] = 0
+        segments = (np.arange(length) < lengths[:, None]).astype(np.int32)
+        batch[ids] = random.integers(3, vocabulary - 1, (rows, length)).astype(np.int32) * segments
+        batch[f"{side}_segments"] = segments
+        batch[f"{side}_positions"] = np.arange(length, dtype=np.int32) * segments
+    shifted = np.concatenate([np.ones((rows, 1), np.int32), batch["targets"][:, :-1]], axis=1)
+    batch["target_inputs"] = shifted * batch["target_segments"]
+    return batch
+
+
+class Made:
+    """A configuration's layout and compiled functions; nothing runs yet."""
+
+    def __init__(self, config: Config):
+        size = SimpleNamespace(vocab_size=config.model.vocab_size)
+        self.task = TASKS[config.task](config, size)  # type: ignore[arg-type]
+        self.layout, optimizer = sharding.make_layout(config), make_optimizer(config)
+        self.create = make_init(self.task.init, optimizer, self.layout)
+        self.step = make_train_step(self.task.loss, optimizer, self.layout, config.mesh.accumulate)
+
+    def compiled_text(self) -> str:
+        """The compiled step."""
+        state = self.layout.abstract(jax.eval_shape(self.create, np.uint32(0)))
+        return self.step.lower(state, ragged(0), np.uint32(0)).compile().as_text()  # type: ignore[attr-defined]
+
+
+def train(config: Config, steps: int, batch: Any = ragged) -> tuple[State, np.ndarray]:
+    """The state after some steps over the batches of seeds 0, 1, ..., and the loss of each step."""
+    made = Made(config)
+    state, lines = made.create(np.uint32(config.seed)), []
+    for number in range(steps):
+        state, metrics = made.step(state, made.layout.place(batch(number)), np.uint32(config.seed))
+        lines.append(jax.device_get(metrics["loss"]))
+    return state, np.array([total / weight for total, weight in lines], np.float64)

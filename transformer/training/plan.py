@@ -1,0 +1,141 @@
+"""A training step on paper: its FLOPs, memory, collectives and time on accelerators that are not here.
+
+Every figure is a formula over the shapes of the parameters, written beside it; the peaks and bandwidths are those of
+the vendors' data sheets, and EFFICIENCY is the one assumption.
+"""
+
+import math
+from typing import NamedTuple
+
+from transformer.config import Config, UserError, head_width, parse_pattern
+from transformer.training.losses import CHUNK
+from transformer.training.sharding import Layout
+
+
+class Accelerator(NamedTuple):
+    flops: float  # a second, dense bfloat16 products
+    memory: float  # bytes
+    near: float  # bytes a second that a device sends to devices of its machine (or of its torus)
+    far: float  # and to those of other machines
+    machine: int  # devices of a machine
+
+
+ACCELERATORS = {
+    "a100": Accelerator(312e12, 80e9, 300e9, 25e9, 8),
+    "h100": Accelerator(989e12, 80e9, 450e9, 50e9, 8),
+    "h200": Accelerator(989e12, 141e9, 450e9, 50e9, 8),
+    "tpu-v4": Accelerator(275e12, 32e9, 150e9, 150e9, 4096),
+    "tpu-v5e": Accelerator(197e12, 16e9, 100e9, 100e9, 256),
+    "tpu-v5p": Accelerator(459e12, 95e9, 300e9, 300e9, 8960),
+}
+# The share of the peak that products of this size reach, kernels and norms between them counted in.
+EFFICIENCY = 0.5
+FLOAT = 4  # bytes of a parameter, of its gradient and of each of Adam's two moments
+
+
+class Plan(NamedTuple):
+    """Figures of one step; bytes and seconds are those of one device. `formulae` explains each by its name."""
+
+    figures: dict[str, float]
+    formulae: dict[str, str]
+
+
+def longest_batch(config: Config) -> tuple[int, int]:
+    """(length, rows) of a batch of the longest bucket in use."""
+    length = min(width for width in config.data.buckets if width >= config.data.max_len)
+    multiple = config.data.row_multiple
+    return length, max(multiple, config.data.batch_tokens // length // multiple * multiple)
+
+
+def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, length: int) -> float:
+    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder).
+
+    2 a weight and position forward, twice that backward; attention 2 S (K + M) a query and head forward, S the keys
+    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up.
+    """
+    model, positions = config.model, rows * length
+    if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
+        raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")
+    matrices = sum(math.prod(shape) for path, shape in shapes.items() if path.endswith("kernel"))
+    output = 0 if model.num_classes else model.vocab_size * model.d_model
+    width = head_width(model)
+    stacks = 2 if model.family == "encoder_decoder" else 1
+    seen = 0
+    for layer in range(model.num_layers):
+        window = parse_pattern(model.attention[layer % len(model.attention)])
+        seen += stacks * min(length, length if window is None else 2 * window + 1)
+    if stacks == 2:
+        seen += model.num_layers * length  # cross-attention
+    attention = 2 * model.num_heads * (width + (model.value_dim or width)) * seen
+    return 3.0 * positions * (2 * (matrices + output) + attention)
+
+
+def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout, accelerator: Accelerator) -> Plan:
+    """What a step of the longest bucket takes. UserError: the model is none that `step_flops` counts."""
+    model, sizes = config.model, dict(layout.mesh.shape)
+    data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
+    length, rows = longest_batch(config)
+    micro = rows // (data * fsdp * config.mesh.accumulate)  # rows that a device computes at once
+    number = 2 if model.dtype == "bfloat16" else 4
+    layers = model.num_layers * (2 if model.family == "encoder_decoder" else 1)
+    crosses = model.num_layers if model.family == "encoder_decoder" else 0
+
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    held = sum(shard_size(layout, path, shape) for path, shape in shapes.items())
+    flops = step_flops(config, shapes, rows, length) * (4 / 3 if model.remat == "full" else 1)
+    compute = flops / (data * fsdp * tensor * accelerator.flops * EFFICIENCY)
+
+    stream = micro * length * model.d_model * number  # bytes of the residual stream of one device
+    inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
+    layer = 4 * stream + inner
+    kept = layers * stream + layer if model.remat == "full" else layers * layer + crosses * (2 * stream + inner / 2)
+    logits = 2 * FLOAT * max(CHUNK, micro) * model.vocab_size / tensor
+    memory = 4 * FLOAT * held + kept + logits
+
+    tables = FLOAT * parameters / tensor
+    gathers = config.mesh.accumulate * 3 * tables * (fsdp - 1) / fsdp
+    reduces = config.mesh.accumulate * 2 * FLOAT * held * (data - 1) / data
+    sums = config.mesh.accumulate * (4 * layers + 2 * crosses) * stream * 2 * (tensor - 1) / tensor
+
+    def link(axis_size: int, inside: int) -> float:
+        """Of an axis whose neighbours are `inside` devices apart: all of it in one machine, or not."""
+        return accelerator.near if axis_size * inside <= accelerator.machine else accelerator.far
+
+    hidden = gathers / link(fsdp, tensor) + reduces / link(data, tensor * fsdp)
+    waited = sums / link(tensor, 1)
+    seconds = max(compute, hidden) + waited
+    figures = {
+        "parameters": parameters,
+        "tokens": rows * length,
+        "flops": flops,
+        "compute_seconds": compute,
+        "fsdp_bytes": gathers,
+        "data_bytes": reduces,
+        "tensor_bytes": sums,
+        "collective_seconds": hidden + waited,
+        "step_seconds": seconds,
+        "tokens_per_second": rows * length / seconds,
+        "mfu": flops * (3 / 4 if model.remat == "full" else 1) / (seconds * data * fsdp * tensor * accelerator.flops),
+        "state_bytes": 3 * FLOAT * held,
+        "memory_bytes": memory,
+        "memory_share": memory / accelerator.memory,
+    }
+    formulae = {
+        "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), 4/3 of it with remat=full",
+        "compute_seconds": f"flops / (devices · peak · {EFFICIENCY})",
+        "fsdp_bytes": "micro-batches · 3 · 4 B · parameters / tensor · (fsdp - 1) / fsdp: 2 gathers, 1 reduce-scatter",
+        "data_bytes": "micro-batches · 2 · 4 B · parameters held · (data - 1) / data: one all-reduce of the gradient",
+        "tensor_bytes": "micro-batches · (4 layers + 2 cross) all-reduces of the residual stream",
+        "collective_seconds": "bytes / bandwidth of the link that the axis lies on",
+        "step_seconds": "max(compute, fsdp + data) + tensor: what gathers and reduces weights overlaps with computing",
+        "mfu": "flops without remat / (step_seconds · devices · peak)",
+        "state_bytes": "4 B · 3 · parameters held: weights and Adam's two moments",
+        "memory_bytes": "state, gradient, layers · (4 D + (4 H K + 2 F) / tensor) · positions, logits of a slice",
+    }
+    return Plan(figures, formulae)
+
+
+def shard_size(layout: Layout, path: str, shape: tuple[int, ...]) -> int:
+    """How many numbers of a parameter one device holds."""
+    split = math.prod(layout.mesh.shape[str(axis)] for axis in layout.spec(path, shape) if axis is not None)
+    return math.prod(shape) // split
