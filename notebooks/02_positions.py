@@ -82,15 +82,11 @@ np.testing.assert_allclose([score(p, p + 5) for p in (1, 17, 100)], score(0, 5),
 
 # %%
 away = np.arange(40)
-plots.lines(
-    {f"head {i + 1}": (away, -slope * away) for i, slope in enumerate(alibi_slopes(4))}, "distance", "ALiBi bias"
-)
+plots.lines({f"head {i + 1}": (away, -slope * away) for i, slope in enumerate(alibi_slopes(4))}, "distance", "ALiBi bias")
 
 # %%
 far = np.arange(160)
-plots.lines(
-    {"causal": (far, np.asarray(t5_bucket(-jnp.asarray(far), causal=True), float))}, "distance back", "T5 bucket"
-)
+plots.lines({"causal": (far, np.asarray(t5_bucket(-jnp.asarray(far), causal=True), float))}, "distance back", "T5 bucket")
 
 # %% [markdown]
 # ## Past the lengths of training
@@ -157,20 +153,14 @@ plots.lines({kind: (lengths, 100 * share) for kind, share in found.items()}, "sy
 
 # %%
 for kind, share in found.items():
-    print(
-        f"{kind:12} up to {TRAINED}: {share[:TRAINED].mean():6.1%}   from {TRAINED + 1} to {LONGEST}: {share[TRAINED:].mean():6.1%}"
-    )
+    print(f"{kind:12} up to {TRAINED}: {share[:TRAINED].mean():6.1%}   from {TRAINED + 1} to {LONGEST}: {share[TRAINED:].mean():6.1%}")
 
 # %% [markdown]
 # A learned table is not among them: it has no vector past its end, and says so.
 
 # %%
-learned = build(
-    ModelConfig(family="decoder_only", positions="learned", max_positions=TRAINED, vocab_size=9, num_layers=1)
-)
+learned = build(ModelConfig(family="decoder_only", positions="learned", max_positions=TRAINED, vocab_size=9, num_layers=1))
 try:
-    learned.init(
-        jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens(jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32))
-    )
+    learned.init(jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens(jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32)))
 except ValueError as error:
     print(error)

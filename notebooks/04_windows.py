@@ -68,11 +68,7 @@ def milliseconds(length: int, window: int | None, backend: str) -> float:
     return 1000 * min(times)
 
 
-CASES = {
-    "full": (None, "dense"),
-    f"window {WINDOW}, masked": (WINDOW, "dense"),
-    f"window {WINDOW}, banded": (WINDOW, "banded"),
-}
+CASES = {"full": (None, "dense"), f"window {WINDOW}, masked": (WINDOW, "dense"), f"window {WINDOW}, banded": (WINDOW, "banded")}
 costs = {
     name: (np.array(LENGTHS, float), np.array([milliseconds(length, *case) for length in LENGTHS]))
     for name, case in CASES.items()
