@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from transformer import writing
-from transformer.analysis.alignment import cross_attention, pairs
+from transformer.analysis.alignment import alignment_layer, looks, pairs
 from transformer.config import Config, MeshConfig, UserError, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.generate import Trained, answer, generate, outputs
@@ -129,7 +129,7 @@ def test_an_ensemble_of_a_run_with_itself_is_that_run_and_with_another_is_not() 
 
 
 def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
-    """Against the keys and queries of that layer, taken one by one; words in, words out."""
+    """One line alone, without padding; words in, words out."""
     run = trained()
     line = "ab cd"
     ((found,),) = outputs(run, [line], GREEDY, alignments=True)
@@ -138,7 +138,8 @@ def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
     said = [1, *found.tokens]
     sides = [jnp.array([ids]), jnp.array([said])]
     where = [Tokens(jnp.arange(x.shape[1])[None], jnp.ones_like(x)) for x in sides]
-    weights = cross_attention(run.task.model, run.params, sides[0], where[0], sides[1], where[1], 1)[0]
+    weights = looks(run.task.model, run.params, sides[0], where[0], sides[1], where[1])[0]
+    assert alignment_layer(run.task.model_config) == 1, "of layers 0, 1 and 2"
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     kept = np.asarray(weights)[: len(found.tokens), : len(ids) - 1].argmax(axis=1)
     text = run.tokenizer.decode(found.tokens)

@@ -176,7 +176,7 @@ class Writer:
         """Cross-attention [B, L, S] of outputs [B, L], mean of the members of an ensemble."""
         import jax.numpy as jnp
 
-        from transformer.analysis.alignment import alignment_layer, cross_attention
+        from transformer.analysis.alignment import looks
         from transformer.model.layers import Tokens
 
         def places(count: int) -> Any:
@@ -188,12 +188,9 @@ class Writer:
         said = jnp.concatenate([begin, written[:, :-1]], axis=1)  # what each token was written after
         said_where = Tokens(places(said.shape[1]), jnp.ones_like(said))
         maps = [
-            cross_attention(
-                member.task.model, weights, inputs, source_where, said, said_where,
-                alignment_layer(member.task.model_config),
-            )
+            looks(member.task.model, weights, inputs, source_where, said, said_where)
             for member, weights in zip(self.trained.members, params, strict=True)
-        ]  # fmt: skip
+        ]
         return sum(maps) / len(maps)
 
     def _links(self, inputs: Any, lengths: Any, tokens: Any, counts: Any) -> Iterator[list[str]]:

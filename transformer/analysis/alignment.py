@@ -1,15 +1,12 @@
 """Which source token each written token looked at: cross-attention in one pass over a finished output."""
 
-import dataclasses
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from transformer.analysis.attention import attention_maps
 from transformer.config import ModelConfig
-from transformer.model.layers import MultiHeadAttention, Tokens
+from transformer.model.layers import Tokens
 
 
 def alignment_layer(config: ModelConfig) -> int:
@@ -18,42 +15,19 @@ def alignment_layer(config: ModelConfig) -> int:
     return max(config.num_layers - 2, 0)
 
 
-def cross_attention(
+def looks(
     model: Any,
     params: Any,
     inputs: Array,
     inputs_where: Tokens,
     target_inputs: Int[Array, "B L"],
     targets_where: Tokens,
-    layer: int,
 ) -> Float[Array, "B L S"]:
     """How much the prediction after each of `target_inputs` (which begin with BOS) looks at each source token: the
-    weights of one decoder layer of an `EncoderDecoder`, mean of the heads. Those of padding are 0; a row adds up to 1.
+    cross-attention of the `alignment_layer` of an `EncoderDecoder`, mean of the heads. A row adds up to 1.
     """
-    # Recomputation would close the layers off from what is recorded here; without gradients it does nothing.
-    model = model.clone(config=dataclasses.replace(model.config, remat="none"))
-    seen: list[Array] = []
-
-    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-        if isinstance(context.module, MultiHeadAttention) and context.method_name == "across":
-            seen.append(_weights(context.module, *args))
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(record):
-        state = model.apply(params, inputs, inputs_where, target_inputs.shape[1], method="start")
-        model.apply(params, target_inputs, targets_where, state, method="step")
-    return seen[layer]
-
-
-def _weights(
-    attention: MultiHeadAttention, x: Float[Array, "B L D"], memory: Any, where: Tokens, memory_where: Tokens
-) -> Float[Array, "B L S"]:
-    """softmax(Q K^T / sqrt(K)) (paper, equation 1), mean of the heads."""
-    q, k = attention.queries(x), memory[0]
-    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    scores = jnp.einsum("blhk,bshk->bhls", q, k) * (q.shape[-1] ** -0.5 if attention.config.scale_attention else 1.0)
-    real = memory_where.segments[:, None, None] > 0
-    return jax.nn.softmax(jnp.where(real, scores, -jnp.inf), axis=-1).mean(axis=1)
+    maps = attention_maps(model, params, inputs, inputs_where, target_inputs, targets_where)["decoder"]["cross"]
+    return maps[alignment_layer(model.config)].mean(axis=1)
 
 
 def pairs(weights: Float[Any, "L S"], source_words: list[int], target_words: list[int]) -> str:
