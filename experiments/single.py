@@ -48,7 +48,7 @@ class Run:
         if hasattr(module, "restore"):
             trained = module.restore(self.folder)
         else:
-            from transformer.evaluate import restore
+            from transformer.generate import restore
 
             trained = restore(self.folder)
         if hasattr(module, "measure"):

@@ -265,6 +265,31 @@ def test_nothing_in_nothing_out(small: Small, verb: Verb, given: bytes, lines: i
     assert _generate(verb, small.run, given) == [""] * lines
 
 
+def test_generate_by_beam_search_in_columns(small: Small, verb: Verb, tmp_path: Path) -> None:
+    """Two outputs a line, numbered, from a file; scores fall; an ensemble of a run with itself is the run."""
+    (tmp_path / "in.txt").write_text("one two\n\nsix\n", encoding="utf-8")
+    flags = [f"--input={tmp_path / 'in.txt'}", "--beam=3", "--nbest=2", "--alignments", "--max_new=5", "--batch_size=1"]
+    ended = verb("generate", f"--workdir={small.run}", *flags)
+    assert ended.code == 0, ended.err
+    columns = [line.split(" ||| ") for line in ended.lines]
+    assert [row[0] for row in columns] == ["0", "0", "1", "1", "2", "2"]
+    assert {len(row) for row in columns} == {4}
+    assert float(columns[0][2]) >= float(columns[1][2])
+    assert [row[1] for row in columns[2:4]] == ["", ""]
+    assert verb("generate", f"--workdir={small.run},{small.run}", *flags[:3], "--max_new=5").lines == [
+        " ||| ".join(row[:3]) for row in columns
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [("--beam=-1", ["--beam", "-1"]), ("--nbest=3", ["--nbest=3"]), ("--max_new=-2", ["--max_new", "-2"]),
+     ("--temperature=0", ["--temperature"]), ("--batch_size=0", ["batch_size"]), ("--input=no.txt", ["no.txt"])],
+)  # fmt: skip
+def test_mistakes_of_generate(small: Small, verb: Verb, flag: str, said: list[str]) -> None:
+    _one_sentence(verb("generate", f"--workdir={small.run}", flag, given=b"one\n"), *said)
+
+
 def test_a_line_that_is_not_utf8_is_named(small: Small, verb: Verb) -> None:
     ended = verb("generate", f"--workdir={small.run}", given=b"one\ntwo\n\xfcnf\n")
     _one_sentence(ended, "line 3", "UTF-8")

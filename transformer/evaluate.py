@@ -1,10 +1,10 @@
-"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--baselines]
+"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--beam=4 --alpha=0.6] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
 of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
-Of forecasts: MSE and MAE on the scaled series. Of what is written greedily: exact match and BLEU (translation), ROUGE
-(summaries), word error rate (speech), share of right answers (prompts). --baselines adds what needs no model of ours,
-on the same split.
+Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or by beam search: exact match and BLEU
+(translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
+--workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split.
 """
 
 import json
@@ -14,7 +14,9 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.generate import Trained, generate, restore, transcribe
+from transformer.config import UserError
+from transformer.generate import Trained, define_manner, generate, restore_from_flags, transcribe
+from transformer.writing import GREEDY, Manner
 
 FLAGS = flags.FLAGS
 
@@ -24,7 +26,6 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, float]:
 
     Raises UserError where the split holds a sequence longer than the model takes.
     """
-    from transformer.config import UserError
     from transformer.tasks import LanguageModel, TokenTask
     from transformer.training import losses, sharding, step
 
@@ -134,21 +135,23 @@ def answer_metrics(outputs: list[str], references: list[str], kinds: list[str]) 
     }
 
 
-def written_metrics(trained: Trained, split: str) -> dict[str, Any]:
-    """What the task's greedy outputs are worth; nothing for tasks that write none."""
+def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> dict[str, Any]:
+    """What the task's outputs are worth; nothing for tasks that write none."""
     source, data, task = trained.source, trained.config.data, trained.config.task
     if task not in ("translation", "summarization", "speech_recognition", "prompts"):
         return {}
     examples = list(source.split(split))
     if task == "speech_recognition":
-        return speech_metrics(transcribe(trained, split), [example[source.field(data.target)] for example in examples])
+        return speech_metrics(
+            transcribe(trained, split, manner), [example[source.field(data.target)] for example in examples]
+        )
     if task == "prompts":
-        outputs = generate(trained, [example["prompt"] for example in examples])
+        outputs = generate(trained, [example["prompt"] for example in examples], manner)
         return answer_metrics(
             outputs, [e["answer"] for e in examples], ["sums" if "+" in e["prompt"] else "words" for e in examples]
         )
     text, target = source.pair(data)
-    outputs = generate(trained, [example[text] for example in examples])
+    outputs = generate(trained, [example[text] for example in examples], manner)
     if task == "translation":
         return translation_metrics(outputs, [example[target] for example in examples])
     return summary_metrics(outputs, [references(example, target) for example in examples])
@@ -159,20 +162,25 @@ def references(example: dict[str, Any], target: str) -> list[str]:
     return example["references"].splitlines() if "references" in example else [example[target]]
 
 
-def evaluate(trained: Trained, split: str = "test") -> dict[str, Any]:
-    """All metrics of a split; see the head of this file."""
+def evaluate(trained: Trained, split: str = "test", manner: Manner = GREEDY) -> dict[str, Any]:
+    """All metrics of a split; see the head of this file. An ensemble has those of what it writes alone."""
     from transformer.tasks import Classification
 
+    if trained.others:
+        if written := written_metrics(trained, split, manner):
+            return {"split": split, "members": len(trained.members)} | written
+        raise UserError(f"an ensemble writes text, and task {trained.config.task!r} writes none: name one --workdir")
     metrics: dict[str, Any] = {"split": split, "step": trained.step} | loss_metrics(trained, split)
     if isinstance(trained.task, Classification):
         metrics |= class_metrics(trained, split)
-    return metrics | written_metrics(trained, split)
+    return metrics | written_metrics(trained, split, manner)
 
 
 def main() -> None:
     """The verb, with its flags parsed."""
-    trained = restore(command_line.workdir_from_flags(), FLAGS.average)
-    metrics = evaluate(trained, FLAGS.split)
+    manner = Manner(beam=FLAGS.beam, alpha=FLAGS.alpha)
+    trained = restore_from_flags()
+    metrics = evaluate(trained, FLAGS.split, manner)
     if FLAGS.baselines:
         from transformer.baselines import baselines
 
@@ -181,8 +189,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the trained run.")
+    flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
     flags.DEFINE_string("split", "test", "Split to evaluate on.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    define_manner()
     flags.DEFINE_boolean("baselines", False, "Also what a majority class, a linear model or a copy reach.")
     command_line.run(main)

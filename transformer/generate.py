@@ -1,12 +1,20 @@
-"""python -m transformer.generate --workdir=runs/first < in.txt > out.txt
+"""python -m transformer.generate --workdir=runs/first [--input=FILE] < in.txt > out.txt
 
-Writes exactly one line for each line read, in order: the greedy translation or summary, the greedy continuation of a
-prompt, or the name of the text's class. An empty line gives an empty line.
+Writes exactly one line for each line read, in order: the translation or summary, the continuation of a prompt, or the
+name of the text's class. An empty line gives an empty line. Greedy, or --beam=4, or --sample; several runs, as
+--workdir=runs/a,runs/b, average their log-probabilities.
+
+--nbest=N gives N lines for each line, "number ||| output ||| score", the number of the line from 0; --scores alone
+"output ||| score"; --alignments appends " ||| 0-0 1-2", pairs of words, input to output, by the cross-attention of the
+decoder's last layer but one. A single prompt at a terminal is answered while it is written.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +22,7 @@ from absl import flags
 
 from transformer import command_line
 from transformer.config import Config, MeshConfig, UserError
+from transformer.writing import GREEDY, Classifier, Manner, Output, Writer, slices, stream, width_of
 
 FLAGS = flags.FLAGS
 
@@ -28,6 +37,17 @@ class Trained:
     task: Any
     params: Any
     step: int
+    others: tuple["Trained", ...] = ()  # runs that write together with it
+
+    @property
+    def members(self) -> tuple["Trained", ...]:
+        """The run itself and those that write with it."""
+        return (self, *self.others)
+
+    @property
+    def limit(self) -> int | None:
+        """The longest sequence that all of them take; None = any."""
+        return min((m.task.limit for m in self.members if m.task.limit is not None), default=None)
 
     def length(self, text: str) -> int:
         """Tokens of a text, the end-of-sequence token included."""
@@ -35,7 +55,7 @@ class Trained:
 
     def too_long(self, texts: list[str]) -> list[bool]:
         """Which texts the model cannot take: longer than a learned position table. Other encodings take any length."""
-        limit = self.task.limit
+        limit = self.limit
         return [limit is not None and self.length(text) > limit for text in texts]
 
 
@@ -88,133 +108,194 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     )
 
 
-def generate(trained: Trained, lines: list[str]) -> list[str]:
-    """One output for each line, in order; empty lines stay empty.
+def restore_ensemble(workdirs: list[Path], average: int = 1) -> Trained:
+    """The first run, which writes together with the others. UserError: they do not read and write the same tokens."""
+    first, *others = (restore(workdir, average) for workdir in workdirs)
+    for workdir, other in zip(workdirs[1:], others, strict=True):
+        if other.config.task != first.config.task:
+            raise UserError(
+                f"{str(workdirs[0])!r} is a run of {first.config.task!r} and {str(workdir)!r} of "
+                f"{other.config.task!r}: an ensemble is of one task"
+            )
+        if first.tokenizer is None or first.tokenizer.fingerprint != other.tokenizer.fingerprint:
+            raise UserError(
+                f"{str(workdirs[0])!r} and {str(workdir)!r} have other tokenizers: train the runs of an ensemble on "
+                "the same data with the same data.vocab_size"
+            )
+    return dataclasses.replace(first, others=tuple(others))
 
-    Lines are padded to the widths of `data.buckets` (and multiples of the last one), in batches of fixed size.
+
+def generate(trained: Trained, lines: list[str], manner: Manner = GREEDY) -> list[str]:
+    """The best output for each line, in order; see `outputs`."""
+    return [best.text for best, *_ in outputs(trained, lines, manner)]
+
+
+def outputs(
+    trained: Trained, lines: list[str], manner: Manner = GREEDY, batch_size: int = 0, alignments: bool = False
+) -> Iterator[list[Output]]:
+    """The `manner.nbest` outputs of each line, in order, as they are found; empty lines stay empty.
+
+    `batch_size` lines are decoded and given together (0 = all): more of them fill the slices better that they are
+    computed in, and change no output. Lines are padded to the widths of `data.buckets` (and multiples of the last).
     Raises UserError, before anything is computed, for a line longer than the model takes, and for a task that writes
     no text.
     """
-    import numpy as np
+    write, ids = _prepared(trained, lines, manner, alignments)
+    size = batch_size or max(len(lines), 1)
+    parts = (range(start, min(start + size, len(lines))) for start in range(0, len(lines), size))
+    widths = {
+        i: width_of(len(ids[i]), trained.config.data.buckets, trained.limit)
+        for i, line in enumerate(lines)
+        if line.strip()
+    }
+    return itertools.chain.from_iterable(_part(write, part, ids, widths, manner.nbest) for part in parts)
 
+
+def _prepared(
+    trained: Trained, lines: list[str], manner: Manner, alignments: bool = False
+) -> tuple[Writer | Classifier, list[list[int]]]:
+    """What writes, and the tokens that it reads of each line."""
     from transformer.tasks import TextClassification, WritingTask
 
-    task = trained.task
+    task, limit = trained.task, trained.limit
+    write: Writer | Classifier
     if isinstance(task, TextClassification):
-        write, prompt = _classifier(trained), lambda ids: [trained.tokenizer.bos_id, *ids, trained.tokenizer.eos_id]
+        if manner != GREEDY or alignments or trained.others:
+            raise UserError("a classifier of texts names one class a line: leave out what shapes written text")
+        write, prompt = Classifier(trained), lambda ids: [trained.tokenizer.bos_id, *ids, trained.tokenizer.eos_id]
     elif isinstance(task, WritingTask) and task.reads_lines:
-        write, prompt = _writer(trained), task.prompt
+        write, prompt = Writer(trained, manner, alignments), task.prompt
     else:
         raise UserError(f"task {trained.config.task!r} turns no line into another: see python -m transformer.evaluate")
     ids = [prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
     for number, (line, tokens) in enumerate(zip(lines, ids, strict=True), start=1):
-        if task.limit is not None and len(tokens) > task.limit:
+        if limit is not None and len(tokens) > limit:
             raise UserError(
-                f"line {number} has {len(tokens)} tokens, and the learned position table ends after {task.limit}: "
+                f"line {number} has {len(tokens)} tokens, and the learned position table ends after {limit}: "
                 f"shorten it ({line[:40]!r}...), or train with a larger model.max_positions"
             )
-    outputs = [""] * len(lines)
-    todo = [i for i, line in enumerate(lines) if line.strip()]
-    widths = {i: _width(len(ids[i]), trained.config.data.buckets, task.limit) for i in todo}
-    for width in sorted(set(widths.values())):
-        members = [i for i in todo if widths[i] == width]
-        rows = _rows(width, trained.config)
-        for start in range(0, len(members), rows):
-            chunk = members[start : start + rows]
-            batch, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-            for row, i in enumerate(chunk):
-                batch[row, : len(ids[i])], lengths[row] = ids[i], len(ids[i])
-            # Rows that are left over repeat the first, so that they end when it does.
-            batch[len(chunk) :], lengths[len(chunk) :] = batch[0], lengths[0]
-            for i, text in zip(chunk, write(batch, lengths), strict=False):
-                outputs[i] = text
-    return outputs
+    return write, ids
 
 
-def transcribe(trained: Trained, split: str) -> list[str]:
+def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
+    """The outputs of the lines of a part, which are computed by their widths."""
+    import numpy as np
+
+    found = {i: [Output("")] * nbest for i in part}
+    for width in sorted({widths[i] for i in part if i in widths}):
+        members = [i for i in part if widths.get(i) == width]
+        rows = write.rows(width)
+        chunks = [members[start : start + rows] for start in range(0, len(members), rows)]
+        for chunk, (tokens, lengths) in zip(chunks, slices([ids[i] for i in members], width, rows), strict=True):
+            numbers = np.array(chunk + chunk[:1] * (rows - len(chunk)), np.int32)
+            found |= dict(zip(chunk, write(tokens, lengths, numbers), strict=False))
+    return [found[i] for i in part]
+
+
+def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[str]:
     """The texts of the recordings of a split, in their order."""
     from transformer.tasks import SpeechRecognition
 
     assert isinstance(trained.task, SpeechRecognition)
-    write, texts = _writer(trained), dict[int, str]()
+    write, texts = Writer(trained, manner), dict[int, str]()
     for batch in trained.task.batches(trained.source, split).evaluation():
-        written = write(batch["inputs"], batch["input_segments"].sum(axis=1))
-        texts |= {int(i): text for i, text in zip(batch["example_ids"], written, strict=True) if i >= 0}
+        ids = batch["example_ids"]
+        written = write(batch["inputs"], batch["input_segments"].sum(axis=1), ids)
+        texts |= {int(i): best.text for i, (best, *_) in zip(ids, written, strict=True) if i >= 0}
     return [texts[i] for i in sorted(texts)]
 
 
-def _writer(trained: Trained) -> Any:
-    """(padded inputs [B, width, ...], lengths [B]) -> the text of each row, greedy; compiles once a width."""
-    import jax
-    import numpy as np
-
-    from transformer.data.tokenizers import Tokenizer
-    from transformer.decoding import DECODERS
-
-    strategy = DECODERS["greedy"]
-    decode = jax.jit(
-        lambda params, inputs, lengths: strategy(*trained.task.begin(params, inputs, lengths), Tokenizer.eos_id)
-    )
-
-    def write(inputs: Any, lengths: Any) -> list[str]:
-        texts = []
-        for row in np.asarray(decode(trained.params, inputs, lengths)):
-            stop = np.flatnonzero(row == Tokenizer.eos_id)
-            text = trained.tokenizer.decode(row[: stop[0]].tolist() if len(stop) else row.tolist())
-            texts.append(" ".join(text.splitlines()))
-        return texts
-
-    return write
-
-
-def _classifier(trained: Trained) -> Any:
-    """(padded tokens [B, width], lengths [B]) -> the name of each row's most likely class."""
-    import jax
-    import numpy as np
-
-    predict = jax.jit(trained.task.predict)
-    names = trained.source.classes
-
-    def write(tokens: Any, lengths: Any) -> list[str]:
-        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-        segments = (positions < lengths[:, None]).astype(np.int32)
-        batch = {"inputs": tokens, "input_positions": positions, "input_segments": segments}
-        return [names[i] for i in np.asarray(predict(trained.params, batch)).argmax(axis=1)]
-
-    return write
-
-
-def _width(length: int, buckets: tuple[int, ...], limit: int | None) -> int:
-    fitting = [width for width in sorted(buckets) if width >= length]
-    width = fitting[0] if fitting else -(-length // max(buckets)) * max(buckets)
-    return width if limit is None else min(width, limit)
-
-
-def _rows(width: int, config: Config) -> int:
-    multiple = config.data.row_multiple
-    return max(multiple, config.data.batch_tokens // width // multiple * multiple)
-
-
-def main() -> None:
-    """The verb, with its flags parsed."""
-    trained = restore(command_line.workdir_from_flags(), FLAGS.average)
-    cast(Any, sys.stdout).reconfigure(encoding="utf-8")  # whatever the locale
-    lines = []
-    pieces = sys.stdin.buffer.read().split(b"\n")
+def read_lines(given: bytes) -> list[str]:
+    """The lines of a file without white space at their ends, as training text is. UserError: it is not UTF-8."""
+    lines, pieces = [], given.split(b"\n")
     if not pieces[-1]:
         pieces.pop()  # what follows the last newline
     for number, line in enumerate(pieces, start=1):
         try:
-            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())  # as training text is
+            lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
         except UnicodeDecodeError as error:
             raise UserError(
                 f"line {number} of the input is not UTF-8 (byte {error.start}): convert it first"
             ) from error
-    for output in generate(trained, lines):
-        print(output)
+    return lines
+
+
+def _given() -> bytes:
+    if not FLAGS.input:
+        return sys.stdin.buffer.read()
+    try:
+        return Path(FLAGS.input).read_bytes()
+    except OSError as error:
+        raise UserError(f"--input={FLAGS.input} cannot be read: {error.strerror}") from error
+
+
+def restore_from_flags() -> Trained:
+    """The run that --workdir names, or the ensemble of several, with commas between them."""
+    whole = command_line.workdir_from_flags()
+    several = [] if whole.is_dir() else [Path(name) for name in str(whole).split(",") if name]
+    return restore_ensemble(several or [whole], FLAGS.average)
+
+
+def _line(number: int, output: Output) -> str:
+    columns = [output.text]
+    if FLAGS.scores or FLAGS.nbest > 1:
+        columns.append(f"{output.score:.6f}")
+    if FLAGS.alignments:
+        columns.append(output.alignment)
+    return " ||| ".join([str(number), *columns] if FLAGS.nbest > 1 else columns)
+
+
+def answer(trained: Trained, line: str, manner: Manner, show: Callable[[str], object]) -> None:
+    """Shows the output of one line, and a line break; text is shown while it is written. UserErrors as of `outputs`."""
+    write, (ids,) = _prepared(trained, [line], manner)
+    if isinstance(write, Writer):
+        stream(write, ids, show)
+    else:
+        show(generate(trained, [line])[0])
+    show("\n")
+
+
+def main() -> None:
+    """The verb, with its flags parsed."""
+    from tqdm import tqdm
+
+    chosen: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Manner)}
+    manner = Manner(**chosen)
+    trained = restore_from_flags()
+    stdout = cast(Any, sys.stdout)
+    stdout.reconfigure(encoding="utf-8")  # whatever the locale
+    lines = read_lines(_given())
+    if lines[1:] == [] and any(lines) and stdout.isatty() and not (FLAGS.scores or FLAGS.alignments or manner.beam):
+        answer(trained, lines[0], manner, functools.partial(print, end="", flush=True))
+        return
+    found = outputs(trained, lines, manner, FLAGS.batch_size, FLAGS.alignments)
+    quiet = stdout.isatty() or not sys.stderr.isatty()
+    with tqdm(total=len(lines), unit="line", disable=quiet) as bar:
+        for number, best in enumerate(found):
+            print("".join(_line(number, output) + "\n" for output in best), end="", flush=True)
+            bar.update()
+
+
+def define_manner() -> None:
+    """The flags of `Manner` that evaluate has as well."""
+    flags.DEFINE_integer("beam", 0, "Hypotheses of a beam search; 0 = greedy.")
+    flags.DEFINE_float("alpha", 0.6, "Of the length penalty ((5 + length) / 6) ** alpha of beam search (GNMT).")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("workdir", None, "Folder of the trained run.")
+    flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
+    flags.DEFINE_string("input", "", "File to read in place of standard input.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    define_manner()
+    flags.DEFINE_integer("nbest", 1, "Outputs of a line, best first.")
+    flags.DEFINE_boolean("scores", False, "Also the score of each output: log-probability, over the length penalty.")
+    flags.DEFINE_boolean("alignments", False, "Also which word of the input each word of the output looked at.")
+    flags.DEFINE_boolean("sample", False, "Draw each token at random, by its probability.")
+    flags.DEFINE_float("temperature", 1.0, "Of the samples: below 1 the likely tokens become more likely.")
+    flags.DEFINE_integer("top_k", 0, "Draw from so many most likely tokens; 0 = all.")
+    flags.DEFINE_float("top_p", 1.0, "Draw from the most likely tokens that have so much probability together.")
+    flags.DEFINE_integer("seed", 0, "Of the samples; each line has its own, by its number.")
+    flags.DEFINE_integer("max_new", None, "Tokens of an output at most; without it, what the task has room for.")
+    flags.DEFINE_integer("min_new", 0, "Tokens before an output may end.")
+    flags.DEFINE_integer("batch_size", 64, "Lines that are decoded and written together.", lower_bound=1)
     command_line.run(main)

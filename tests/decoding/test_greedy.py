@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.decoding.hashed import BOS, Hashed, outputs
 from transformer.config import Config, override
 from transformer.data.tokenizers import Tokenizer
-from transformer.decoding import DECODERS
 from transformer.decoding.greedy import greedy
+from transformer.decoding.hypotheses import ensemble
 from transformer.model.layers import Tokens
 from transformer.tasks import TASKS, Task
 
@@ -23,7 +24,7 @@ EOS, VOCABULARY = Tokenizer.eos_id, 19
 def _task(name: str, positions: str, attention: tuple[str, ...]) -> tuple[Task, Any, Any]:
     """A task, parameters, and greedy decoding of it, compiled once."""
     changes: dict[str, Any] = {"task": name, "data.max_len": 9, "model.positions": positions}
-    changes |= {"model.family": TASKS[name].family, "model.attention": list(attention), "model.max_positions": 12}
+    changes |= {"model.family": TASKS[name].families[0], "model.attention": list(attention), "model.max_positions": 12}
     changes |= {"model.num_layers": 2, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
     task = TASKS[name](override(Config(), changes), SimpleNamespace(vocab_size=VOCABULARY))  # type: ignore[arg-type]
     params = jax.jit(task.init)(jax.random.key(SEEDS[name]))
@@ -32,7 +33,7 @@ def _task(name: str, positions: str, attention: tuple[str, ...]) -> tuple[Task, 
         room: jax.tree.map(lambda x: 4 * x, tree) for room, tree in params["params"].items() if room != "embedder"
     }
     params = {"params": params["params"] | layers}
-    return task, params, jax.jit(lambda tokens, lengths: greedy(*task.begin(params, tokens, lengths), EOS))
+    return task, params, jax.jit(lambda tokens, lengths: greedy(*task.begin(params, tokens, lengths), EOS).tokens[:, 0])
 
 
 SEEDS = {"translation": 0, "language_model": 3}
@@ -107,7 +108,7 @@ def test_ties_go_to_the_lowest_id_and_rows_end_at_eos() -> None:
     script[1, 0, 4], script[1, 1, EOS], script[1, 2:, 5] = 1, 1, 1  # 4, EOS; what comes later is not said
     script[2, 0, [EOS, 3]] = 1  # EOS wins the tie
     zeros = jnp.zeros(3, jnp.int32)
-    written = greedy(_scripted(script), jnp.int32(0), zeros, zeros, 5, None, EOS)
+    written = greedy(_scripted(script), jnp.int32(0), zeros, zeros, 5, None, EOS).tokens[:, 0]
     assert written.tolist() == [[3] * 5, [4] + [EOS] * 4, [EOS] * 5]
     assert written.dtype == jnp.int32
 
@@ -125,7 +126,7 @@ def test_the_loop_ends_when_every_row_has() -> None:
         return inner(tokens, positions, state)
 
     zeros = jnp.zeros(2, jnp.int32)
-    written = jax.block_until_ready(greedy(step, jnp.int32(0), zeros, zeros, 50, None, EOS))
+    written = jax.block_until_ready(greedy(step, jnp.int32(0), zeros, zeros, 50, None, EOS).tokens[:, 0])
     jax.effects_barrier()
     assert written[:, :6].tolist() == [[3, 3, EOS, EOS, EOS, EOS], [3, 3, 3, 3, EOS, EOS]]
     assert len(calls) == 5
@@ -151,10 +152,33 @@ def test_a_row_ends_with_the_positions_that_the_model_has() -> None:
     script = np.zeros((3, 6, 4))
     script[:, :, 3] = 1
     zeros = jnp.zeros(3, jnp.int32)
-    written = greedy(_scripted(script), jnp.int32(0), zeros, jnp.array([0, 3, 5]), 8, 6, EOS)
+    written = greedy(_scripted(script), jnp.int32(0), zeros, jnp.array([0, 3, 5]), 8, 6, EOS).tokens[:, 0]
     assert (written == 3).sum(axis=1).tolist() == [6, 3, 1]
     assert (written == EOS).sum(axis=1).tolist() == [2, 5, 7]
 
 
-def test_the_table_of_decoders() -> None:
-    assert DECODERS["greedy"] is greedy
+def test_lengths_scores_and_a_minimum() -> None:
+    """EOS is the likeliest token throughout: it comes as soon as it may, and its log-probabilities count."""
+    for least in (0, 2):
+        model = Hashed(5, least)
+        model.table[:, EOS] = 9
+        found = model.run("greedy", 5, 4, min_new=least)
+        assert found.lengths.tolist() == [[least + 1]] * 4
+        for row in range(4):
+            (said,) = outputs(found, row)
+            assert said[-1] == EOS
+            np.testing.assert_allclose(found.log_probs[row, 0], model.score(row, said), rtol=1e-5)
+        np.testing.assert_array_equal(found.scores, found.log_probs)
+
+
+def test_an_ensemble_has_the_mean_of_the_log_probabilities() -> None:
+    """Against a loop in float64, greedy, over three models whose states go their own ways."""
+    models = [Hashed(7, seed) for seed in range(3)]
+    starts = [model.start(4) for model in models]
+    step = ensemble([start[0] for start in starts])
+    found = greedy(step, tuple(start[1] for start in starts), *starts[0][2:], 6, None, EOS)
+    for row in range(4):
+        said: list[int] = []
+        while len(said) < 6 and said[-1:] != [EOS]:
+            said.append(int(np.mean([model.log_probs(row, (BOS, *said)) for model in models], axis=0).argmax()))
+        assert outputs(found, row) == [said]

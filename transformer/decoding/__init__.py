@@ -1,8 +1,10 @@
 """Decoding over `step(tokens, positions, state) -> (logits, state)`; knows no model. DECODERS, name -> strategy."""
 
 from collections.abc import Callable
-from typing import Any
 
+from transformer.decoding.beam import beam
 from transformer.decoding.greedy import greedy
+from transformer.decoding.hypotheses import Decoded
+from transformer.decoding.sampling import sample
 
-DECODERS: dict[str, Callable[..., Any]] = {"greedy": greedy}
+DECODERS: dict[str, Callable[..., Decoded]] = {"greedy": greedy, "sample": sample, "beam": beam}

@@ -1,13 +1,71 @@
-"""The most likely token at every step."""
+"""One output a row, token by token: the loop, and greedy choice."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-Step = Callable[[Int[Array, "B 1"], Int[Array, "B 1"], Any], tuple[Float[Array, "B V"], Any]]
+from transformer.decoding.hypotheses import Decoded, Step, room, without_eos
+
+Choice = Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, " B"]]
+"""`choose(logits, count) -> tokens`: what each row writes after `count` tokens."""
+
+
+def write(
+    step: Step,
+    state: Any,
+    first_tokens: Int[Array, " B"],
+    first_positions: Int[Array, " B"],
+    max_new: int,
+    limit: int | None,
+    eos_id: int,
+    min_new: int,
+    choose: Choice,
+) -> Decoded:
+    """Up to `max_new` chosen tokens a row, in one while loop that ends when every row has.
+
+    A row ends when it writes EOS, which is forbidden among its first `min_new` tokens, when its positions end
+    (`limit`, None = any number), and when its logits are no distribution.
+    """
+    rows = first_tokens.shape[0]
+    rooms = room(first_positions, max_new, limit)
+    nothing = jnp.full((rows, max_new), eos_id, jnp.int32)
+    zeros = jnp.zeros(rows)
+
+    def goes_on(carry: tuple[Any, ...]) -> Array:
+        count, _, done, *_ = carry
+        return (count < max_new) & ~done.all()
+
+    def one_more(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        count, tokens, done, written, lengths, log_probs, ok, state = carry
+        logits, state = step(tokens[:, None], (first_positions + count)[:, None], state)
+        logits = logits.astype(jnp.float32)
+        chosen = choose(without_eos(logits, eos_id, count < min_new), count).astype(jnp.int32)
+        log_prob = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=1)[:, 0]
+        ok = ok & (done | jnp.isfinite(log_prob))
+        chosen = jnp.where(done, eos_id, chosen)
+        written = lax.dynamic_update_slice_in_dim(written, chosen[:, None], count, axis=1)
+        log_probs = jnp.where(done, log_probs, log_probs + log_prob)
+        lengths = jnp.where(done, lengths, count + 1)
+        done = done | (chosen == eos_id) | (count + 1 >= rooms) | ~ok
+        return count + 1, chosen, done, written, lengths, log_probs, ok, state
+
+    start = (
+        jnp.int32(0),
+        first_tokens.astype(jnp.int32),
+        rooms < 1,
+        nothing,
+        jnp.zeros(rows, jnp.int32),
+        zeros,
+        jnp.ones(rows, bool),
+        state,
+    )
+    end = lax.while_loop(goes_on, one_more, start) if max_new else start
+    _, _, _, written, lengths, log_probs, ok, _ = end
+    return Decoded(written[:, None], lengths[:, None], log_probs[:, None], log_probs[:, None], ok)
 
 
 def greedy(
@@ -18,30 +76,12 @@ def greedy(
     max_new: int,
     limit: int | None,
     eos_id: int,
-) -> Int[Array, "B max_new"]:
-    """Up to `max_new` tokens a row, in one while loop that ends when every row has written EOS.
+    *,
+    min_new: int = 0,
+) -> Decoded:
+    """The most likely token at every step; ties go to the lowest id. See `write` for when a row ends."""
 
-    `limit` is the number of positions the model has: a row that has used them ends (None = any number).
-    `step(tokens, positions, state)` gives the logits after one more token. What follows a row's EOS is EOS.
-    Ties go to the lowest id.
-    """
-    rows = first_tokens.shape[0]
-    written = jnp.full((rows, max_new), eos_id, jnp.int32)
+    def choose(logits: Float[Array, "B V"], count: Int[Array, ""]) -> Int[Array, " B"]:
+        return jnp.argmax(logits, axis=-1)
 
-    def goes_on(carry: tuple[Any, ...]) -> Array:
-        count, _, done, _, _ = carry
-        return (count < max_new) & ~done.all()
-
-    def one_more(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        count, tokens, done, written, state = carry
-        logits, state = step(tokens[:, None], (first_positions + count)[:, None], state)
-        best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        best = jnp.where(done, eos_id, best)
-        written = lax.dynamic_update_slice_in_dim(written, best[:, None], count, axis=1)
-        done = done | (best == eos_id)
-        if limit is not None:
-            done = done | (first_positions + count + 1 >= limit)
-        return count + 1, best, done, written, state
-
-    start = (jnp.zeros((), jnp.int32), first_tokens.astype(jnp.int32), jnp.zeros(rows, bool), written, state)
-    return lax.while_loop(goes_on, one_more, start)[3]
+    return write(step, state, first_tokens, first_positions, max_new, limit, eos_id, min_new, choose)

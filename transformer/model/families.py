@@ -84,7 +84,8 @@ class EncoderDecoder(nn.Module):
 
     def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
         """Encodes the inputs once, and makes room for `slots` target tokens."""
-        return Decoding(_empty_caches(self.config, inputs.shape[0], slots), self.encode(inputs, where))
+        memory = self.decoder.memory_of_layers(self.encode(inputs, where))
+        return Decoding(_empty_caches(self.config, inputs.shape[0], slots), memory)
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)

@@ -101,6 +101,14 @@ class Stack(nn.Module):
             return Memory(tuple(over_layers(layer, {"params": weights}) for layer, weights in pairs), where)
         return Memory(tuple(layer.keys_values(encoded) for layer in self.layers), where)
 
+    def memory_of_layers(self, memory: Memory) -> Memory:
+        """The same with keys and values of each layer, whose arrays all begin with the row axis: for decoding."""
+        period, pairs = len(self.config.attention), memory.keys_values
+        if self.config.scan_layers and not self.is_initializing():
+            count = range(self.config.num_layers)
+            pairs = tuple(jax.tree.map(lambda y, i=i: y[i // period], pairs[i % period]) for i in count)
+        return Memory(pairs, memory.where)
+
     def __call__(
         self,
         x: Float[Array, "B L D"],
@@ -144,10 +152,6 @@ class Stack(nn.Module):
         if not self.config.scan_layers or caches is not None:
             weights = self.variables["params"]
             weights = unstacked(weights, count) if self.config.scan_layers else weights
-            if self.config.scan_layers and keys_values is not None:
-                keys_values = [
-                    jax.tree.map(lambda y, i=i: y[i // period], keys_values[i % period]) for i in range(count)
-                ]
             written = []
             for i in range(count):
                 cache, pair = (None if y is None else y[i] for y in (caches, keys_values))

@@ -1,0 +1,229 @@
+"""What runs write: whatever the batch, the devices and the other lines; n-best, alignments, ensembles, bad input.
+
+The models are not trained, only made larger so that they say different things.
+"""
+
+import dataclasses
+import functools
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from transformer import writing
+from transformer.analysis.alignment import alignment_layer, looks, pairs
+from transformer.config import Config, MeshConfig, UserError, override
+from transformer.data.tokenizers import Tokenizer
+from transformer.generate import Trained, answer, generate, outputs
+from transformer.model.layers import Tokens
+from transformer.tasks import TASKS
+from transformer.writing import Manner, Output
+
+LINES = ["ab", "", "abc abc abd", "c", "   ", "a b c d e f g h", "ab", "日本 Ж", "dd", "b a", "a" * 20, "cab", "bad"]
+DEVICES = 8
+GREEDY, BEAM = Manner(max_new=9), Manner(beam=3, nbest=2, max_new=9)
+SAMPLE = Manner(sample=True, temperature=0.9, top_k=50, top_p=0.95, seed=3, max_new=9)
+MANNERS = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["abcd"], 259, "bytes")
+
+
+@functools.cache
+def trained(task: str = "translation", seed: int = 0, devices: int = 1, **model: Any) -> Trained:
+    """A run with random weights."""
+    changes: dict[str, Any] = {"task": task, "model.family": TASKS[task].families[0], "data.buckets": [16, 32]}
+    changes |= {"data.max_len": 32, "model.num_layers": 3, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
+    config = override(Config(), changes | {f"model.{key}": value for key, value in model.items()})
+    config = dataclasses.replace(config, mesh=MeshConfig(data=devices))
+    made = TASKS[task](config, tokenizer())
+    params = jax.jit(made.init)(jax.random.key(seed))["params"]
+    params = {
+        room: jax.tree.map(lambda x: 5 * x, tree) if room != "embedder" else tree for room, tree in params.items()
+    }
+    return Trained(config, tokenizer(), None, made, {"params": params}, 0)
+
+
+@pytest.fixture(autouse=True)
+def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writing, "ROWS", 2)
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_the_same_bytes_whatever_the_batch_and_the_devices(manner: str) -> None:
+    """Batches of 1, 7 and 64 lines, one device and eight; scores to the last bit."""
+    runs = [
+        list(outputs(trained(devices=devices), LINES, MANNERS[manner], batch_size))
+        for batch_size, devices in ((64, 1), (1, 1), (7, 1), (64, DEVICES))
+    ]
+    assert runs[1:] == runs[:1] * 3
+    assert len(runs[0]) == len(LINES)
+    assert len({found[0].text for found in runs[0]}) > 5, "they say different things"
+    for line, found in zip(LINES, runs[0], strict=True):
+        assert len(found) == MANNERS[manner].nbest
+        assert all("\n" not in output.text for output in found)
+        if not line.strip():
+            assert found == [Output("")] * len(found)
+
+
+def test_a_shape_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    real = writing.Writer.decode
+
+    def decode(self: Any, *arguments: Any) -> Any:
+        made.append(arguments[1].shape)
+        return real(self, *arguments)
+
+    monkeypatch.setattr(writing.Writer, "decode", decode)
+    generate(trained(), LINES + LINES, GREEDY)
+    assert sorted(made) == [(2, 16), (2, 32)], "each width is traced once"
+
+
+def test_samples_depend_on_the_seed_and_the_line_alone() -> None:
+    first = generate(trained(), ["ab", "ab", "dd"], SAMPLE)
+    assert first[0] != first[1]
+    assert generate(trained(), ["ab", "c", "dd"], SAMPLE)[::2] == first[::2]
+    assert generate(trained(), ["ab", "ab", "dd"], dataclasses.replace(SAMPLE, seed=4)) != first
+
+
+def rescored(run: Trained, line: str, output: Output, most: int) -> float:
+    """The log-probability of an output, EOS included where there was room, by one whole forward pass."""
+    ids = run.task.prompt(run.tokenizer.encode(line))
+    said = [*output.tokens, *([2] if len(output.tokens) < most else [])]
+    sides = [jnp.array([ids]), jnp.array([[1, *said[:-1]]])]
+    where = [Tokens(jnp.arange(x.shape[1])[None], jnp.ones_like(x)) for x in sides]
+    logits = run.task.model.apply(run.params, sides[0], where[0], sides[1], where[1])
+    return float(jax.nn.log_softmax(logits[0])[np.arange(len(said)), np.array(said)].sum())
+
+
+def test_scores_are_those_of_a_forward_pass_and_the_best_is_first() -> None:
+    lines = ["ab", "c"]
+    for line, found in zip(lines, outputs(trained(), lines, BEAM), strict=True):
+        assert found[0].score >= found[1].score
+        assert found[0].tokens != found[1].tokens
+        for output in found:
+            length = min(len(output.tokens) + 1, 9)
+            total = rescored(trained(), line, output, 9)
+            np.testing.assert_allclose(output.score, total / ((5 + length) / 6) ** 0.6, rtol=1e-4)
+
+
+def test_a_model_with_scanned_layers_writes_the_same_by_beam_search() -> None:
+    """Its encoder's memory has a first axis that is not the rows'."""
+    scanned = trained(scan_layers=True)
+    from transformer.model.stacks import stacked
+
+    scanned = dataclasses.replace(scanned, params=stacked(trained().params, 1))
+    assert generate(scanned, LINES[:3], BEAM) == generate(trained(), LINES[:3], BEAM)
+
+
+def test_an_ensemble_of_a_run_with_itself_is_that_run_and_with_another_is_not() -> None:
+    run, other = trained(), trained(seed=1)
+    alone = generate(run, LINES, BEAM)
+    assert generate(dataclasses.replace(run, others=(run,)), LINES, BEAM) == alone
+    assert generate(dataclasses.replace(run, others=(other,)), LINES, BEAM) != alone
+
+
+def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
+    """One line alone, without padding; words in, words out."""
+    run = trained()
+    line = "ab cd"
+    ((found,),) = outputs(run, [line], GREEDY, alignments=True)
+    assert found.alignment
+    ids = run.task.prompt(run.tokenizer.encode(line))
+    said = [1, *found.tokens]
+    sides = [jnp.array([ids]), jnp.array([said])]
+    where = [Tokens(jnp.arange(x.shape[1])[None], jnp.ones_like(x)) for x in sides]
+    weights = looks(run.task.model, run.params, sides[0], where[0], sides[1], where[1])[0]
+    assert alignment_layer(run.task.model_config) == 1, "of layers 0, 1 and 2"
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
+    kept = np.asarray(weights)[: len(found.tokens), : len(ids) - 1].argmax(axis=1)
+    text = run.tokenizer.decode(found.tokens)
+    words = [max(len(run.tokenizer.decode(found.tokens[: n + 1]).split()) - 1, 0) for n in range(len(found.tokens))]
+    expected = sorted({(int(source > 2), word) for source, word in zip(kept, words, strict=True)})
+    assert found.alignment.split() == [f"{source}-{target}" for source, target in expected], text
+
+
+def test_pairs_link_words() -> None:
+    weights = np.array([[0.1, 0.7, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1], [0.0, 0.1, 0.1, 0.8]])
+    assert pairs(weights, [0, 0, 1], [0, 0, 1]) == "0-0 1-0 1-1", "the fourth token is EOS"
+    assert pairs(weights, [0, 0, 1], [0]) == "0-0"
+    assert pairs(weights, [], [0]) == ""
+
+
+@pytest.mark.parametrize("task", ["translation", "language_model"])
+def test_a_single_line_is_told_while_it_is_written(task: str) -> None:
+    for manner in (GREEDY, SAMPLE):
+        told: list[str] = []
+        answer(trained(task), "ab", manner, told.append)
+        assert "".join(told) == generate(trained(task), ["ab"], manner)[0] + "\n"
+        assert len([piece for piece in told if piece]) > 2, "not all at once"
+
+
+# --- Bad input
+
+
+def test_nothing_may_be_written() -> None:
+    for manner in (Manner(max_new=0), Manner(max_new=0, beam=4, nbest=2)):
+        assert generate(trained(), ["ab", "", "c"], manner) == ["", "", ""]
+    assert list(outputs(trained(), [], GREEDY)) == []
+
+
+def test_a_beam_wider_than_the_vocabulary() -> None:
+    ((best, *rest),) = outputs(trained(), ["ab"], Manner(beam=300, nbest=300, max_new=1))
+    assert best.score >= rest[0].score
+    assert sum(output.score > -np.inf for output in rest) == 258
+
+
+def test_a_line_of_ten_thousand_words() -> None:
+    found = generate(trained(attention=("window:4",)), ["ab", "a " * 10_000, "c"], Manner(max_new=2))
+    assert found[::2] == generate(trained(attention=("window:4",)), ["ab", "c"], Manner(max_new=2))
+
+
+def test_lines_beyond_the_learned_positions_are_refused() -> None:
+    run = trained(positions="learned", max_positions=40)
+    with pytest.raises(UserError, match=r"^line 2 has 51 tokens, and the learned position table ends after 40: "):
+        outputs(run, ["ab", "x" * 50])
+    assert len(generate(run, ["x" * 39], BEAM)) == 1
+    with pytest.raises(UserError, match="line 1 has 51 tokens"):
+        outputs(dataclasses.replace(trained(), others=(run,)), ["x" * 50])
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+def test_a_model_that_diverged_is_named(manner: str) -> None:
+    broken = jax.tree.map(lambda x: x * np.nan, trained().params)
+    with pytest.raises(UserError, match=r"^the model's predictions for line 2 are not numbers"):
+        generate(dataclasses.replace(trained(), params=broken), ["", "ab"], MANNERS[manner])
+
+
+MISTAKES = [
+    ({"beam": -1}, "--beam must be 0"),
+    ({"nbest": 2}, "--nbest=2 must be from 1 to the beam's width"),
+    ({"beam": 4, "nbest": 5}, "--nbest=5"),
+    ({"beam": 4, "sample": True}, "exclude each other"),
+    ({"alpha": float("nan")}, "--alpha must be a finite number, not nan"),
+    ({"temperature": 0.0}, "--temperature must be above 0"),
+    ({"top_k": -1}, "--top_k must be 0"),
+    ({"top_p": 0.0}, "--top_p must be above 0"),
+    ({"seed": -1}, "--seed must be a whole number"),
+    ({"max_new": -1}, "--max_new must be 0 or more, not -1"),
+    ({"max_new": 3, "min_new": 4}, "--min_new=4"),
+]
+
+
+@pytest.mark.parametrize(("options", "words"), MISTAKES)
+def test_mistakes_are_sentences(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Manner(**options)
+
+
+def test_the_module_needs_no_jax_to_be_imported() -> None:
+    """So that a mistake on the command line is told at once."""
+    import subprocess
+
+    code = "import sys, transformer.generate; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

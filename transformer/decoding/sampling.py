@@ -1,0 +1,59 @@
+"""Sampling, with a random key for each row."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt32
+
+from transformer.config import UserError
+from transformer.decoding.greedy import write
+from transformer.decoding.hypotheses import Decoded, Step
+
+
+def sentence_keys(seed: int, numbers: Int[Array, " B"]) -> Key[Array, " B"]:
+    """The key of each sentence, by its number: with them, no sample depends on what else is in the batch."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
+
+
+def sample(
+    step: Step,
+    state: Any,
+    first_tokens: Int[Array, " B"],
+    first_positions: Int[Array, " B"],
+    max_new: int,
+    limit: int | None,
+    eos_id: int,
+    *,
+    keys: Key[Array, " B"] | UInt32[Array, "B words"],
+    min_new: int = 0,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Decoded:
+    """Token n of a row is drawn with fold_in(its key, n), from softmax(logits / temperature).
+
+    Of the vocabulary, in this order: the `top_k` most likely tokens (0 = all; ties to the lowest id), and of those the
+    fewest most likely ones that together have a probability of `top_p` at least (nucleus; Holtzman et al. 2020,
+    section 3.1). Scores are the model's own log-probabilities, at temperature 1 over the whole vocabulary. See
+    `write` for when a row ends. UserError: a temperature of 0 or below, a negative top_k, a top_p outside of (0, 1].
+    """
+    if not temperature > 0:
+        raise UserError(f"temperature must be above 0, not {temperature}: for the most likely token, decode greedily")
+    if top_k < 0:
+        raise UserError(f"top_k must be 0 (all tokens) or more, not {top_k}")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, not {top_p}")
+
+    def choose(logits: Float[Array, "B V"], count: Int[Array, ""]) -> Int[Array, " B"]:
+        now = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
+        draw = jax.vmap(jax.random.categorical)
+        if not top_k and top_p == 1:
+            return draw(now, logits / temperature)
+        values, ids = jax.lax.top_k(logits / temperature, min(top_k or logits.shape[1], logits.shape[1]))
+        shares = jax.nn.softmax(values)
+        before = jnp.cumsum(shares, axis=1) - shares  # of the more likely tokens: 0 for the first
+        values = jnp.where((before < top_p) | (top_p == 1), values, -jnp.inf)
+        return jnp.take_along_axis(ids, draw(now, values)[:, None], axis=1)[:, 0]
+
+    return write(step, state, first_tokens, first_positions, max_new, limit, eos_id, min_new, choose)
