@@ -270,7 +270,9 @@ def lines(
     """Name -> (x [n], y [n]), a line each; `marked` are places on the x axis, named by an upright line."""
     figure, axes = _panel()
     for place, (name, (x, y)) in enumerate(series.items()):
-        axes.plot(x, y, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)], linewidth=1.6, label=name)
+        axes.plot(
+            x, y, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)], linewidth=1.6, label=name
+        )
     for name, at in (marked or {}).items():
         axes.axvline(at, color="#555555", linewidth=1)
         axes.text(at, 1.01, name, color="#555555", fontsize=9, ha="center", transform=axes.get_xaxis_transform())
