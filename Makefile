@@ -1,4 +1,4 @@
-# make install | test | ablation | check | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
+# make install | test | ablation | notebooks | check | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
 # Processes of the test suite; each holds one JAX.
@@ -9,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/installed-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: install test ablation check lint parity clean
+.PHONY: install test ablation notebooks check lint parity clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -28,6 +28,14 @@ test: $(STAMP)
 
 ablation: $(STAMP)
 	$(BIN)/python -m experiments.run positions_and_windows --workdir=runs/positions_and_windows
+
+# In full, each as a page with its figures. PRETRAINED=FOLDER of a BERT model adds what 03 shows of one.
+notebooks: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	@mkdir -p runs/notebooks
+	@for path in notebooks/*.py; do page=runs/notebooks/$$(basename $$path .py); echo $$page.html; \
+	  $(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --run-path notebooks --execute -o $$page.ipynb $$path && \
+	  $(BIN)/jupyter nbconvert --log-level=WARN --to html $$page.ipynb || exit 1; done
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -31,7 +31,9 @@ from transformer.model.stacks import Layer
 # pieces comes first.
 
 # %%
-WORDS = Counter("low low low low low lower lower newest newest newest newest newest newest widest widest widest".split())
+WORDS = Counter(
+    "low low low low low lower lower newest newest newest newest newest newest widest widest widest".split()
+)
 pieces = sorted({letter for word in WORDS for letter in word})  # the vocabulary: a piece's number is its place
 split = {word: list(word) for word in WORDS}
 
@@ -130,7 +132,12 @@ plots.matrix(weights[0], "key", "query", "weight: each row sums to 1")
 # %%
 widths = np.array([4, 16, 64, 256])
 spread = [np.sum(rng.normal(size=(2000, w)) * rng.normal(size=(2000, w)), axis=1).std() for w in widths]
-print({int(w): f"deviation {s:.1f}, divided by the root {s / np.sqrt(w):.2f}" for w, s in zip(widths, spread, strict=True)})
+print(
+    {
+        int(w): f"deviation {s:.1f}, divided by the root {s / np.sqrt(w):.2f}"
+        for w, s in zip(widths, spread, strict=True)
+    }
+)
 np.testing.assert_allclose(spread / np.sqrt(widths), 1, atol=0.1)
 
 # %% [markdown]

@@ -51,16 +51,19 @@ distance = np.abs(np.subtract.outer(np.arange(LENGTH), np.arange(LENGTH)))
 np.testing.assert_allclose(similarity, by_offset[distance], atol=1e-3)
 plots.matrix(similarity, "position", "position", "PE(p) · PE(s)")
 
+
 # %%
-plots.lines(
-    {f"D = {width}": (np.arange(LENGTH), np.cos(10000.0 ** (-2 * np.arange(width // 2) / width) * np.arange(LENGTH)[:, None]).mean(-1))
-     for width in (16, 64, 512)},
-    "distance", "similarity, as a share of that at distance 0",
-)  # fmt: skip
+def similarities(width: int) -> np.ndarray:
+    """At each distance, as a share of that at distance 0."""
+    return np.cos(10000.0 ** (-2 * np.arange(width // 2) / width) * np.arange(LENGTH)[:, None]).mean(-1)
+
+
+curves = {f"D = {width}": (np.arange(LENGTH), similarities(width)) for width in (16, 64, 512)}
+plots.lines(curves, "distance", "similarity, as a share of that at distance 0")
 
 # %% [markdown]
-# And a step of k positions is a rotation of every pair by $\omega_i k$, the same at every position: a linear map, which a
-# layer can learn. Rotary positions (Su et al. 2021) take that as the encoding itself, of queries and keys:
+# And a step of k positions is a rotation of every pair by $\omega_i k$, the same at every position: a linear map, which
+# a layer can learn. Rotary positions (Su et al. 2021) take that as the encoding itself, of queries and keys:
 # $(R_p q) \cdot (R_s k) = q \cdot R_{s-p} k$.
 
 # %%
@@ -77,16 +80,20 @@ print([round(score(p, p + 5), 4) for p in (0, 1, 17, 100)], "at distance 5;", ro
 np.testing.assert_allclose([score(p, p + 5) for p in (1, 17, 100)], score(0, 5), atol=1e-4)
 
 # %% [markdown]
-# Others leave the vectors alone, and add to the scores: ALiBi (Press et al. 2022) a slope times the distance, steeper in
-# some heads than in others; T5 a trained number for each bucket of distances, narrow near by and wide far off.
+# Others leave the vectors alone, and add to the scores: ALiBi (Press et al. 2022) a slope times the distance, steeper
+# in some heads than in others; T5 a trained number for each bucket of distances, narrow near by and wide far off.
 
 # %%
 away = np.arange(40)
-plots.lines({f"head {i + 1}": (away, -slope * away) for i, slope in enumerate(alibi_slopes(4))}, "distance", "ALiBi bias")
+plots.lines(
+    {f"head {i + 1}": (away, -slope * away) for i, slope in enumerate(alibi_slopes(4))}, "distance", "ALiBi bias"
+)
 
 # %%
 far = np.arange(160)
-plots.lines({"causal": (far, np.asarray(t5_bucket(-jnp.asarray(far), causal=True), float))}, "distance back", "T5 bucket")
+plots.lines(
+    {"causal": (far, np.asarray(t5_bucket(-jnp.asarray(far), causal=True), float))}, "distance back", "T5 bucket"
+)
 
 # %% [markdown]
 # ## Past the lengths of training
@@ -153,14 +160,19 @@ plots.lines({kind: (lengths, 100 * share) for kind, share in found.items()}, "sy
 
 # %%
 for kind, share in found.items():
-    print(f"{kind:12} up to {TRAINED}: {share[:TRAINED].mean():6.1%}   from {TRAINED + 1} to {LONGEST}: {share[TRAINED:].mean():6.1%}")
+    short, long = share[:TRAINED].mean(), share[TRAINED:].mean()
+    print(f"{kind:12} up to {TRAINED}: {short:6.1%}   from {TRAINED + 1} to {LONGEST}: {long:6.1%}")
 
 # %% [markdown]
 # A learned table is not among them: it has no vector past its end, and says so.
 
 # %%
-learned = build(ModelConfig(family="decoder_only", positions="learned", max_positions=TRAINED, vocab_size=9, num_layers=1))
+learned = build(
+    ModelConfig(family="decoder_only", positions="learned", max_positions=TRAINED, vocab_size=9, num_layers=1)
+)
 try:
-    learned.init(jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens(jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32)))
+    learned.init(
+        jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens(jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32))
+    )
 except ValueError as error:
     print(error)

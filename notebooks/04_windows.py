@@ -68,7 +68,11 @@ def milliseconds(length: int, window: int | None, backend: str) -> float:
     return 1000 * min(times)
 
 
-CASES = {"full": (None, "dense"), f"window {WINDOW}, masked": (WINDOW, "dense"), f"window {WINDOW}, banded": (WINDOW, "banded")}
+CASES = {
+    "full": (None, "dense"),
+    f"window {WINDOW}, masked": (WINDOW, "dense"),
+    f"window {WINDOW}, banded": (WINDOW, "banded"),
+}
 costs = {
     name: (np.array(LENGTHS, float), np.array([milliseconds(length, *case) for length in LENGTHS]))
     for name, case in CASES.items()
@@ -82,9 +86,9 @@ for name, (_, times) in costs.items():
 # %% [markdown]
 # ## The receptive field
 #
-# A layer sees w back; the layer above sees what that one has seen: N layers see N · w back, and not one more (Beltagy et
-# al. 2020, "Longformer"). The gradient of an output with respect to each input shows it exactly: where it is 0, nothing
-# gets through.
+# A layer sees w back; the layer above sees what that one has seen: N layers see N · w back, and not one more (Beltagy
+# et al. 2020, "Longformer"). The gradient of an output with respect to each input shows it exactly: where it is 0,
+# nothing gets through.
 
 # %%
 LENGTH, WIDTH = 48, 4
