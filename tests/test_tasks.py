@@ -193,6 +193,19 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
             generate(trained, lines_in)
 
 
+def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path: Path) -> None:
+    written = []
+    for scanned in (False, True):
+        folder = tmp_path / str(scanned)
+        changes = {"model.num_layers": 2, "model.scan_layers": scanned, "model.dropout": 0.1}
+        train(configured("translation", tmp_path / "data", **changes), folder, quiet=True)
+        trained = restore(folder)
+        assert "layer_1" in trained.params["params"]["decoder"]
+        written.append((evaluate(trained, "test")["loss"], generate(trained, ["uno due", "tre sei sei"])))
+    assert written[0][0] == pytest.approx(written[1][0], rel=1e-4)
+    assert written[0][1] == written[1][1]
+
+
 @pytest.mark.parametrize(
     ("task", "changes", "message"),
     [

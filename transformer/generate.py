@@ -80,6 +80,7 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     import jax.numpy as jnp
 
     from transformer.data.tokenizers import Tokenizer
+    from transformer.model.stacks import unstacked
     from transformer.tasks import task_class
     from transformer.train import read_config
     from transformer.training import optim, sharding, step
@@ -103,9 +104,12 @@ def restore(workdir: Path, average: int = 1) -> Trained:
         state = checkpoints.average(like, average) if average > 1 else checkpoints.restore(like)
     finally:
         checkpoints.close()
-    return Trained(
-        config, tokenizer, _Lazy(config), task, jax.device_put(state.params, layout.replicated), int(state.step)
-    )
+    params = state.params
+    if config.model.scan_layers:  # decoding would cut each layer's weights out of the stack for every token
+        params = unstacked(params, config.model.num_layers)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
+        task = kind(config, tokenizer)
+    return Trained(config, tokenizer, _Lazy(config), task, jax.device_put(params, layout.replicated), int(state.step))
 
 
 def restore_ensemble(workdirs: list[Path], average: int = 1) -> Trained:
