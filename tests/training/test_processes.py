@@ -15,7 +15,7 @@ import pytest
 
 from tests.training import kill
 from transformer.config import UserError
-from transformer.training.processes import alone_in, any_process, stop_signal
+from transformer.training.processes import _roll_call, alone_in, any_process, join, stop_signal
 
 
 def _train(config: Path, workdir: Path, devices: int, *more: str) -> "subprocess.Popen[str]":
@@ -57,13 +57,29 @@ def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-def test_a_process_that_never_joins_is_named(tmp_path: Path) -> None:
-    config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
-    join = [f"--coordinator=localhost:{_port()}", "--processes=2", "--process=0", "--join_seconds=3"]
-    process = _train(config, tmp_path / "run", 1, *join)
-    said = process.communicate()[1]
-    assert process.returncode == 2, said
-    assert "process 1 of 2 did not join within 3 s" in said
+def test_a_process_that_never_joins_is_named() -> None:
+    port = _port()
+    with pytest.raises(UserError, match=rf"processes 1, 2 of 3 did not join at localhost:{port} within 1 s: start"):
+        join(f"localhost:{port}", 3, 0, 1)
+    with pytest.raises(UserError, match=rf"process 0 did not answer at localhost:{port} within 1 s: start all 3"):
+        join(f"localhost:{port}", 3, 2, 1)
+
+
+def test_the_roll_call_ends_when_all_are_there() -> None:
+    port = _port()
+    others = [threading.Thread(target=_roll_call, args=("localhost", port, 3, index, 60)) for index in (2, 1)]
+    for thread in others:
+        thread.start()
+    _roll_call("localhost", port, 3, 0, 60)
+    for thread in others:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("given", [("localhost", 2, 0), ("localhost:1", None, 0), ("localhost:1", 2, 2), (":1", 2, 0)])
+def test_a_process_that_is_none_is_a_sentence(given: tuple[str, int | None, int]) -> None:
+    with pytest.raises(UserError, match="name no process of a run: give host:port"):
+        join(*given, 1)
 
 
 def test_any_process_of_one_is_itself() -> None:

@@ -3,9 +3,10 @@ the run."""
 
 import contextlib
 import fcntl
-import re
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,25 +22,60 @@ AGREE_EVERY = 8  # steps between the questions that several processes ask each o
 def join(coordinator: str | None, count: int | None, index: int | None, seconds: int) -> None:
     """Makes this process the `index`-th of `count` of one run, whose first process listens at `coordinator`, host:port.
 
-    Before any device is used. What is None is found out from the environment (SLURM, Open MPI and GKE are known to
-    JAX). On CPUs, processes talk over gloo. Raises UserError, with their numbers, where processes do not join in time.
+    Before any device is used. Without a coordinator, all three are found out from the environment (JAX knows SLURM,
+    Open MPI and GKE). On CPUs, processes talk over gloo. Raises UserError, with their numbers, where processes do not
+    join in time.
     """
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdecimal() or count is None or index is None or not 0 <= index < count:
+            raise UserError(
+                f"--coordinator={coordinator} --processes={count} --process={index} name no process of a run: give "
+                "host:port, how many processes there are, and which one this is, from 0"
+            )
+        _roll_call(host, int(port), count, index, seconds)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=seconds)
     except (RuntimeError, ValueError) as error:
-        text = str(error)
-        missing = sorted({int(number) for number in re.findall(r"task:(\d+)", text.partition("timed out task")[2])})
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"the processes of the run cannot be brought together ({reason}): give --coordinator, --processes and "
+            "--process"
+        ) from error
+
+
+def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> None:
+    """Returns when all processes are there. JAX would abort the process, with a stack trace, if one never came."""
+    until = time.monotonic() + seconds
+
+    def left() -> float:
+        return max(until - time.monotonic(), 1e-3)
+
+    if index:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=left()) as call:
+                call.sendall(f"{index}\n".encode())
+                if call.recv(2) == b"go":
+                    return
+            time.sleep(0.1)
+        raise UserError(f"process 0 did not answer at {host}:{port} within {seconds} s: start all {count} processes")
+    missing, calls = set(range(1, count)), []
+    with socket.create_server(("", port)) as server, contextlib.ExitStack() as held:
+        while missing and time.monotonic() < until:
+            server.settimeout(left())
+            with contextlib.suppress(OSError, ValueError):
+                call = held.enter_context(server.accept()[0])
+                call.settimeout(left())
+                missing.discard(int(call.recv(16)))
+                calls.append(call)
         if missing:
-            named = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, missing))} of {count} did not join"
-        elif "DEADLINE_EXCEEDED" in text or "UNAVAILABLE" in text:
-            named = f"process 0 did not answer at {coordinator}"
-        else:
-            raise UserError(
-                f"the processes of the run cannot be found out ({text.strip().splitlines()[0]}): give --coordinator, "
-                "--processes and --process"
-            ) from error
-        raise UserError(f"{named} within {seconds} s: start all processes, with the same --coordinator") from error
+            named = f"process{'es' * (len(missing) > 1)} {', '.join(map(str, sorted(missing)))} of {count}"
+            raise UserError(f"{named} did not join at {host}:{port} within {seconds} s: start all of them")
+        for call in calls:
+            with contextlib.suppress(OSError):
+                call.sendall(b"go")
+                call.recv(1)  # it closes first, so that JAX can listen here at once
 
 
 @contextlib.contextmanager
