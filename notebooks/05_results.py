@@ -42,7 +42,7 @@ for name, found in values.items():
 # ## Paired differences
 #
 # Runs of one seed share their first parameters, their batches and their dropout masks. What the seed does to both
-# cancels in the difference, so its interval is narrower than those of the means. With several comparisons, Holm's
+# cancels in the difference. With several comparisons, Holm's
 # correction holds the chance of any false claim at 5 %.
 
 # %%

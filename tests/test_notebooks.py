@@ -23,8 +23,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     environment["XLA_FLAGS"] = re.sub(r"--xla_force_host_platform_device_count=\d+", "", environment["XLA_FLAGS"])
     for name in ("WORKDIR", "PRETRAINED", "RESULTS"):
         environment.pop(name, None)
-    command = [sys.executable, str(path)]
-    ended = subprocess.run(command, env=environment, cwd=path.parent, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, str(path)], env=environment, cwd=path.parent, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
 
 

@@ -120,10 +120,10 @@ def _run(model: Any, params: Any, arguments: tuple[Any, ...], at_heads: Callable
         nonlocal stack
         module, method = context.module, context.method_name
         if isinstance(module, Stack) and method == "__call__":
-            stack = str(module.name)
+            stack = module.name or ""
         if not isinstance(module, MultiHeadAttention) or method != "heads":
             return call(*args, **kwargs)
-        kind = str(module.name).removesuffix("_attention")
+        kind = (module.name or "").removesuffix("_attention")
         layer = layers.get((stack, kind), 0)
         layers[stack, kind] = layer + 1
         return at_heads(_Place(stack, kind, layer), call, *args, **kwargs)
