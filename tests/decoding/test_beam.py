@@ -144,8 +144,10 @@ def test_the_search_stops_as_soon_as_it_is_certain() -> None:
     model.table[:] = [-3.0, -3.0, 2.0, 0.0]  # token 3, or EOS, which is the likelier
     assert steps(model, 40, beams=2, alpha=0.0) == 1
     assert steps(model, 40, beams=2, nbest=2, alpha=0.0) == 2
-    # The open hypothesis "3" has log-probability -2.14; after 40 tokens it could still have -2.14 / 7.5, against -0.14.
-    assert steps(model, 40, beams=2, alpha=1.0) == 2
+    # The open hypothesis "3" has log-probability -2.14, what ended -0.14. With 40 tokens it could still have -2.14 / 7.5
+    # by alpha 1, which is less, and -2.14 / 20.5 by alpha 1.5, which is more; "3 3" has -4.28 / 20.5 at the most.
+    assert steps(model, 40, beams=2, alpha=1.0) == 1
+    assert steps(model, 40, beams=2, alpha=1.5) == 2
     assert steps(model, 40, beams=2, nbest=2, alpha=0.0, rule="hf_early") == 2
     model.table[:] = [-3.0, -3.0, -30.0, 0.0]
     assert steps(model, 7, beams=3) == 7, "nothing ends"
@@ -201,14 +203,15 @@ def test_logits_that_are_no_distribution_mark_their_row_alone(name: str, value: 
     model = Hashed(5, 0)
     model.table[:, EOS] -= 30  # so that all rows go on for long
     options: dict[str, Any] = {"keys": jax.random.split(jax.random.key(0), 3)} if name == "sample" else {}
-    good = DECODERS[name](*model.start(3), 6, None, EOS, **options)
+    first, *rest = model.start(3)
+    good = DECODERS[name](first, *rest, 6, None, EOS, **options)
 
     def step(tokens: Any, positions: Any, state: Any) -> Any:
-        logits, after = model.step(tokens, positions, state)
+        logits, after = first(tokens, positions, state)
         bad = (state.row == 1) & (state.count == 3)
         return jnp.where(bad[:, None] & (jnp.arange(5) != (1 if value > 0 else 9)), value, logits), after
 
-    found = DECODERS[name](step, *model.start(3)[1:], 6, None, EOS, **options)
+    found = DECODERS[name](step, *rest, 6, None, EOS, **options)
     assert found.ok.tolist() == [True, False, True]
     for row in (0, 2):
         np.testing.assert_array_equal(found.tokens[row], good.tokens[row])

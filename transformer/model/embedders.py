@@ -67,7 +67,7 @@ class TokenEmbedder(nn.Module):
 
 def output_table(embedder: Any) -> Float[Array, "V E"]:
     """The table whose product with `features` gives logits, of the parameters of a `TokenEmbedder`."""
-    table = embedder.get("output_table", embedder["table"])
+    table = jnp.asarray(embedder.get("output_table", embedder["table"]))
     return jnp.concatenate([table, embedder["output_bias"][:, None]], axis=1) if "output_bias" in embedder else table
 
 
