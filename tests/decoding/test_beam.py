@@ -144,7 +144,7 @@ def test_the_search_stops_as_soon_as_it_is_certain() -> None:
     model.table[:] = [-3.0, -3.0, 2.0, 0.0]  # token 3, or EOS, which is the likelier
     assert steps(model, 40, beams=2, alpha=0.0) == 1
     assert steps(model, 40, beams=2, nbest=2, alpha=0.0) == 2
-    # The open hypothesis "3" has log-probability -2.14, what ended -0.14. With 40 tokens it could still have -2.14 / 7.5
+    # The open hypothesis "3" has log-probability -2.14, what ended -0.14. By 40 tokens it could have -2.14 / 7.5
     # by alpha 1, which is less, and -2.14 / 20.5 by alpha 1.5, which is more; "3 3" has -4.28 / 20.5 at the most.
     assert steps(model, 40, beams=2, alpha=1.0) == 1
     assert steps(model, 40, beams=2, alpha=1.5) == 2

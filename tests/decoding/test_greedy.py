@@ -167,7 +167,7 @@ def test_lengths_scores_and_a_minimum() -> None:
         for row in range(4):
             (said,) = outputs(found, row)
             assert said[-1] == EOS
-            np.testing.assert_allclose(found.log_probs[row, 0], model.score(row, said), rtol=1e-5)
+            np.testing.assert_allclose(found.log_probs[row, 0], model.score(row, said), rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(found.scores, found.log_probs)
 
 
