@@ -4,6 +4,10 @@
     python -m transformer.evaluate --workdir=runs/ett --baselines
 
 FOLDER holds ETTh1.csv.
+
+Result, seed 0: 0.381 MSE and 0.402 MAE on the test part after 1,200 steps of 128
+windows. A linear map (least squares, ridge chosen on validation) has 0.370 / 0.391, the last value repeated 1.294 /
+0.713; published are 0.375 (PatchTST/42, DLinear), 0.370 (PatchTST/64) and 1.295 for the last value.
 """
 
 from ml_collections import ConfigDict

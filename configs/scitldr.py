@@ -2,6 +2,11 @@
 
 python -m transformer.train --config=configs/scitldr.py --config.data.dir=FOLDER --workdir=runs/scitldr
 python -m transformer.evaluate --workdir=runs/scitldr --baselines
+
+Result, seed 0, 500 steps (11 minutes of one core that other work shared): ROUGE-1/2/L 19.6 / 4.4 / 17.4 on the 618 test
+abstracts, the best of their references counting. The first sentence of the abstract has 31.4 / 12.3 / 24.9, the whole
+abstract 21.2 / 9.6 / 15.5: 1,992 pairs are too few to learn from nothing what to say. Published BART, pretrained: 43.3
+/ 20.8 / 35.0.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +17,7 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "summarization"
-    config.steps = 800
+    config.steps = 500
     config.data.name = "scitldr"
     config.data.source = "abstract"
     config.data.target = "summary"

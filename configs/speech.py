@@ -7,7 +7,8 @@ FOLDER is a clone of the dataset's repository (it holds recordings/). A speaker 
 --config.data.name=fsdd/theo.
 
 Result, seed 0: 98.3 % of the 300 test recordings after 2,500 steps, four minutes on one core. Logistic regression on
-the mean and the deviation of each mel band reaches 96.7 %, the most frequent class 10.0 %.
+the mean and the deviation of each mel band reaches 96.7 %, the most frequent class 10.0 %. Of a speaker whom training
+never hears (theo, 500 recordings) 95.4 %; logistic regression 76.6 %.
 """
 
 from ml_collections import ConfigDict
