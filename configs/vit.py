@@ -3,7 +3,7 @@
 python -m transformer.train --config=configs/vit.py --workdir=runs/digits
 python -m transformer.evaluate --workdir=runs/digits --baselines
 
-Result, seed 0: 96.4 % of the 250 test images after 2,000 steps, two minutes on one core that other work shared. Logistic
+Result, seed 0: 96.4 % of the 250 test images after 2,000 steps, two minutes on a core that other work shared. Logistic
 regression on the pixels reaches 98.4 %, the most frequent class 8.8 %: 1,292 images are few for a Transformer.
 """
 
