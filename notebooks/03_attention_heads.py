@@ -104,7 +104,9 @@ count = shape[0] * shape[1]
 without_one = [loss(1 - jnp.eye(count)[i].reshape(shape)) for i in range(count)]
 rise = np.array(without_one).reshape(shape) - float(loss(jnp.ones(shape)))
 print(f"loss with all heads {float(loss(jnp.ones(shape))):.3f}, without any {float(loss(jnp.zeros(shape))):.3f}")
-plots.matrix(rise, "head of cross-attention", "decoder", "rise of the loss (nats)", layers, heads, numbers=True)
+plots.matrix(
+    1000 * rise, "head of cross-attention", "decoder", "rise of the loss (nats / 1000)", layers, heads, numbers=True
+)
 
 # %% [markdown]
 # ## Real weights: which heads tie "it" to "animal"?

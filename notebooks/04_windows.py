@@ -119,5 +119,6 @@ for layers, row in zip(LAYERS, gradients, strict=True):
     assert farthest == layers * WIDTH
 
 # %%
+# 0, the palest, is no gradient at all.
 shown = np.where(gradients > 0, np.log10(np.maximum(gradients, 1e-12)) + 8, 0)[:, ::-1]
-plots.matrix(shown, "positions back", "layers", "log10 of the gradient, + 8 (0: none)", rows=[str(n) for n in LAYERS])
+plots.matrix(shown, "positions back", "layers", "log10(gradient) + 8", rows=[str(n) for n in LAYERS])

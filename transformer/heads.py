@@ -39,12 +39,12 @@ def of_run(trained: Any, text: str, target: str | None) -> Reading:
     about = f"{name}, step {trained.step}"
     if isinstance(task, Translation) and task.reads_lines:
         if target is None:
-            target = generate(trained, [text])[0]
+            # As its text is tokenized; what ran to the end of a position table may come out longer, and is cut there.
+            written = tokenizer.encode(generate(trained, [text])[0])[: None if task.limit is None else task.limit - 1]
             about += "; the output is its own, greedy"
-        sides = {
-            "encoder": task.prompt(tokenizer.encode(text)),
-            "decoder": [tokenizer.bos_id, *tokenizer.encode(target)],
-        }
+        else:
+            written = tokenizer.encode(target)
+        sides = {"encoder": task.prompt(tokenizer.encode(text)), "decoder": [tokenizer.bos_id, *written]}
     elif target is not None:
         raise UserError(f"task {name!r} has no output to look at: leave out --target")
     elif isinstance(task, LanguageModel):

@@ -31,7 +31,7 @@ def make(**changes: Any) -> tuple[Any, Any]:
     sides = 2 if config.family == "encoder_decoder" else 1
     shapes = jax.eval_shape(partial(init, model), jax.random.key(0), *(where.positions, where) * sides)
     rng = np.random.default_rng(1)  # weights that are nowhere 0 or 1
-    return model, jax.tree.map(lambda x: 0.3 * rng.normal(size=x.shape).astype(x.dtype) + (x.ndim < 2), shapes)
+    return model, jax.tree.map(lambda x: jnp.asarray(0.3 * rng.normal(size=x.shape) + (x.ndim < 2), x.dtype), shapes)
 
 
 def packed(length: int, seed: int = 0) -> tuple[Any, Tokens]:

@@ -240,7 +240,8 @@ def matrix(
     """
     height, width = values.shape
     cell = 0.42 if numbers else 0.3
-    size = (max(SIZE[0], 1.6 + cell * width), max(2.4, 1.2 + cell * height)) if rows or columns or numbers else SIZE
+    wide = 1.6 + cell * width if columns or numbers else 0  # named cells need room
+    size = (max(SIZE[0], wide), max(2.4, 1.2 + cell * height) if rows or numbers else SIZE[1])
     figure, axes = _panel(size)
     top = float(np.nanmax(np.abs(values))) or 1.0
     if np.nanmin(values) < 0:
