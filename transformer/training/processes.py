@@ -3,6 +3,7 @@ the run."""
 
 import contextlib
 import fcntl
+import shutil
 import signal
 import socket
 import threading
@@ -80,7 +81,8 @@ def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> No
 
 @contextlib.contextmanager
 def alone_in(workdir: Path) -> Iterator[None]:
-    """Holds a folder, which is made, for this run; the lock goes with the process, however it ends.
+    """Holds a folder, which is made, for this run; the lock goes with the process, however it ends. A folder in which
+    nothing came to be is taken away again.
 
     Raises UserError where another run holds it, or where it cannot be written to.
     """
@@ -99,7 +101,11 @@ def alone_in(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"another process is training in --workdir={str(workdir)!r}: wait for it, or choose another folder"
             ) from error
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in workdir.iterdir()] == [".lock"]:
+                shutil.rmtree(workdir, ignore_errors=True)
 
 
 @contextlib.contextmanager
