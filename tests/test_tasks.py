@@ -193,6 +193,7 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
             generate(trained, lines_in)
 
 
+@pytest.mark.slow
 def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path: Path) -> None:
     written = []
     for scanned in (False, True):

@@ -95,12 +95,17 @@ def same(got: Any, expected: Any, where: Any) -> None:
 
 
 def cases() -> list[Any]:
-    """All rows of all registries. Beside a decoder alone, a family adds what is the same for all patterns and groups:
-    one case of each encoding runs every time, the others are slow."""
+    """All rows of all registries. Of a decoder alone, the mixed pattern with each grouping and each pattern without one
+    run every time; a family adds what is the same for all of these: one case of each encoding. The others are slow."""
     rows = []
     for case in itertools.product(WRITERS, POSITIONS, PATTERNS, (0, 1, 2)):
         family, positions, pattern, groups = case
-        often = family == "decoder_only" or (len(pattern) == 2 and groups == list(POSITIONS).index(positions) % 3)
+        mixed = len(pattern) == 2
+        often = (
+            (mixed or not groups)
+            if family == "decoder_only"
+            else mixed and groups == list(POSITIONS).index(positions) % 3
+        )
         name = f"{family}-{positions}-{'+'.join(pattern)}-{groups}"
         rows.append(pytest.param(*case, id=name, marks=() if often else pytest.mark.slow))
     return rows
