@@ -1,4 +1,4 @@
-# make install | test | ablation | notebooks | check | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
+# make install | test | ablation | notebooks | check | long | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
 # Processes of the test suite; each holds one JAX.
@@ -9,7 +9,7 @@ VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 STAMP := $(VENV)/installed-$(VERSION)
 BIN := $(VENV)/bin
 
-.PHONY: install test ablation notebooks check lint parity clean
+.PHONY: install test ablation notebooks check long lint parity clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -43,7 +43,11 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -n $(JOBS) -m slow
+	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not long'
+
+# Fifty steps on every mesh, and thirty kills.
+long: $(STAMP)
+	$(BIN)/python -m pytest -n $(JOBS) -m long
 
 # Outputs, gradients and decoding held to PyTorch's reference implementations, which are a large download.
 parity: $(STAMP)

@@ -136,6 +136,7 @@ def alone_for_long() -> np.ndarray:
     return train(on(tiny(), data=1), 50)[1]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("mesh", MESHES)
