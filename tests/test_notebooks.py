@@ -16,7 +16,11 @@ def test_there_are_notebooks() -> None:
     assert len(NOTEBOOKS) >= 6
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+# The one on heads trains a translation model first.
+ONES = [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * ("heads" in path.stem)) for path in NOTEBOOKS]
+
+
+@pytest.mark.parametrize("path", ONES)
 def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
     environment = os.environ | {"TOY": "1", "PYTHONPATH": str(ROOT), "MPLBACKEND": "Agg", "TMPDIR": str(tmp_path)}
     # One device, as people have: eight simulated ones are for tests of sharding.

@@ -163,7 +163,11 @@ def test_every_task_is_here() -> None:
     assert KINDS.keys() == TASKS.keys()
 
 
-@pytest.mark.parametrize("task", KINDS)
+# All lines of prompts are generated, whatever the size of the model.
+TASKS_HERE = [pytest.param(task, marks=[pytest.mark.slow] * (task == "prompts")) for task in KINDS]
+
+
+@pytest.mark.parametrize("task", TASKS_HERE)
 def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
     config = configured(task, tmp_path / "data")
     train(config, tmp_path / "run", quiet=True)

@@ -54,7 +54,9 @@ def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "ROWS", 2)
 
 
-@pytest.mark.parametrize("manner", MANNERS)
+@pytest.mark.parametrize(
+    "manner", [pytest.param(name, marks=[pytest.mark.slow] * (name != "beam")) for name in MANNERS]
+)
 def test_the_same_bytes_whatever_the_batch_and_the_devices(manner: str) -> None:
     """Batches of 1, 7 and 64 lines, one device and eight; scores to the last bit."""
     runs = [
@@ -112,6 +114,7 @@ def test_scores_are_those_of_a_forward_pass_and_the_best_is_first() -> None:
             np.testing.assert_allclose(output.score, total / ((5 + length) / 6) ** 0.6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_with_scanned_layers_writes_the_same_by_beam_search() -> None:
     """Its encoder's memory has a first axis that is not the rows'."""
     scanned = trained(scan_layers=True)
@@ -121,6 +124,7 @@ def test_a_model_with_scanned_layers_writes_the_same_by_beam_search() -> None:
     assert generate(scanned, LINES[:3], BEAM) == generate(trained(), LINES[:3], BEAM)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_a_run_with_itself_is_that_run_and_with_another_is_not() -> None:
     run, other = trained(), trained(seed=4)
     alone = generate(run, LINES, BEAM)

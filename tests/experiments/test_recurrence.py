@@ -111,6 +111,7 @@ def test_recall_is_asked_of_the_middle() -> None:
         assert answer == (stored[int(query) - 1] if query else -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["LSTM with attention"])
 def test_recall_in_small(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """What is near is learned in few steps; and before any training an answer is a guess."""
