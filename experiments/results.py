@@ -177,9 +177,10 @@ def lengths_csv(sweep: Sweep, path: Path) -> None:
 
 
 def table_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Rows with the columns of the first one; figures to 10 digits."""
+    """Rows with the columns of all of them, empty where a row has none; figures to 10 digits."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.10g}" if isinstance(value, float) else value for key, value in row.items()})

@@ -8,9 +8,9 @@ of recurrence, n / k layers of convolution or n / r of windows.
 One causal layer of each kind, forward and backward (the gradient of the sum of squares with respect to the input and
 the weights), one sequence in float32: an LSTM, a convolution, and attention of one head with the input as queries, keys
 and values, so without its four projections of 8 n d² together, which the table leaves out as well. The kinds take
-turns, and each time is the median of its rounds; exponents are of least-squares fits on logarithmic axes. Steps are
-the iterations of the longest chain of loops in the program of the forward pass. Layers are counted by gradient: the
-smallest number of them with which the last place's output depends on the first place's input.
+turns, and each time is the median of its rounds, on one core in processor time; exponents are of least-squares fits on
+logarithmic axes. Steps are the iterations of the longest chain of loops in the program of the forward pass. Layers are
+counted by gradient: the smallest number of them with which the last place's output depends on the first place's input.
 
 Source: Vaswani et al. 2017, Table 1 (arXiv 1706.03762).
 """

@@ -1,5 +1,6 @@
 """The experiments that compare with recurrent networks, in small and with known figures."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from jax import lax
 
 from experiments import attention_cost, receptive_field, recurrence, table_one
 from experiments.definitions import available, load
+from experiments.results import table_csv
 
 
 @pytest.fixture(autouse=True)
@@ -162,6 +164,15 @@ def test_findings_of_known_figures(tmp_path: Path) -> None:
     assert "Transformer 0 (128 ms); LSTM with attention 512 (512 ms)" in claims[0][1]
     assert (tmp_path / "step.png").exists()
     assert (tmp_path / "row-memory.svg").exists()
+
+
+def test_parts_with_columns_of_their_own_share_a_table(tmp_path: Path) -> None:
+    rows = _known()
+    table_csv(rows, tmp_path / "results.csv")
+    read = list(csv.DictReader((tmp_path / "results.csv").open()))
+    assert len(read) == len(rows)
+    assert (read[0]["milliseconds"], read[0]["accuracy"]) == ("16", "")
+    assert (read[-1]["milliseconds"], read[-1]["accuracy"]) == ("", "0.25")
 
 
 @pytest.mark.parametrize("part", ["step", "share", "recall"])
