@@ -6,9 +6,11 @@ checkpoints/. Several machines: the same command on each, with --distributed, or
 """
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,7 @@ def _train(
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
     from transformer.tasks import task_class
-    from transformer.training import loop, losses, optim, sharding, step
+    from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.writer import Writer
 
@@ -127,20 +129,22 @@ def _train(
         rows = map(layout.place, validation.evaluation(config.data.max_len))
         return losses.means(jax.device_get(step.total(eval_step, state.params, rows)))
 
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    writer.show(
-        start,
-        f"{parameters:,} parameters on {layout.mesh.size} {jax.devices()[0].platform} device(s), {per_epoch} steps an "
-        "epoch" + (f", resumed at step {start}" if start else ""),
-    )
+    shapes = sharding.shapes(state.params["params"])
+    train_step = step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, config.optimizer.max_spike)
+    rate = optim.current_rate(config)
+    devices = f"{layout.mesh.size} {jax.devices()[0].platform} device(s)"
+    resumed = f", resumed at step {start}" if start else ""
+    parameters = sum(map(math.prod, shapes.values()))
+    writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
     batches = training.iterate(start, max(start, config.steps))
     try:
         state = loop.train(
             config,
             state,
-            step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate),
+            profiling.Program(train_step, layout.mesh.size, partial(plan.batch_flops, config, shapes)),
+            layout.mesh.size * profiling.peak_flops(layout.mesh, config.model.dtype),
             map(layout.place, batches),
-            optim.schedule(config),
+            lambda state: rate(state.optimizer),
             evaluate,
             checkpoints,
             writer,
@@ -152,7 +156,7 @@ def _train(
         checkpoints.finish()
         writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
-    except loop.Diverged as error:
+    except meter.Diverged as error:
         raise UserError(str(error)) from error
     finally:
         batches.close()

@@ -18,7 +18,7 @@ from transformer import train as verb
 from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, UserError, override
 from transformer.data.pairs import PairBatches
 from transformer.training.checkpoint import Checkpoints
-from transformer.training.loop import Diverged
+from transformer.training.meter import Diverged
 from transformer.training.writer import Writer
 
 
@@ -76,7 +76,7 @@ class Run:
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what depends on the clock."""
         lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
-        clock = ("tokens_per_second", "seconds_per_step", "data_share", "device_share")
+        clock = ("tokens_per_second", "seconds_per_step", "data_share", "device_share", "mfu")
         return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 

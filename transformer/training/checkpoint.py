@@ -17,7 +17,7 @@ from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
 from transformer.config import UserError
-from transformer.training.sharding import path_of
+from transformer.training.sharding import path_of, shapes
 
 # What fails is raised, and said in a sentence here; Orbax logs it as well, with pages of traceback.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -173,7 +173,7 @@ class Checkpoints:
         found = self.manager.item_metadata(step)["state"]
         if found is None:
             raise ValueError("its list of arrays cannot be read")
-        theirs, ours = (_shapes(tree) for tree in (found, like))
+        theirs, ours = (shapes(tree) for tree in (found, like))
         for name in [*ours, *theirs]:
             if ours.get(name) != theirs.get(name):
                 raise UserError(
@@ -197,11 +197,6 @@ def checksums(tree: Any) -> dict[str, Array]:
 
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): one(leaf) for path, leaf in flat}
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_of(path): tuple(leaf.shape) for path, leaf in flat}
 
 
 def _first(error: Exception) -> str:

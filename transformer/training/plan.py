@@ -5,7 +5,9 @@ the vendors' data sheets, and EFFICIENCY is the one assumption.
 """
 
 import math
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from transformer.config import Config, UserError, head_width, parse_pattern
 from transformer.training.losses import CHUNK
@@ -28,6 +30,15 @@ ACCELERATORS = {
     "tpu-v5e": Accelerator(197e12, 16e9, 100e9, 100e9, 256),
     "tpu-v5p": Accelerator(459e12, 95e9, 300e9, 300e9, 8960),
 }
+# As JAX names them. Those of lower clocks (H100 PCIe and NVL, GH200) are other devices.
+DEVICE_KINDS = {
+    r"NVIDIA A100.*": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+    r"TPU v4": "tpu-v4",
+    r"TPU v5 ?(lite|e)": "tpu-v5e",
+    r"TPU v5p?": "tpu-v5p",
+}
 # The share of the peak that products of this size reach, kernels and norms between them counted in.
 EFFICIENCY = 0.5
 FLOAT = 4  # bytes of a parameter, of its gradient and of each of Adam's two moments
@@ -38,6 +49,12 @@ class Plan(NamedTuple):
 
     figures: dict[str, float]
     formulae: dict[str, str]
+
+
+def known_flops(device_kind: str) -> float | None:
+    """The peak of the data sheet for `jax.Device.device_kind`, FLOPs a second; None for a device that is not listed."""
+    names = [name for pattern, name in DEVICE_KINDS.items() if re.fullmatch(pattern, device_kind)]
+    return ACCELERATORS[names[0]].flops if names else None
 
 
 def longest_batch(config: Config) -> tuple[int, int]:
@@ -51,13 +68,18 @@ def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, le
     """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder).
 
     2 a weight and position forward, twice that backward; attention 2 S (K + M) a query and head forward, S the keys
-    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up.
+    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up;
+    heads of classes, which read one vector a row, count nothing. UserError: the model is of another kind.
     """
     model, positions = config.model, rows * length
     if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
         raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")
-    matrices = sum(math.prod(shape) for path, shape in shapes.items() if path.endswith("kernel"))
-    output = 0 if model.num_classes else model.vocab_size * model.d_model
+    matrices = sum(
+        math.prod(shape)
+        for path, shape in shapes.items()
+        if path.endswith("kernel") and not path.startswith(("head/", "pooler/"))
+    )
+    output = 0 if model.num_classes else math.prod(output_shape(shapes))
     width = head_width(model)
     stacks = 2 if model.family == "encoder_decoder" else 1
     seen = 0
@@ -68,6 +90,20 @@ def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, le
         seen += model.num_layers * length  # cross-attention
     attention = 2 * model.num_heads * (width + (model.value_dim or width)) * seen
     return 3.0 * positions * (2 * (matrices + output) + attention)
+
+
+def output_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """(V, D) of the table that gives the logits."""
+    return shapes.get("embedder/output_table", shapes["embedder/table"])
+
+
+def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mapping[str, Any]) -> float | None:
+    """`step_flops` of a batch as the model reads it; None for a model that it does not count."""
+    tokens = batch["targets"] if "targets" in batch else batch["inputs"]
+    try:
+        return step_flops(config, shapes, *tokens.shape[:2])
+    except UserError:
+        return None
 
 
 def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout, accelerator: Accelerator) -> Plan:
@@ -89,7 +125,7 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
     layer = 4 * stream + inner
     kept = layers * stream + layer if model.remat == "full" else layers * layer + crosses * (2 * stream + inner / 2)
-    logits = 2 * FLOAT * max(CHUNK, micro) * model.vocab_size / tensor
+    logits = 2 * FLOAT * max(CHUNK, micro) * output_shape(shapes)[0] / tensor
     memory = 4 * FLOAT * held + kept + logits
 
     tables = FLOAT * parameters / tensor
