@@ -116,26 +116,37 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     layers = model.num_layers * (2 if model.family == "encoder_decoder" else 1)
     crosses = model.num_layers if model.family == "encoder_decoder" else 0
 
+    scanned = model.scan_layers or model.remat == "full"  # weights are gathered again for the backward pass
+    again = model.remat == "full"
+    table = math.prod(output_shape(shapes))
+    split = 1 if "vocabulary" in layout.whole else tensor
+
     parameters = sum(math.prod(shape) for shape in shapes.values())
     held = sum(shard_size(layout, path, shape) for path, shape in shapes.items())
-    flops = step_flops(config, shapes, rows, length) * (4 / 3 if model.remat == "full" else 1)
+    once = step_flops(config, shapes, rows, length)
+    flops = once + (once - 6.0 * rows * length * table) / 3 if again else once
     compute = flops / (data * fsdp * tensor * accelerator.flops * EFFICIENCY)
 
     stream = micro * length * model.d_model * number  # bytes of the residual stream of one device
     inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
     layer = 4 * stream + inner
-    kept = layers * stream + layer if model.remat == "full" else layers * layer + crosses * (2 * stream + inner / 2)
-    logits = 2 * FLOAT * max(CHUNK, micro) * output_shape(shapes)[0] / tensor
-    memory = 4 * FLOAT * held + kept + logits
+    kept = layers * stream + layer if again else layers * layer + crosses * (2 * stream + inner / 2)
+    logits = 2 * FLOAT * max(CHUNK, micro) * output_shape(shapes)[0] / split
+    tables, each = FLOAT * table / split, FLOAT * (parameters - table) / tensor
+    gathered = (2 * tables + 2 * each / layers if scanned else 2 * tables + each) if fsdp > 1 else 0.0
+    memory = 4 * FLOAT * held + gathered + kept + logits
 
-    tables = FLOAT * parameters / tensor
-    gathers = config.mesh.accumulate * 3 * tables * (fsdp - 1) / fsdp
+    gathers = config.mesh.accumulate * 3 * FLOAT * parameters / tensor * (fsdp - 1) / fsdp
     reduces = config.mesh.accumulate * 2 * FLOAT * held * (data - 1) / data
-    sums = config.mesh.accumulate * (4 * layers + 2 * crosses) * stream * 2 * (tensor - 1) / tensor
+    streams = (6 if again else 4) * layers + (3 if again else 2) * crosses + (2 + bool(crosses)) * (split > 1)
+    sums = config.mesh.accumulate * streams * stream * 2 * (tensor - 1) / tensor
 
     def link(axis_size: int, inside: int) -> float:
-        """Of an axis whose neighbours are `inside` devices apart: all of it in one machine, or not."""
-        return accelerator.near if axis_size * inside <= accelerator.machine else accelerator.far
+        """Of an axis whose neighbours are `inside` devices apart. A ring that leaves a machine enters it once, over
+        the links of all its devices in the machine."""
+        if axis_size * inside <= accelerator.machine:
+            return accelerator.near
+        return min(accelerator.near, accelerator.far * max(1, accelerator.machine // inside))
 
     hidden = gathers / link(fsdp, tensor) + reduces / link(data, tensor * fsdp)
     waited = sums / link(tensor, 1)
@@ -151,22 +162,24 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
         "collective_seconds": hidden + waited,
         "step_seconds": seconds,
         "tokens_per_second": rows * length / seconds,
-        "mfu": flops * (3 / 4 if model.remat == "full" else 1) / (seconds * data * fsdp * tensor * accelerator.flops),
+        "mfu": once / (seconds * data * fsdp * tensor * accelerator.flops),
         "state_bytes": 3 * FLOAT * held,
         "memory_bytes": memory,
         "memory_share": memory / accelerator.memory,
     }
     formulae = {
-        "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), 4/3 of it with remat=full",
+        "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), and the layers' third again with remat=full",
         "compute_seconds": f"flops / (devices · peak · {EFFICIENCY})",
         "fsdp_bytes": "micro-batches · 3 · 4 B · parameters / tensor · (fsdp - 1) / fsdp: 2 gathers, 1 reduce-scatter",
         "data_bytes": "micro-batches · 2 · 4 B · parameters held · (data - 1) / data: one all-reduce of the gradient",
-        "tensor_bytes": "micro-batches · (4 layers + 2 cross) all-reduces of the residual stream",
+        "tensor_bytes": "micro-batches · 2 (tensor - 1) / tensor · residual stream · (4 layers + 2 cross, 6 and 3 with "
+        "remat=full, + 2 or 3 of a split vocabulary)",
         "collective_seconds": "bytes / bandwidth of the link that the axis lies on",
         "step_seconds": "max(compute, fsdp + data) + tensor: what gathers and reduces weights overlaps with computing",
         "mfu": "flops without remat / (step_seconds · devices · peak)",
         "state_bytes": "4 B · 3 · parameters held: weights and Adam's two moments",
-        "memory_bytes": "state, gradient, layers · (4 D + (4 H K + 2 F) / tensor) · positions, logits of a slice",
+        "memory_bytes": "state, gradient, layers · (4 D + (4 H K + 2 F) / tensor) · positions, logits of a slice; with "
+        "fsdp the output table, its gradient and 2 layers whole (all of them without scan_layers); no scores",
     }
     return Plan(figures, formulae)
 
