@@ -165,12 +165,15 @@ def _train(
     return metrics
 
 
-def _profile_steps(given: list[str] | None) -> tuple[int, int] | None:
+def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | None:
     if not given:
         return None
-    if len(given) != 2 or not all(part.isdecimal() for part in given) or not 0 < int(given[0]) <= int(given[1]):
-        raise UserError(f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20")
-    return int(given[0]), int(given[1])
+    numbers = [int(part) if part.isdecimal() else 0 for part in given]
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1] <= steps:
+        raise UserError(
+            f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20, of the {steps} steps"
+        )
+    return numbers[0], numbers[1]
 
 
 def main() -> None:
@@ -182,7 +185,7 @@ def main() -> None:
     if FLAGS.distributed or FLAGS.coordinator:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
     try:
-        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps))
+        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps, config.steps))
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on from there", file=sys.stderr)
 

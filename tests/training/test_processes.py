@@ -57,6 +57,59 @@ def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+DAMAGED_FOR_ONE = """
+import sys, pathlib, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
+from transformer.training.checkpoint import Checkpoints
+from transformer.training.processes import join
+
+index = int(sys.argv[3])
+join(sys.argv[2], 2, index, 60)
+split = jax.sharding.NamedSharding(jax.make_mesh((2,), ("data",)), jax.sharding.PartitionSpec("data"))
+make = jax.jit(lambda step: {"kernel": jnp.arange(8.0) + step}, out_shardings={"kernel": split})
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3, owner=True)
+for step in (4, 8):
+    checkpoints.save(step, make(step), {})
+checkpoints.finish()
+whole = ocp.StandardCheckpointHandler.restore
+
+def restore(handler, folder, *more, **named):
+    if index == 1 and folder.parent.name == "8":
+        raise OSError("a sector of this machine's disk")
+    return whole(handler, folder, *more, **named)
+
+ocp.StandardCheckpointHandler.restore = restore
+like = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=split)}
+state = checkpoints.restore(like)
+checkpoints.set_aside_after(4)
+print([float(shard.data[0]) for shard in state["kernel"].addressable_shards], checkpoints.latest)
+checkpoints.close()
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_none_restores(tmp_path: Path) -> None:
+    """One would go on from step 8 and the other from step 4, or both wait for each other."""
+    address = f"localhost:{_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DAMAGED_FOR_ONE, str(tmp_path), address, str(index)],
+            cwd=kill.ROOT,
+            env=os.environ | {"XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    reasons = ("another process cannot read its share", "a sector of this machine's disk")
+    for index, process in enumerate(running):
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert out.splitlines()[-1] == f"[{4.0 + 4 * index}] 4"
+        assert f"is damaged ({reasons[index]}): it is left out for the one before" in said
+    assert (tmp_path / "damaged_checkpoints" / "8").is_dir()
+
+
 def test_a_process_that_never_joins_is_named() -> None:
     port = _port()
     with pytest.raises(UserError, match=rf"processes 1, 2 of 3 did not join at localhost:{port} within 1 s: start"):

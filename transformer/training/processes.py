@@ -132,3 +132,8 @@ def any_process(step: int, *flags: bool) -> tuple[bool, ...]:
     if step % AGREE_EVERY:
         return (False,) * len(flags)
     return tuple(bool(flag) for flag in multihost_utils.process_allgather(np.asarray(flags)).any(axis=0))
+
+
+def every_process(flag: bool) -> bool:
+    """Whether it is true in all of them."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).all())
