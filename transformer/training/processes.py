@@ -39,7 +39,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, seconds:
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=seconds)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"the processes of the run cannot be brought together ({reason}): give --coordinator, --processes and "
             "--process"

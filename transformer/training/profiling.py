@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer.training.plan import known_flops
 
-# Side of the square products that measure a peak: half a second's worth of rounds is over in a tenth of one.
+# Side of the square products that measure a peak: a tenth of a second in all on one core, or on an accelerator.
 SIDE = {"cpu": 512, "other": 4096}
 
 
@@ -70,7 +70,7 @@ def memory_in_use() -> int | None:
 @functools.cache
 def peak_flops(mesh: Mesh, dtype: str) -> float:
     """FLOPs a second of one device at most: of its data sheet (bfloat16, without sparsity), where
-    `plan.ACCELERATORS` has it, or else measured: the fastest of five products of square matrices on all devices at
+    `plan.ACCELERATORS` has it, or else measured: the fastest of ten products of square matrices on all devices at
     once, so that simulated devices, which share the cores, share their peak."""
     device = mesh.devices.flat[0]
     if (known := known_flops(device.device_kind)) is not None:
@@ -81,7 +81,7 @@ def peak_flops(mesh: Mesh, dtype: str) -> float:
     product = jax.jit(lambda x: x @ x, in_shardings=split, out_shardings=split)
     jax.block_until_ready(product(matrices))
     seconds = []
-    for _ in range(5):
+    for _ in range(10):
         began = time.perf_counter()
         jax.block_until_ready(product(matrices))
         seconds.append(time.perf_counter() - began)
