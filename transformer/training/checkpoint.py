@@ -43,14 +43,15 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=owner,
         )
+        self.state_handler, self.checksums_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         try:
             self.manager = ocp.CheckpointManager(
                 (workdir / "checkpoints").absolute(),
                 options=options,
                 item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
+                    "state": self.state_handler,
                     "config": ocp.JsonCheckpointHandler(),
-                    "checksums": ocp.JsonCheckpointHandler(),
+                    "checksums": self.checksums_handler,
                 },
             )
         except OSError as error:
@@ -110,9 +111,9 @@ class Checkpoints:
         folder, state, sums, reason = self.manager.directory / str(step), None, {}, None
         try:
             self._check_model(step, like)
-            state = ocp.StandardCheckpointHandler().restore(folder / "state", args=ocp.args.StandardRestore(like))
+            state = self.state_handler.restore(folder / "state", args=ocp.args.StandardRestore(like))
             if (folder / "checksums").exists():
-                sums = ocp.JsonCheckpointHandler().restore(folder / "checksums")
+                sums = self.checksums_handler.restore(folder / "checksums")
         except UserError:
             raise
         except Exception as error:  # whatever Orbax and its storage raise for what they cannot read
