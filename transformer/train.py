@@ -1,7 +1,7 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl and
-checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
+Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
+for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
 --processes=N --process=0, 1, ...
 """
 
@@ -136,14 +136,14 @@ def _train(
     resumed = f", resumed at step {start}" if start else ""
     parameters = sum(map(math.prod, shapes.values()))
     writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
-    batches = training.iterate(start, max(start, config.steps))
+    batches = training.iterate(start, max(start, config.steps), layout.place)
     try:
         state = loop.train(
             config,
             state,
             profiling.Program(train_step, layout.mesh.size, partial(plan.batch_flops, config, shapes)),
             layout.mesh.size * profiling.peak_flops(layout.mesh, config.model.dtype),
-            map(layout.place, batches),
+            batches,
             lambda state: rate(state.optimizer),
             evaluate,
             checkpoints,

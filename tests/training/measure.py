@@ -1,4 +1,4 @@
-"""python tests/training/measure.py waiting|saving|compiling [--data=FOLDER] [--steps=100]
+"""python tests/training/measure.py waiting|saving|compiling [--data=FOLDER] [--steps=100] [--config=co2]
 
 The times that a long run is held to, each as a table. `waiting`: the share of a step that the host waits for data, for
 the default configs (those whose data is in FOLDER, if named, as well). `saving`: how long a checkpoint holds up
@@ -42,18 +42,16 @@ def train(name: str, data: Path | None, steps: int, **changes: Any) -> list[dict
     return [line for line in lines if "seconds_per_step" in line]
 
 
-def waiting(data: Path | None, steps: int) -> None:
+def waiting(names: list[str], data: Path | None, steps: int) -> None:
     print("| config | milliseconds a step | of them waiting for data |\n| --- | ---: | ---: |")
-    for name, needed in CONFIGS.items():
-        if data is None and needed:
-            continue
+    for name in names:
         lines = train(name, data, steps)[1:]  # the first one compiles
         seconds = statistics.mean(line["seconds_per_step"] for line in lines)
         waited = statistics.mean(line["seconds_per_step"] * line["data_share"] for line in lines)
         print(f"| {name} | {1000 * seconds:.1f} | {waited / seconds:.2%} |", flush=True)
 
 
-def saving(data: Path | None, steps: int) -> None:
+def saving(names: list[str], data: Path | None, steps: int) -> None:
     """Saves every tenth of the steps, so more often than configured; the first save, which compiles, stands apart."""
     from transformer.training.checkpoint import Checkpoints
 
@@ -67,9 +65,7 @@ def saving(data: Path | None, steps: int) -> None:
     Checkpoints.save = timed  # type: ignore[method-assign]
     print("| config | a save holds up (s) | the first | between saves, as configured (s) | share |")
     print("| --- | ---: | ---: | ---: | ---: |")
-    for name in ("docstrings", "multi30k"):
-        if data is None and CONFIGS[name]:
-            continue
+    for name in names:
         held.clear()
         every = steps // 10
         lines = train(name, data, steps, **{"logging.checkpoint_every": every, "logging.log_every": every})
@@ -79,7 +75,7 @@ def saving(data: Path | None, steps: int) -> None:
         print(f"| {name} | {usual:.3f} | {held[0]:.3f} | {between:.0f} | {usual / between:.2%} |", flush=True)
 
 
-def compiling(data: Path | None, steps: int) -> None:
+def compiling() -> None:
     import jax
     import numpy as np
 
@@ -106,5 +102,10 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["waiting", "saving", "compiling"])
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--config", choices=CONFIGS, action="append", help="all, where none is named")
     arguments = parser.parse_args()
-    {"waiting": waiting, "saving": saving, "compiling": compiling}[arguments.what](arguments.data, arguments.steps)
+    names = arguments.config or [name for name, needed in CONFIGS.items() if arguments.data or not needed]
+    if arguments.what == "compiling":
+        compiling()
+    else:
+        {"waiting": waiting, "saving": saving}[arguments.what](names, arguments.data, arguments.steps)

@@ -36,7 +36,7 @@ def test_flops_of_gpt2_are_those_that_nanogpt_counts(gpt2: Config, gpt2_shapes: 
 def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     """Eight devices of 1 TFLOP/s, two machines of four: data over both, fsdp inside one."""
     config, devices = describe.on_mesh(gpt2, "data=2,fsdp=4")
-    device = Accelerator(flops=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
+    device = Accelerator(flops=9e12, single=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
     assert (devices, config.mesh.strategy) == (8, "fsdp")
     assert found["parameters"] == 124_439_808
@@ -56,6 +56,8 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     assert found["memory_bytes"] == pytest.approx(16 * held + whole + kept + 2 * 4 * 512 * 50_257)
     assert found["step_seconds"] == found["compute_seconds"]  # it hides the rest
     assert found["mfu"] == pytest.approx(0.5)
+    half = make_plan(override(config, {"model.dtype": "bfloat16"}), gpt2_shapes, make_layout(config, devices), device)
+    assert half.figures["compute_seconds"] == pytest.approx(found["compute_seconds"] / 9)
 
 
 def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
@@ -90,7 +92,7 @@ def test_layers_that_are_computed_again(gpt2: Config, gpt2_shapes: dict[str, tup
 
 def test_a_ring_leaves_a_machine_over_all_its_links(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     """Sixteen devices on machines of four: one ring over all of them crosses with four links; four rings, one each."""
-    device = Accelerator(flops=1e18, memory=1e10, near=1e9, far=1e8, machine=4)
+    device = Accelerator(flops=1e18, single=1e18, memory=1e10, near=1e9, far=1e8, machine=4)
     seconds = {}
     for mesh in ("data=16", "data=4,fsdp=4"):
         config, devices = describe.on_mesh(override(gpt2, {"data.row_multiple": 16}), mesh)

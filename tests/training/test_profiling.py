@@ -83,12 +83,13 @@ def test_the_compiled_step_counts_the_body_of_a_loop_once() -> None:
     ],
 )
 def test_devices_of_the_table(kind: str, name: str) -> None:
-    assert known_flops(kind) == ACCELERATORS[name].flops
+    assert known_flops(kind, "bfloat16") == ACCELERATORS[name].flops
+    assert known_flops(kind, "float32") == ACCELERATORS[name].single
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "NVIDIA T4", "TPU v4 lite"])
 def test_other_devices_are_measured(kind: str) -> None:
-    assert known_flops(kind) is None
+    assert known_flops(kind, "bfloat16") is None
 
 
 def test_a_peak_is_measured_once_and_fast() -> None:
@@ -105,5 +106,5 @@ def test_a_peak_is_measured_once_and_fast() -> None:
 def test_a_known_device_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = make_layout(override(tiny(), {"mesh.data": 1})).mesh
     monkeypatch.setattr(jax, "jit", None)  # without which nothing can be measured
-    monkeypatch.setattr(profiling, "known_flops", {"cpu": 5e12}.get)
+    monkeypatch.setattr(profiling, "known_flops", lambda kind, dtype: {("cpu", "bfloat16"): 5e12}[kind, dtype])
     assert peak_flops.__wrapped__(mesh, "bfloat16") == 5e12

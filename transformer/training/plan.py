@@ -16,6 +16,7 @@ from transformer.training.sharding import Layout
 
 class Accelerator(NamedTuple):
     flops: float  # a second, dense bfloat16 products
+    single: float  # and of float32 at JAX's default precision: TF32 on GPUs, rounded to bfloat16 on TPUs
     memory: float  # bytes
     near: float  # bytes a second that a device sends to devices of its machine (or of its torus)
     far: float  # and to those of other machines
@@ -23,12 +24,12 @@ class Accelerator(NamedTuple):
 
 
 ACCELERATORS = {
-    "a100": Accelerator(312e12, 80e9, 300e9, 25e9, 8),
-    "h100": Accelerator(989e12, 80e9, 450e9, 50e9, 8),
-    "h200": Accelerator(989e12, 141e9, 450e9, 50e9, 8),
-    "tpu-v4": Accelerator(275e12, 32e9, 150e9, 150e9, 4096),
-    "tpu-v5e": Accelerator(197e12, 16e9, 100e9, 100e9, 256),
-    "tpu-v5p": Accelerator(459e12, 95e9, 300e9, 300e9, 8960),
+    "a100": Accelerator(312e12, 156e12, 80e9, 300e9, 25e9, 8),
+    "h100": Accelerator(989e12, 494e12, 80e9, 450e9, 50e9, 8),
+    "h200": Accelerator(989e12, 494e12, 141e9, 450e9, 50e9, 8),
+    "tpu-v4": Accelerator(275e12, 275e12, 32e9, 150e9, 150e9, 4096),
+    "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 100e9, 100e9, 256),
+    "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 300e9, 300e9, 8960),
 }
 # As JAX names them. Those of lower clocks (H100 PCIe and NVL, GH200) are other devices.
 DEVICE_KINDS = {
@@ -51,10 +52,14 @@ class Plan(NamedTuple):
     formulae: dict[str, str]
 
 
-def known_flops(device_kind: str) -> float | None:
+def known_flops(device_kind: str, dtype: str) -> float | None:
     """The peak of the data sheet for `jax.Device.device_kind`, FLOPs a second; None for a device that is not listed."""
     names = [name for pattern, name in DEVICE_KINDS.items() if re.fullmatch(pattern, device_kind)]
-    return ACCELERATORS[names[0]].flops if names else None
+    return _peak(ACCELERATORS[names[0]], dtype) if names else None
+
+
+def _peak(accelerator: Accelerator, dtype: str) -> float:
+    return accelerator.flops if dtype == "bfloat16" else accelerator.single
 
 
 def longest_batch(config: Config) -> tuple[int, int]:
@@ -113,6 +118,7 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     length, rows = longest_batch(config)
     micro = rows // (data * fsdp * config.mesh.accumulate)  # rows that a device computes at once
     number = 2 if model.dtype == "bfloat16" else 4
+    peak = _peak(accelerator, model.dtype) * data * fsdp * tensor  # of all devices
     layers = model.num_layers * (2 if model.family == "encoder_decoder" else 1)
     crosses = model.num_layers if model.family == "encoder_decoder" else 0
 
@@ -125,7 +131,7 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     held = sum(shard_size(layout, path, shape) for path, shape in shapes.items())
     once = step_flops(config, shapes, rows, length)
     flops = once + (once - 6.0 * rows * length * table) / 3 if again else once
-    compute = flops / (data * fsdp * tensor * accelerator.flops * EFFICIENCY)
+    compute = flops / (peak * EFFICIENCY)
 
     stream = micro * length * model.d_model * number  # bytes of the residual stream of one device
     inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
@@ -162,14 +168,14 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
         "collective_seconds": hidden + waited,
         "step_seconds": seconds,
         "tokens_per_second": rows * length / seconds,
-        "mfu": once / (seconds * data * fsdp * tensor * accelerator.flops),
+        "mfu": once / (seconds * peak),
         "state_bytes": 3 * FLOAT * held,
         "memory_bytes": memory,
         "memory_share": memory / accelerator.memory,
     }
     formulae = {
         "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), and the layers' third again with remat=full",
-        "compute_seconds": f"flops / (devices · peak · {EFFICIENCY})",
+        "compute_seconds": f"flops / (devices · peak of model.dtype · {EFFICIENCY})",
         "fsdp_bytes": "micro-batches · 3 · 4 B · parameters / tensor · (fsdp - 1) / fsdp: 2 gathers, 1 reduce-scatter",
         "data_bytes": "micro-batches · 2 · 4 B · parameters held · (data - 1) / data: one all-reduce of the gradient",
         "tensor_bytes": "micro-batches · 2 (tensor - 1) / tensor · residual stream · (4 layers + 2 cross, 6 and 3 with "

@@ -69,11 +69,11 @@ def memory_in_use() -> int | None:
 
 @functools.cache
 def peak_flops(mesh: Mesh, dtype: str) -> float:
-    """FLOPs a second of one device at most: of its data sheet (bfloat16, without sparsity), where
+    """FLOPs a second of one device at most: of its data sheet (without sparsity), where
     `plan.ACCELERATORS` has it, or else measured: the fastest of ten products of square matrices on all devices at
     once, so that simulated devices, which share the cores, share their peak."""
     device = mesh.devices.flat[0]
-    if (known := known_flops(device.device_kind)) is not None:
+    if (known := known_flops(device.device_kind, dtype)) is not None:
         return known
     side = SIDE.get(device.platform, SIDE["other"])
     split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
