@@ -204,6 +204,11 @@ def test_steps_are_traced_for_perfetto_and_tensorboard(learned: Path) -> None:
     assert all(event["dur"] >= 0 for event in steps if event["ph"] == "X")
 
 
+def test_steps_that_are_done_cannot_be_traced(small: Small, verb: Verb) -> None:
+    ended = verb("train", f"--config={small.config}", f"--workdir={small.run}", "--profile_steps=2,4")
+    _one_sentence(ended, "--profile_steps=2,4", "after step 4")
+
+
 def test_evaluate_ends_in_one_json_object(small: Small, verb: Verb) -> None:
     result = verb("evaluate", f"--workdir={small.run}").last
     keys = {"loss", "perplexity", "token_accuracy", "exact_match", "bleu", "bleu_signature", "split", "step"}

@@ -1,8 +1,8 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
 Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
-for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
---processes=N --process=0, 1, ...
+numbers for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with
+--distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 
 import json
@@ -122,6 +122,8 @@ def _train(
     start = int(state.step)
     if start > config.steps:
         raise UserError(f"{str(workdir)!r} is at step {start} already, past steps={config.steps}: ask for more steps")
+    if profile_steps and profile_steps[0] <= start:
+        raise UserError(f"--profile_steps={profile_steps[0]},{profile_steps[1]}: the run goes on after step {start}")
     writer = Writer(workdir, start, config.steps, quiet, first)
     eval_step = step.make_eval_step(task.loss, layout)
 

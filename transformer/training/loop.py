@@ -57,7 +57,7 @@ def train(
             jax.block_until_ready(state.step)
             on_first_step()
 
-        if profile_steps and step == profile_steps[1] and profile_steps[0] > start:
+        if profile_steps and step == profile_steps[1]:
             jax.block_until_ready(state.step)
             jax.profiler.stop_trace()
 

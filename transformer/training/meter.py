@@ -14,7 +14,7 @@ from transformer.training.profiling import Cost, memory_in_use
 
 
 class Diverged(Exception):
-    """Update after update was skipped, because the loss or its gradient was no number."""
+    """Update after update was skipped, because the loss or its gradient was no number, or a spike."""
 
 
 class Meter:
