@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import random
+import resource
+import signal
 import struct
 from pathlib import Path
 from typing import Any
@@ -303,6 +305,25 @@ def test_tensorboard_has_each_point_once(tmp_path: Path) -> None:
         ("training/loss", 20, 1.0),
         ("validation/loss", 20, 1.25),
     ]
+
+
+def test_a_full_disk_loses_lines_and_spoils_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for the disk: there is room for half a line."""
+    writer = Writer(tmp_path, 0, 20)
+    writer.write(5, loss=1.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 9, hard))
+        writer.write(10, loss=0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "step 10/20  its metrics could not be written to" in capsys.readouterr().err
+    writer.write(15, loss=0.25)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 15]
+    assert [step for _, step, _ in _points(tmp_path)] == [5, 15]
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """What metrics.jsonl holds, as scalars for TensorBoard: one event file in the workdir."""
 
+import errno
+import os
 import struct
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -40,13 +42,25 @@ class Events:
         from tensorboardX.proto.summary_pb2 import Summary
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
-        with self.path.open("ab") as file:
-            file.write(_record(Event(step=step, wall_time=time.time(), summary=Summary(value=values))))
+        append(self.path, _record(Event(step=step, wall_time=time.time(), summary=Summary(value=values))))
 
 
 def tag_of(name: str) -> str:
     """A metric's place: TensorBoard puts the tags of one folder on one page."""
     return name.replace("_", "/", 1) if name.startswith("validation_") else f"training/{name}"
+
+
+def append(path: Path, data: bytes) -> None:
+    """Writes at the end of a file. OSError: it cannot, and nothing of the data is there: half of it would spoil what
+    comes next."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(data) < len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def _record(event: Any) -> bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from transformer.training.events import Events, tag_of
+from transformer.training.events import Events, append, tag_of
 
 
 class Writer:
@@ -37,12 +37,15 @@ class Writer:
             self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def write(self, step: int, **metrics: Any) -> None:
+        """A line of metrics. Where it cannot be written (a full disk), that is said, and training goes on."""
         if not self.first:
             return
         line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.events.write(step, {tag_of(key): float(value) for key, value in metrics.items()})
+        try:
+            append(self.path, (json.dumps(line) + "\n").encode())
+            self.events.write(step, {tag_of(key): float(value) for key, value in metrics.items()})
+        except OSError as error:
+            self.show(step, f"its metrics could not be written to {str(self.path.parent)!r} ({error.strerror})")
 
     def show(self, step: int, message: str) -> None:
         """A line that stays."""
