@@ -28,15 +28,14 @@ def baselines(trained: Trained, split: str) -> dict[str, Any]:
 
 def _summaries(trained: Trained, split: str) -> dict[str, Any]:
     """The first sentence, and the whole text."""
-    import re
-
+    from transformer.data.leads import first_sentence
     from transformer.evaluate import references, summary_metrics
 
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
     truths = [references(example, target) for example in examples]
     texts = [example[source] for example in examples]
-    lead = [re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0] for text in texts]
+    lead = [first_sentence(text) for text in texts]
     return {"lead sentence": summary_metrics(lead, truths), "copy": summary_metrics(texts, truths)}
 
 

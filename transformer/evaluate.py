@@ -1,4 +1,4 @@
-"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N] [--beam=4 --alpha=0.6] [--baselines]
+"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N | --best] [--beam=4 --alpha=0.6] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
 of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
@@ -192,6 +192,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
     flags.DEFINE_string("split", "test", "Split to evaluate on.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    flags.DEFINE_bool("best", False, "The checkpoint of the best validation loss, in place of the newest.")
     define_manner()
     flags.DEFINE_boolean("baselines", False, "Also what a majority class, a linear model or a copy reach.")
     command_line.run(main)

@@ -59,6 +59,18 @@ class Checkpoints:
     def latest(self) -> int | None:
         return self.manager.latest_step()
 
+    @property
+    def best(self) -> int:
+        """The step of the checkpoint with the lowest loss of validation. UserError: none was saved with one."""
+        losses = {step: (self.manager.metrics(step) or {}).get("loss") for step in self.manager.all_steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        if not known:
+            raise UserError(
+                f"{str(self.workdir)!r} holds no checkpoint with a loss of validation: train with "
+                "logging.evaluate_every, a multiple of logging.checkpoint_every"
+            )
+        return min(known, key=lambda step: known[step])
+
     def save(self, step: int, state: Any, config: dict[str, Any], loss: float | None = None) -> None:
         """Copies the state to the host, and writes it while training goes on; `loss` is that of validation, if known.
 
@@ -179,7 +191,7 @@ class Checkpoints:
                 raise UserError(
                     f"the checkpoint of step {step} in {str(self.workdir)!r} is of another model or optimizer ({name} "
                     f"is {theirs.get(name, 'not there')} in it and {ours.get(name, 'not there')} in the config): "
-                    "choose another --workdir"
+                    "name another folder, or the config that it was trained with"
                 )
 
 
