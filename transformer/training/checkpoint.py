@@ -34,11 +34,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 1, owner: bool = False):
         self.workdir, self.owner = workdir, owner
         self.failed: str | None = None  # why the last save came to nothing
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            best_fn=_loss,  # without it Orbax writes no metrics, and the best is forgotten with the process
             enable_async_checkpointing=True,
             cleanup_tmp_directories=owner,
         )
@@ -209,6 +208,10 @@ def checksums(tree: Any) -> dict[str, Array]:
 
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): one(leaf) for path, leaf in flat}
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
