@@ -1,4 +1,4 @@
-"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N | --best] [--beam=4 --alpha=0.6] [--baselines]
+"""python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N | --best] [--beam=4] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
 of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
