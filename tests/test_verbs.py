@@ -202,6 +202,19 @@ def test_evaluate_ends_in_one_json_object(small: Small, verb: Verb) -> None:
     assert 0 < float(str(result["loss"])) < 10
 
 
+def test_evaluate_says_how_sure_it_is(small: Small, learned: Path, verb: Verb) -> None:
+    result = verb("evaluate", f"--workdir={small.run}", f"--against={learned}", "--bootstrap=50").last
+    assert result["chrf_signature"].startswith("nrefs:1")
+    for name in ("loss", "token_accuracy", "bleu", "chrf", "exact_match"):
+        low, high = result["intervals"][name]
+        assert low <= result[name] <= high
+        assert result["against"][name]["low"] <= result["against"][name]["high"]
+        assert 0 < result["against"][name]["p"] <= 1
+    other = verb("evaluate", f"--workdir={learned}").last
+    assert result["against"]["loss"]["difference"] == pytest.approx(result["loss"] - other["loss"], abs=1e-9)
+    assert result["against"]["workdir"] == str(learned)
+
+
 def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> None:
     ended = verb("describe", f"--config={small.config}", "--config.model.num_layers=3", "--config.data.vocab_size=1000")
     layer = 4 * 16**2 + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16
