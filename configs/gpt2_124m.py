@@ -45,4 +45,5 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
+    config.optimizer.max_spike = 10.0
     return config

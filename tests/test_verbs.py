@@ -3,6 +3,7 @@
 Each command is a process of its own, forked from one that has made the slow imports.
 """
 
+import gzip
 import json
 import os
 import random
@@ -156,9 +157,10 @@ def small(tmp_path_factory: pytest.TempPathFactory, verb: Verb) -> Small:
 
 @pytest.fixture(scope="module")
 def learned(small: Small, verb: Verb) -> Path:
-    """A run with learned positions: 40 of them."""
+    """A run with learned positions: 40 of them. Its third step is traced."""
     run = small.run.parent / "learned"
-    ended = verb("train", f"--config={small.config}", f"--workdir={run}", "--config.model.positions=learned")
+    flags = ("--config.model.positions=learned", "--profile_steps=3,3")
+    ended = verb("train", f"--config={small.config}", f"--workdir={run}", *flags)
     assert ended.code == 0, ended.err
     return run
 
@@ -190,6 +192,21 @@ def test_train_leaves_a_run_of_plain_files(small: Small) -> None:
         assert 0 < line["loss"] < 20
         assert line["learning_rate"] > 0
     assert "validation_nll" in lines[-1]
+
+
+def test_steps_are_traced_for_perfetto_and_tensorboard(learned: Path) -> None:
+    (folder,) = (learned / "profile" / "plugins" / "profile").iterdir()  # where TensorBoard looks for it
+    assert list(folder.glob("*.xplane.pb"))
+    (path,) = folder.glob("*.trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    steps = [event for event in events if "jit_train_step" in event.get("name", "") + str(event.get("args", ""))]
+    assert steps, "the compiled step is in it"
+    assert all(event["dur"] >= 0 for event in steps if event["ph"] == "X")
+
+
+def test_steps_that_are_done_cannot_be_traced(small: Small, verb: Verb) -> None:
+    ended = verb("train", f"--config={small.config}", f"--workdir={small.run}", "--profile_steps=2,4")
+    _one_sentence(ended, "--profile_steps=2,4", "after step 4")
 
 
 def test_evaluate_ends_in_one_json_object(small: Small, verb: Verb) -> None:
@@ -357,6 +374,8 @@ TRAIN = [
     ("--config.data.name=filse", ["filse", "files"]),
     ("--config.data.dir=/nowhere/at/all", ["/nowhere/at/all"]),
     ("--config.data.target=fr", ["fr"]),
+    ("--profile_steps=2", ["profile_steps=2", "10,20"]),
+    ("--profile_steps=2,5", ["profile_steps=2,5", "4 steps"]),
     ("--no_such_flag=3", ["no_such_flag"]),
     ("stray", ["'stray'"]),
 ]

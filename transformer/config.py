@@ -95,7 +95,8 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0  # decoupled (AdamW), on matrices only
     clip_norm: float = 1.0  # global gradient norm; 0 = no clipping
-    max_skipped: int = 5  # updates in a row that a loss or gradient that is no number may skip before the run ends
+    max_spike: float = 0.0  # an update is skipped whose gradient norm is above so many times the recent mean; 0 = none
+    max_skipped: int = 5  # updates in a row that may be skipped (no number, or a spike) before the run ends
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,6 +339,7 @@ def _check(config: Config) -> None:
         "optimizer.eps": optimizer.eps,
         "optimizer.weight_decay": optimizer.weight_decay,
         "optimizer.clip_norm": optimizer.clip_norm,
+        "optimizer.max_spike": optimizer.max_spike,
         "optimizer.final_rate": optimizer.final_rate,
         "model.vocab_size": model.vocab_size,
         "logging.evaluate_every": config.logging.evaluate_every,

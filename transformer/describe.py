@@ -33,11 +33,10 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     import jax
 
     from transformer.tasks import task_class
+    from transformer.training import sharding
 
     task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
-    tree = jax.eval_shape(task.init, jax.random.key(0))["params"]
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in flat}
+    return sharding.shapes(jax.eval_shape(task.init, jax.random.key(0))["params"])
 
 
 def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
@@ -124,7 +123,8 @@ def sent(config: Config) -> list[str]:
     layout, optimizer = sharding.make_layout(config), optim.make_optimizer(config)
     task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
     state = layout.abstract(jax.eval_shape(step.make_init(task.init, optimizer, layout), np.uint32(0)))
-    train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate))
+    spike = config.optimizer.max_spike
+    train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, spike))
     length, rows = longest_batch(config)
     batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in (*task.example(), "targets")}
     compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()

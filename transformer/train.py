@@ -1,15 +1,17 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl and
-checkpoints/. Several machines: the same command on each, with --distributed, or with --coordinator=host:port
---processes=N --process=0, 1, ...
+Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
+numbers for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with
+--distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def _train(
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
     from transformer.tasks import task_class
-    from transformer.training import loop, losses, optim, sharding, step
+    from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.writer import Writer
 
@@ -131,6 +133,8 @@ def _train(
     start = int(state.step)
     if start > config.steps:
         raise UserError(f"{str(workdir)!r} is at step {start} already, past steps={config.steps}: ask for more steps")
+    if profile_steps and profile_steps[0] <= start:
+        raise UserError(f"--profile_steps={profile_steps[0]},{profile_steps[1]}: the run goes on after step {start}")
     writer = Writer(workdir, start, config.steps, quiet, first)
     eval_step = step.make_eval_step(task.loss, layout)
 
@@ -138,20 +142,22 @@ def _train(
         rows = map(layout.place, validation.evaluation(config.data.max_len))
         return losses.means(jax.device_get(step.total(eval_step, state.params, rows)))
 
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    writer.show(
-        start,
-        f"{parameters:,} parameters on {layout.mesh.size} {jax.devices()[0].platform} device(s), {per_epoch} steps an "
-        "epoch" + (f", resumed at step {start}" if start else ""),
-    )
-    batches = training.iterate(start, max(start, config.steps))
+    shapes = sharding.shapes(state.params["params"])
+    train_step = step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, config.optimizer.max_spike)
+    rate = optim.current_rate(config)
+    devices = f"{layout.mesh.size} {jax.devices()[0].platform} device(s)"
+    resumed = f", resumed at step {start}" if start else ""
+    parameters = sum(map(math.prod, shapes.values()))
+    writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
+    batches = training.iterate(start, max(start, config.steps), layout.place)
     try:
         state, metrics = loop.train(
             config,
             state,
-            step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate),
-            map(layout.place, batches),
-            optim.schedule(config),
+            profiling.Program(train_step, layout.mesh.size, partial(plan.batch_flops, config, shapes)),
+            layout.mesh.size * profiling.peak_flops(layout.mesh, config.model.dtype),
+            batches,
+            lambda state: rate(state.optimizer),
             evaluate,
             checkpoints,
             writer,
@@ -164,7 +170,7 @@ def _train(
             writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         checkpoints.finish()
         writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
-    except loop.Diverged as error:
+    except meter.Diverged as error:
         raise UserError(str(error)) from error
     finally:
         batches.close()
@@ -192,12 +198,15 @@ def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
         checkpoints.close()
 
 
-def _profile_steps(given: list[str] | None) -> tuple[int, int] | None:
+def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | None:
     if not given:
         return None
-    if len(given) != 2 or not all(part.isdecimal() for part in given) or not 0 < int(given[0]) <= int(given[1]):
-        raise UserError(f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20")
-    return int(given[0]), int(given[1])
+    numbers = [int(part) if part.isdecimal() else 0 for part in given]
+    if len(numbers) != 2 or not 0 < numbers[0] <= numbers[1] <= steps:
+        raise UserError(
+            f"--profile_steps={','.join(given)}: give the first and the last step, such as 10,20, of the {steps} steps"
+        )
+    return numbers[0], numbers[1]
 
 
 def main() -> None:
@@ -209,7 +218,7 @@ def main() -> None:
     if FLAGS.distributed or FLAGS.coordinator:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
     try:
-        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps))
+        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps, config.steps))
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on from there", file=sys.stderr)
 

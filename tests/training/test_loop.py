@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, override
-from transformer.training import loop
+from transformer.training import loop, meter
 from transformer.training.checkpoint import Checkpoints
+from transformer.training.profiling import Cost, Program
 from transformer.training.step import State
 from transformer.training.writer import Writer
 
@@ -31,14 +32,21 @@ class Saved(Checkpoints):
         self.finished = True
 
 
-def _step(bad: Callable[[int], bool]) -> Callable[..., Any]:
-    def step(state: State, batch: Any, seed: Any) -> Any:
-        good = 0.0 if bad(int(state.step)) else 1.0
+class Counting(Program):
+    """A step that counts; those of odd batches cost twice as much."""
+
+    def __init__(self, bad: Callable[[int], bool], formula: bool):
+        self.bad, self.formula = bad, formula
+
+    def __call__(self, state: State, batch: Any, seed: Any) -> Any:
+        good = 0.0 if self.bad(int(state.step)) else 1.0
         pairs = {"loss": (2.0 * good, good), "gradient_norm": (3.0 * good, good), "skipped": (1 - good, 1.0)}
         metrics = {name: (np.float32(total), np.float32(weight)) for name, (total, weight) in pairs.items()}
         return State(state.step + 1, state.params, state.optimizer), metrics
 
-    return step
+    def cost(self, batch: Any) -> Cost:
+        large = 1 + int(batch["inputs"][0, 0]) % 2
+        return Cost(9e6 * large, 6e6 * large if self.formula else None, 500 * large)
 
 
 def _batches(start: int) -> Iterator[dict[str, Any]]:
@@ -52,6 +60,7 @@ def _run(
     bad: Callable[[int], bool] = lambda step: False,
     start: int = 0,
     stop: Callable[[], bool] = lambda: False,
+    formula: bool = True,
     **changes: Any,
 ) -> tuple[Saved, list[dict[str, Any]]]:
     usual = {"steps": 10, "logging.log_every": 4, "logging.checkpoint_every": 5}
@@ -61,7 +70,8 @@ def _run(
     try:
         evaluate = lambda state: {"loss": float(state.step)}  # noqa: E731
         arguments: Any = (evaluate, saved, writer, lambda: None, stop)
-        loop.train(config, state, _step(bad), _batches(start), lambda count: 0.5, *arguments)
+        step = Counting(bad, formula)
+        loop.train(config, state, step, 1e9, _batches(start), lambda state: float(state.step), *arguments)
     finally:
         path = workdir / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -76,6 +86,19 @@ def test_it_saves_at_intervals_and_at_the_end(tmp_path: Path) -> None:
     for line in lines:
         assert 0 <= line["data_share"] + line["device_share"] <= 1.001
         assert line["skipped"] == 0
+
+
+@pytest.mark.parametrize("formula", [True, False])
+def test_lines_say_what_a_step_costs(tmp_path: Path, formula: bool) -> None:
+    """Steps of 1, 2, 1, 2 times 9 (by the formula 6) million FLOPs, on devices of a thousand million a second."""
+    _, lines = _run(tmp_path, formula=formula, steps=4)
+    (line,) = lines
+    assert line["flops"] == 1.5 * 9e6
+    assert line.get("model_flops") == (1.5 * 6e6 if formula else None)
+    counted = 1.5 * (6e6 if formula else 9e6)
+    assert line["mfu"] == pytest.approx(counted / (line["seconds_per_step"] * 1e9), rel=1e-3, abs=1e-4)
+    assert line["memory_bytes"] == 1000
+    assert line["learning_rate"] == 4.0
 
 
 def test_it_saves_after_minutes(tmp_path: Path) -> None:
@@ -101,7 +124,7 @@ def test_too_many_in_a_row_end_the_run_with_the_batch(tmp_path: Path) -> None:
     sentence = (
         r"for 3 steps in a row, up to step 7 with examples 60 \(its batch is in '.*skipped_batch_7_process_0\.npz'\)"
     )
-    with pytest.raises(loop.Diverged, match=sentence):
+    with pytest.raises(meter.Diverged, match=sentence):
         _run(tmp_path, bad=lambda step: step >= 4, optimizer__max_skipped=3)
     dump = np.load(tmp_path / "skipped_batch_7_process_0.npz")
     np.testing.assert_array_equal(dump["inputs"], np.full((2, 3), 6))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, override
-from transformer.training.optim import SCHEDULES, make_optimizer, schedule
+from transformer.training.optim import RECENT, SCHEDULES, current_rate, is_spike, make_optimizer, schedule
 
 
 def _config(**changes: Any) -> Config:
@@ -87,3 +87,35 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
     for name in PARAMS:
         np.testing.assert_allclose(clipped[name], free[name] * 0.5 / norm, rtol=1e-4)
         np.testing.assert_allclose(loose[name], free[name], rtol=1e-6)
+
+
+def test_the_rate_is_that_of_the_last_update() -> None:
+    """Three updates; a step that was skipped leaves the state, and so the rate, as it was."""
+    config = _config(warmup_steps=10, learning_rate=0.01, max_spike=2.0, weight_decay=0.1)
+    optimizer = make_optimizer(config)
+    state, rates = optimizer.init(PARAMS), []
+    for _ in range(3):
+        rates.append(current_rate(config)(state))
+        state = optimizer.update(PARAMS, state, PARAMS)[1]
+    rates.append(current_rate(config)(state))
+    assert rates == pytest.approx([1e-3, 1e-3, 2e-3, 3e-3])
+
+
+def test_a_spike_is_told_by_the_mean_of_the_recent_norms() -> None:
+    """The mean of all norms at first, then a mean that forgets; against a loop over the numbers."""
+    optimizer = make_optimizer(_config(max_spike=3.0, clip_norm=0.1))  # clipping comes after
+    update = jax.jit(lambda grads, state: optimizer.update(grads, state, grads)[1])
+    spike = jax.jit(lambda state, norm: is_spike(state, norm, 3.0))
+    state, norms = optimizer.init({"x": jnp.zeros(2)}), np.random.default_rng(0).uniform(1, 9, RECENT + 20)
+    mean = 0.0
+    for number, norm in enumerate(norms, start=1):
+        state = update({"x": jnp.array([0.6, -0.8]) * norm}, state)
+        mean = float(np.mean(norms[:number])) if number <= RECENT else mean + (norm - mean) / RECENT
+        assert bool(spike(state, 3.01 * mean)) == (number >= RECENT)
+        assert not spike(state, 2.99 * mean)
+
+
+def test_without_the_key_the_state_is_that_of_older_checkpoints() -> None:
+    paths = jax.tree_util.tree_flatten_with_path(make_optimizer(_config()).init(PARAMS))[0]
+    assert len(paths) == 2 * len(PARAMS) + 2  # moments, Adam's count and the schedule's
+    assert len(jax.tree.leaves(make_optimizer(_config(max_spike=3.0)).init(PARAMS))) == len(paths) + 2

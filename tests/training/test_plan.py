@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.training.tiny import DECODER, MESHES, Made, on, tiny
 from transformer import describe
 from transformer.config import Config, UserError, load_file, override
+from transformer.training.collectives import collectives
 from transformer.training.plan import ACCELERATORS, Accelerator, longest_batch, make_plan, step_flops
 from transformer.training.sharding import make_layout
 
@@ -34,7 +36,7 @@ def test_flops_of_gpt2_are_those_that_nanogpt_counts(gpt2: Config, gpt2_shapes: 
 def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     """Eight devices of 1 TFLOP/s, two machines of four: data over both, fsdp inside one."""
     config, devices = describe.on_mesh(gpt2, "data=2,fsdp=4")
-    device = Accelerator(flops=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
+    device = Accelerator(flops=9e12, single=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
     assert (devices, config.mesh.strategy) == (8, "fsdp")
     assert found["parameters"] == 124_439_808
@@ -48,17 +50,71 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     assert found["data_bytes"] == pytest.approx(4 * held)
     assert found["tensor_bytes"] == 0
     assert found["collective_seconds"] == pytest.approx(found["fsdp_bytes"] / 1e9 + found["data_bytes"] / 1e8)
+    # Kept: 60 rows a device, of each layer 4 D, 4 H K, 2 F. Whole: the output table, its gradient, two layers.
+    kept = 12 * 60 * 1024 * 4 * (4 * 768 + 4 * 768 + 2 * 3072)
+    whole = 2 * 4 * 50_257 * 768 + 2 * 4 * (124_439_808 - 50_257 * 768) / 12
+    assert found["memory_bytes"] == pytest.approx(16 * held + whole + kept + 2 * 4 * 512 * 50_257)
     assert found["step_seconds"] == found["compute_seconds"]  # it hides the rest
     assert found["mfu"] == pytest.approx(0.5)
+    half = make_plan(override(config, {"model.dtype": "bfloat16"}), gpt2_shapes, make_layout(config, devices), device)
+    assert half.figures["compute_seconds"] == pytest.approx(found["compute_seconds"] / 9)
 
 
 def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     config, devices = describe.on_mesh(gpt2, "tensor=4")
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
     stream = 480 * 1024 * 768 * 4
+    # 50,257 pieces do not divide by 4: the table is whole, and nothing of the vocabulary is added up.
     assert found["tensor_bytes"] == pytest.approx(4 * 12 * stream * 2 * 3 / 4)
     waited = found["tensor_bytes"] / ACCELERATORS["h100"].near
     assert found["step_seconds"] == pytest.approx(found["compute_seconds"] + waited)
+
+
+def test_a_vocabulary_that_is_split_is_added_up(gpt2: Config) -> None:
+    """One all-reduce where its rows are looked up, one of the features' gradient."""
+    config, devices = describe.on_mesh(override(gpt2, {"model.vocab_size": 50_304}), "tensor=4")
+    found = make_plan(config, describe.shapes(config), make_layout(config, devices), ACCELERATORS["h100"]).figures
+    assert found["tensor_bytes"] == pytest.approx((4 * 12 + 2) * 480 * 1024 * 768 * 4 * 2 * 3 / 4)
+
+
+def test_layers_that_are_computed_again(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    """A third more for the layers, none for the logits; of each layer its input is kept, and one layer whole."""
+    config, devices = describe.on_mesh(override(gpt2, {"model.remat": "full"}), "tensor=4")
+    found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
+    layers = 291_648_307_200 - 2 * 1024 * 50_257 * 768
+    assert found["flops"] == pytest.approx(480 * (874_944_921_600 + layers))
+    stream = 480 * 1024 * 768 * 4
+    assert found["tensor_bytes"] == pytest.approx(6 * 12 * stream * 2 * 3 / 4)
+    kept = 12 * stream + 480 * 1024 * 4 * (4 * 768 + (4 * 768 + 2 * 3072) / 4)
+    held = found["state_bytes"] / 12
+    assert found["memory_bytes"] == pytest.approx(16 * held + kept + 2 * 4 * 512 * 50_257)
+
+
+def test_a_ring_leaves_a_machine_over_all_its_links(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
+    """Sixteen devices on machines of four: one ring over all of them crosses with four links; four rings, one each."""
+    device = Accelerator(flops=1e18, single=1e18, memory=1e10, near=1e9, far=1e8, machine=4)
+    seconds = {}
+    for mesh in ("data=16", "data=4,fsdp=4"):
+        config, devices = describe.on_mesh(override(gpt2, {"data.row_multiple": 16}), mesh)
+        figures = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
+        seconds[mesh] = figures["collective_seconds"] - figures["fsdp_bytes"] / 1e9, figures["data_bytes"]
+    assert seconds["data=16"][0] == pytest.approx(seconds["data=16"][1] / 4e8)
+    assert seconds["data=4,fsdp=4"][0] == pytest.approx(seconds["data=4,fsdp=4"][1] / 1e8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "most"), [("tensor 8", 1.5), ("fsdp 8", 1.4), ("data 8", 1.3)])
+def test_the_compiled_step_sends_what_the_plan_says(mesh: str, most: float) -> None:
+    """On CPUs XLA adds up the gradients of queries, keys and values one by one (6 all-reduces a layer, not 4), has no
+    reduce-scatter (twice its bytes), gathers unrolled layers once, and adds up both uses of a tied table."""
+    small = {"model.d_model": 64, "model.d_ff": 256, "model.vocab_size": 512, "model.num_layers": 2}
+    small |= {"data.max_len": 7, "data.buckets": (7,), "data.batch_tokens": 32 * 7}
+    config = on(tiny(**DECODER | small), **MESHES[mesh])
+    made = Made(config)
+    found = make_plan(config, made.shapes, made.layout, ACCELERATORS["h100"]).figures
+    said = found["fsdp_bytes"] + found["data_bytes"] + found["tensor_bytes"]
+    sent = sum(one.sent_bytes for one in collectives(made.compiled_text(), 8))
+    assert said <= sent <= most * said
 
 
 def test_accumulation_saves_memory_and_sends_more(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:

@@ -37,24 +37,98 @@ def _losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
-    """Rows over both processes, parameters split over the devices of each."""
-    config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
-    mesh = ["--config.mesh.strategy=fsdp", "--config.mesh.data=2", "--config.mesh.fsdp=2"]
-    join = [f"--coordinator=localhost:{_port()}", "--processes=2"]
-    running = [
-        _train(config, tmp_path / "two", 2, *mesh, *join, "--process=0"),
-        _train(config, tmp_path / "two", 2, *mesh, *join, "--process=1"),
-        _train(config, tmp_path / "one", 4, *mesh),
-    ]
+def _train_apart(config: Path, workdir: Path, processes: int, *more: str) -> "list[subprocess.Popen[str]]":
+    """Four devices in so many processes; rows over all of them, parameters split over pairs."""
+    mesh = ["--config.mesh.strategy=fsdp", "--config.mesh.data=2", "--config.mesh.fsdp=2", *more]
+    if processes == 1:
+        return [_train(config, workdir, 4, *mesh)]
+    join = [f"--coordinator=localhost:{_port()}", f"--processes={processes}"]
+    return [_train(config, workdir, 4 // processes, *mesh, *join, f"--process={index}") for index in range(processes)]
+
+
+def _finish(running: "list[subprocess.Popen[str]]") -> None:
     for process in running:
         said = process.communicate()[1]
         assert process.returncode == 0, said
+
+
+def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
+    config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
+    _finish([*_train_apart(config, tmp_path / "two", 2), *_train_apart(config, tmp_path / "one", 1)])
     assert len(_losses(tmp_path / "one")) == 2
     np.testing.assert_allclose(_losses(tmp_path / "two"), _losses(tmp_path / "one"), rtol=1e-6)
     two, one = kill.final(tmp_path / "two"), kill.final(tmp_path / "one")
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.long
+@pytest.mark.slow
+def test_fifty_steps_in_one_two_and_four_processes(tmp_path: Path) -> None:
+    """The loss of every step; `pytest -s` prints the largest relative differences."""
+    config = kill.make_config(tmp_path, steps=50, checkpoint_every=25)
+    every = ("--config.logging.log_every=1", "--config.optimizer.eps=1e-6")
+    for processes in (1, 2, 4):
+        _finish(_train_apart(config, tmp_path / str(processes), processes, *every))
+    alone = np.array(_losses(tmp_path / "1"))
+    assert len(alone) == 50
+    for processes in (2, 4):
+        apart = np.max(np.abs(np.array(_losses(tmp_path / str(processes))) / alone - 1))
+        print(f"{processes} processes x {4 // processes} devices against 1 x 4: {apart:.1e}")
+        assert apart <= 1e-5
+
+
+DAMAGED_FOR_ONE = """
+import sys, pathlib, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
+from transformer.training.checkpoint import Checkpoints
+from transformer.training.processes import join
+
+index = int(sys.argv[3])
+join(sys.argv[2], 2, index, 60)
+split = jax.sharding.NamedSharding(jax.make_mesh((2,), ("data",)), jax.sharding.PartitionSpec("data"))
+make = jax.jit(lambda step: {"kernel": jnp.arange(8.0) + step}, out_shardings={"kernel": split})
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3, owner=True)
+for step in (4, 8):
+    checkpoints.save(step, make(step), {})
+checkpoints.finish()
+whole = ocp.StandardCheckpointHandler.restore
+
+def restore(handler, folder, *more, **named):
+    if index == 1 and folder.parent.name == "8":
+        raise OSError("a sector of this machine's disk")
+    return whole(handler, folder, *more, **named)
+
+ocp.StandardCheckpointHandler.restore = restore
+like = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=split)}
+state = checkpoints.restore(like)
+checkpoints.set_aside_after(4)
+print([float(shard.data[0]) for shard in state["kernel"].addressable_shards], checkpoints.latest)
+checkpoints.close()
+"""
+
+
+@pytest.mark.slow
+def test_what_one_process_cannot_read_none_restores(tmp_path: Path) -> None:
+    """One would go on from step 8 and the other from step 4, or both wait for each other."""
+    address = f"localhost:{_port()}"
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", DAMAGED_FOR_ONE, str(tmp_path), address, str(index)],
+            cwd=kill.ROOT,
+            env=os.environ | {"XLA_FLAGS": ""},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in (0, 1)
+    ]
+    reasons = ("another process cannot read its share", "a sector of this machine's disk")
+    for index, process in enumerate(running):
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert out.splitlines()[-1] == f"[{4.0 + 4 * index}] 4"
+        assert f"is damaged ({reasons[index]}): it is left out for the one before" in said
+    assert (tmp_path / "damaged_checkpoints" / "8").is_dir()
 
 
 def test_a_process_that_never_joins_is_named() -> None:

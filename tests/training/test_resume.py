@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import random
+import resource
+import signal
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from transformer import train as verb
 from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, UserError, override
 from transformer.data.pairs import PairBatches
 from transformer.training.checkpoint import Checkpoints
-from transformer.training.loop import Diverged
+from transformer.training.meter import Diverged
 from transformer.training.writer import Writer
 
 
@@ -74,7 +78,7 @@ class Run:
     def lines(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what depends on the clock."""
         lines = [json.loads(line) for line in (self.workdir / "metrics.jsonl").read_text().splitlines()]
-        clock = ("tokens_per_second", "seconds_per_step", "data_share", "device_share")
+        clock = ("tokens_per_second", "seconds_per_step", "data_share", "device_share", "mfu")
         return [{key: value for key, value in line.items() if key not in clock} for line in lines]
 
 
@@ -246,6 +250,85 @@ def test_the_writer_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> N
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [5, 10, 15]
     assert lines[-1]["loss"] == 0.12345679
+
+
+def _crc32c(data: bytes) -> int:
+    """Castagnoli's polynomial bit by bit, then as TensorFlow masks it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _points(workdir: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of the one event file, every checksum looked at."""
+    (path,) = workdir.glob("*tfevents*")
+    data, at, points = path.read_bytes(), 0, []
+    while at < len(data):
+        length, check = struct.unpack_from("<QI", data, at)
+        event = data[at + 12 : at + 12 + length]
+        assert check == _crc32c(data[at : at + 8])
+        assert struct.unpack_from("<I", data, at + 12 + length)[0] == _crc32c(event)
+        read = Event.FromString(event)
+        points += [(value.tag, read.step, value.simple_value) for value in read.summary.value]
+        at += 16 + length
+    return points
+
+
+def _write(workdir: Path, at: int, steps: int, *lines: tuple[int, str, float]) -> None:
+    writer = Writer(workdir, at, steps, quiet=True)
+    for step, name, value in lines:
+        writer.write(step, **{name: value})
+    writer.close()
+
+
+def test_crc32c_of_the_test_is_the_standards() -> None:
+    unmasked = 0xE3069283  # of RFC 3720's polynomial, for "123456789"
+    assert _crc32c(b"123456789") == ((unmasked >> 15 | unmasked << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_tensorboard_has_each_point_once(tmp_path: Path) -> None:
+    """Killed after step 15 with the checkpoint of step 10, half a record behind; resumed; finished; evaluated again."""
+    _write(tmp_path, 0, 20, (5, "loss", 3.0), (10, "loss", 2.0), (10, "validation_loss", 2.5), (15, "loss", 99.0))
+    (path,) = tmp_path.glob("*tfevents*")
+    path.write_bytes(path.read_bytes() + b"\x40\0\0")
+    _write(tmp_path, 10, 20, (15, "loss", 1.5), (20, "loss", 1.0), (20, "validation_loss", 1.25))
+    _write(tmp_path, 20, 20, (20, "validation_loss", 1.25))
+    assert _points(tmp_path) == [
+        ("training/loss", 5, 3.0),
+        ("training/loss", 10, 2.0),
+        ("validation/loss", 10, 2.5),
+        ("training/loss", 15, 1.5),
+        ("training/loss", 20, 1.0),
+        ("validation/loss", 20, 1.25),
+    ]
+
+
+def test_a_full_disk_loses_lines_and_spoils_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A limit on the size of files stands for the disk: there is room for half a line."""
+    writer = Writer(tmp_path, 0, 20)
+    writer.write(5, loss=1.0)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "metrics.jsonl").stat().st_size + 9, hard))
+        writer.write(10, loss=0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert "step 10/20  its metrics could not be written to" in capsys.readouterr().err
+    writer.write(15, loss=0.25)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [5, 15]
+    assert [step for _, step, _ in _points(tmp_path)] == [5, 15]
+
+
+def test_only_the_first_process_writes(tmp_path: Path) -> None:
+    Writer(tmp_path, 0, 20, quiet=True, first=False).write(5, loss=1.0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

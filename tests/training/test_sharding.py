@@ -8,28 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny import DECODER, ROWS, Made, ragged, tiny, train
-from transformer.config import Config, UserError, override
+from tests.training.tiny import DECODER, MESHES, ROWS, Made, on, ragged, tiny, train
+from transformer.config import UserError, override
 from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
+from transformer.training.optim import RECENT, Norms
 from transformer.training.sharding import SHARDINGS, logical_axes, make_layout
-
-MESHES: dict[str, dict[str, Any]] = {
-    "data 2": {"data": 2},
-    "data 8": {"data": 8},
-    "fsdp 4": {"strategy": "fsdp", "data": 1, "fsdp": 4},
-    "fsdp 8": {"strategy": "fsdp", "data": 1, "fsdp": 8},
-    "fsdp 2 x 4": {"strategy": "fsdp", "data": 2, "fsdp": 4},
-    "tensor 2": {"strategy": "tensor", "data": 1, "tensor": 2},
-    "tensor 8": {"strategy": "tensor", "data": 1, "tensor": 8},
-    "tensor 2 x 4": {"strategy": "tensor", "data": 2, "tensor": 4},
-    "fsdp_tensor 2 x 2 x 2": {"strategy": "fsdp_tensor", "data": 2, "fsdp": 2, "tensor": 2},
-}
-
-
-def on(config: Config, **mesh: Any) -> Config:
-    return override(config, {f"mesh.{key}": value for key, value in mesh.items()})
-
+from transformer.training.step import State
 
 # --- The table
 
@@ -157,17 +142,42 @@ def test_a_row_has_its_mask_in_any_micro_batch(alone: np.ndarray) -> None:
 # --- Updates that are skipped
 
 
-def test_a_loss_that_is_no_number_skips_the_update() -> None:
-    made = Made(on(tiny(**DECODER), data=1))
-    state = made.create(np.uint32(0))
-    broken = state._replace(params=jax.tree.map(lambda x: x, state.params))
-    broken.params["params"]["embedder"]["table"] = state.params["params"]["embedder"]["table"].at[5, 0].set(jnp.inf)
-    before = jax.device_get((broken.params, broken.optimizer))
-    after, metrics = made.step(broken, ragged(0), np.uint32(0))
-    assert metrics["skipped"][0] == 1
-    assert not any(np.any(pair) for name, pair in jax.device_get(metrics).items() if name != "skipped")
+@pytest.fixture(scope="module")
+def guarded() -> Made:
+    return Made(on(tiny(**DECODER | {"optimizer.max_spike": 3.0}), data=1))
+
+
+def _skipped(made: Made, state: State) -> bool:
+    """Whether a step left all but its number as it was, and counted nothing."""
+    before = jax.device_get((state.params, state.optimizer))
+    after, metrics = made.step(state, made.layout.place(ragged(0)), np.uint32(0))
     assert int(after.step) == 1
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get((after.params, after.optimizer)))
+    same = jax.tree.map(np.array_equal, before, jax.device_get((after.params, after.optimizer)))
+    counted = any(np.any(pair) for name, pair in jax.device_get(metrics).items() if name != "skipped")
+    skipped = bool(metrics["skipped"][0])
+    assert counted != skipped
+    assert all(jax.tree.leaves(same)) == skipped
+    return skipped
+
+
+def test_a_loss_that_is_no_number_skips_the_update(guarded: Made) -> None:
+    state = guarded.create(np.uint32(0))
+    state.params["params"]["embedder"]["table"] = state.params["params"]["embedder"]["table"].at[5, 0].set(jnp.inf)
+    assert _skipped(guarded, state)
+
+
+def test_a_gradient_far_above_the_recent_ones_skips_the_update(guarded: Made) -> None:
+    first = guarded.create(np.uint32(0))
+    norm = guarded.step(first, guarded.layout.place(ragged(0)), np.uint32(0))[1]["gradient_norm"][0]
+
+    def after(seen: int, mean: Any) -> State:
+        made = guarded.create(np.uint32(0))
+        norms = Norms(jnp.float32(mean), jnp.int32(seen))
+        return made._replace(optimizer=(norms, *made.optimizer[1:]))
+
+    assert _skipped(guarded, after(RECENT, norm / 3.01))
+    assert not _skipped(guarded, after(RECENT, norm / 2.99))
+    assert not _skipped(guarded, after(RECENT - 1, norm / 100))
 
 
 # --- What is sent

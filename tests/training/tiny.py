@@ -1,5 +1,6 @@
 """A tiny translation model and ragged batches, for the tests of training and the programs that they start."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from transformer.config import Config, override
 from transformer.tasks import TASKS
 from transformer.training import sharding
 from transformer.training.optim import make_optimizer
+from transformer.training.plan import batch_flops
+from transformer.training.profiling import Program
 from transformer.training.step import State, make_init, make_train_step
 
 VOCABULARY = 24
@@ -56,6 +59,27 @@ def ragged(seed: int, rows: int = ROWS, length: int = 7, vocabulary: int = VOCAB
     return batch
 
 
+MESHES: dict[str, dict[str, Any]] = {
+    "data 2": {"data": 2},
+    "data 4": {"data": 4},
+    "data 8": {"data": 8},
+    "fsdp 2": {"strategy": "fsdp", "data": 1, "fsdp": 2},
+    "fsdp 4": {"strategy": "fsdp", "data": 1, "fsdp": 4},
+    "fsdp 8": {"strategy": "fsdp", "data": 1, "fsdp": 8},
+    "fsdp 2 x 4": {"strategy": "fsdp", "data": 2, "fsdp": 4},
+    "tensor 2": {"strategy": "tensor", "data": 1, "tensor": 2},
+    "tensor 4": {"strategy": "tensor", "data": 1, "tensor": 4},
+    "tensor 8": {"strategy": "tensor", "data": 1, "tensor": 8},
+    "tensor 2 x 4": {"strategy": "tensor", "data": 2, "tensor": 4},
+    "fsdp_tensor 1 x 2 x 2": {"strategy": "fsdp_tensor", "data": 1, "fsdp": 2, "tensor": 2},
+    "fsdp_tensor 2 x 2 x 2": {"strategy": "fsdp_tensor", "data": 2, "fsdp": 2, "tensor": 2},
+}
+
+
+def on(config: Config, **mesh: Any) -> Config:
+    return override(config, {f"mesh.{key}": value for key, value in mesh.items()})
+
+
 class Made:
     """A configuration's layout and compiled functions; nothing runs yet."""
 
@@ -64,12 +88,15 @@ class Made:
         self.task = TASKS[config.task](config, size)  # type: ignore[arg-type]
         self.layout, optimizer = sharding.make_layout(config), make_optimizer(config)
         self.create = make_init(self.task.init, optimizer, self.layout)
-        self.step = make_train_step(self.task.loss, optimizer, self.layout, config.mesh.accumulate)
+        spike = config.optimizer.max_spike
+        jitted = make_train_step(self.task.loss, optimizer, self.layout, config.mesh.accumulate, spike)
+        self.shapes = sharding.shapes(jax.eval_shape(self.create, np.uint32(0)).params["params"])
+        self.step = Program(jitted, self.layout.mesh.size, partial(batch_flops, config, self.shapes))
 
     def compiled_text(self) -> str:
         """The compiled step."""
         state = self.layout.abstract(jax.eval_shape(self.create, np.uint32(0)))
-        return self.step.lower(state, ragged(0), np.uint32(0)).compile().as_text()  # type: ignore[attr-defined]
+        return self.step.jitted.lower(state, ragged(0), np.uint32(0)).compile().as_text()
 
 
 def train(config: Config, steps: int, batch: Any = ragged) -> tuple[State, np.ndarray]:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -155,12 +155,15 @@ class Batches(abc.ABC):
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._local(*self._plan(epoch)[index])
 
-    def iterate(self, start: int, stop: int) -> grain.DatasetIterator[Batch]:
+    def iterate(
+        self, start: int, stop: int, place: Callable[[Batch], Any] = lambda batch: batch
+    ) -> grain.DatasetIterator[Any]:
         """The batches of steps start, ..., stop - 1, made ahead by one thread, which ends with the iterator.
 
+        The thread also calls `place`, which brings a batch to the devices: 0.15 ms, of steps that may take 5.
         `close()` ends it early. Its own state is not needed for resuming: the step is enough.
         """
-        steps = grain.MapDataset.range(start, stop).map(self.batch)
+        steps = grain.MapDataset.range(start, stop).map(self.batch).map(place)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
     def _local(self, width: int, rows: np.ndarray) -> Batch:

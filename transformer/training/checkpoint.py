@@ -17,7 +17,8 @@ from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
 from transformer.config import UserError
-from transformer.training.sharding import path_of
+from transformer.training.processes import every_process
+from transformer.training.sharding import path_of, shapes
 
 # What fails is raised, and said in a sentence here; Orbax logs it as well, with pages of traceback.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
@@ -41,14 +42,15 @@ class Checkpoints:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=owner,
         )
+        self.state_handler, self.checksums_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         try:
             self.manager = ocp.CheckpointManager(
                 (workdir / "checkpoints").absolute(),
                 options=options,
                 item_handlers={
-                    "state": ocp.StandardCheckpointHandler(),
+                    "state": self.state_handler,
                     "config": ocp.JsonCheckpointHandler(),
-                    "checksums": ocp.JsonCheckpointHandler(),
+                    "checksums": self.checksums_handler,
                 },
             )
         except OSError as error:
@@ -105,28 +107,33 @@ class Checkpoints:
             raise UserError(f"{str(self.workdir)!r} holds no checkpoint: train there first")
         reasons = []
         for number in steps:
-            try:
-                self._check_model(number, like)
-                return self._read(number, like)
-            except UserError:
-                raise
-            except Exception as error:  # whatever Orbax and its storage raise for what they cannot read
-                reasons.append(f"the checkpoint of step {number} in {str(self.workdir)!r} is damaged ({_first(error)})")
-                if number != steps[-1]:
-                    print(f"{reasons[-1]}: it is left out for the one before", file=sys.stderr, flush=True)
+            state, reason = self._read(number, like)
+            if reason is None:
+                return state
+            reasons.append(f"the checkpoint of step {number} in {str(self.workdir)!r} is damaged ({reason})")
+            if number != steps[-1]:
+                print(f"{reasons[-1]}: it is left out for the one before", file=sys.stderr, flush=True)
         raise UserError(f"{reasons[-1]}, and there is no whole one before it: delete the folder to begin anew")
 
-    def _read(self, step: int, like: Any) -> Any:
-        """The state of a step. Some exception: its files are damaged, or its numbers are not those that were saved."""
-        items = {"state": ocp.args.StandardRestore(like)}
-        if (self.manager.directory / str(step) / "checksums").exists():
-            items["checksums"] = ocp.args.JsonRestore()
-        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
-        found = jax.device_get(checksums(restored["state"]))
-        for name, value in restored.get("checksums", {}).items():
-            if value != found[name]:
-                raise ValueError(f"{name} has other numbers than were saved")
-        return restored["state"]
+    def _read(self, step: int, like: Any) -> tuple[Any, str | None]:
+        """The state of a step, or else why it cannot be had: a process cannot read its files, or its numbers are not
+        those that were saved. All processes give the same answer, though each reads its own share of the arrays; so
+        they read without Orbax's manager, in which those that could would wait for the one that could not."""
+        folder, state, sums, reason = self.manager.directory / str(step), None, {}, None
+        try:
+            self._check_model(step, like)
+            state = self.state_handler.restore(folder / "state", args=ocp.args.StandardRestore(like))
+            if (folder / "checksums").exists():
+                sums = self.checksums_handler.restore(folder / "checksums")
+        except UserError:
+            raise
+        except Exception as error:  # whatever Orbax and its storage raise for what they cannot read
+            reason = _first(error)
+        if not every_process(reason is None):
+            return None, reason or "another process cannot read its share"
+        found = jax.device_get(checksums(state))
+        wrong = [name for name, value in sums.items() if value != found.get(name)]
+        return state, f"{wrong[0]} has other numbers than were saved" if wrong else None
 
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which turned out damaged, to `damaged_checkpoints/`."""
@@ -184,7 +191,7 @@ class Checkpoints:
         found = self.manager.item_metadata(step)["state"]
         if found is None:
             raise ValueError("its list of arrays cannot be read")
-        theirs, ours = (_shapes(tree) for tree in (found, like))
+        theirs, ours = (shapes(tree) for tree in (found, like))
         for name in [*ours, *theirs]:
             if ours.get(name) != theirs.get(name):
                 raise UserError(
@@ -212,11 +219,6 @@ def checksums(tree: Any) -> dict[str, Array]:
 
 def _loss(metrics: dict[str, float]) -> float:
     return metrics["loss"]
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {path_of(path): tuple(leaf.shape) for path, leaf in flat}
 
 
 def _first(error: Exception) -> str:

@@ -1,11 +1,12 @@
 """Learning-rate schedules with warm-up, and the optimizer: SCHEDULES."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import Config
 
@@ -48,11 +49,52 @@ def schedule(config: Config) -> Schedule:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay on matrices, the schedule."""
+    """Clipping, Adam, decoupled weight decay on matrices, the schedule; and where spikes are skipped, the norms that
+    they are told by."""
     optimizer = config.optimizer
-    pieces = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    pieces = [_remember_norms()] if optimizer.max_spike else []
+    if optimizer.clip_norm:
+        pieces.append(optax.clip_by_global_norm(optimizer.clip_norm))
     pieces.append(optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps))
     if optimizer.weight_decay:
         matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
         pieces.append(optax.add_decayed_weights(optimizer.weight_decay, mask=matrices))
     return optax.chain(*pieces, optax.scale_by_learning_rate(schedule(config)))
+
+
+def current_rate(config: Config) -> Callable[[Any], float]:
+    """The learning rate of the last update, from the optimizer's state: steps that were skipped are no updates."""
+    rate = schedule(config)
+
+    def of(state: Any) -> float:
+        scheduled = lambda path, _: path[-1] == optax.tree_utils.NamedTupleKey("ScaleByScheduleState", "count")  # noqa: E731
+        return float(rate(max(int(optax.tree.get(state, "count", filtering=scheduled)) - 1, 0)))
+
+    return of
+
+
+RECENT = 50  # updates whose gradient norms say what is usual
+
+
+class Norms(NamedTuple):
+    """Of the gradients so far, before clipping, those aside whose updates were skipped."""
+
+    mean: Float[Array, ""]  # over all at first, then m + (norm - m) / RECENT
+    seen: Int[Array, ""]  # RECENT at most
+
+
+def _remember_norms() -> optax.GradientTransformation:
+    """Gradients as they are; its state is `Norms`."""
+
+    def update(grads: Any, norms: Norms, params: Any = None) -> tuple[Any, Norms]:
+        count = jnp.minimum(norms.seen + 1, RECENT)
+        return grads, Norms(norms.mean + (optax.tree.norm(grads) - norms.mean) / count, count)
+
+    return optax.GradientTransformation(lambda params: Norms(jnp.zeros(()), jnp.zeros((), jnp.int32)), update)
+
+
+def is_spike(state: Any, norm: Float[Array, ""], max_spike: float) -> Bool[Array, ""]:
+    """Whether a gradient is more than `max_spike` times as large as the mean of the recent ones, once there are
+    RECENT of them: at first gradients are large, and change fast. A function of the optimizer's state alone."""
+    norms = next(part for part in state if isinstance(part, Norms))
+    return (norms.seen == RECENT) & (norm > max_spike * norms.mean)

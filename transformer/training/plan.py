@@ -5,7 +5,9 @@ the vendors' data sheets, and EFFICIENCY is the one assumption.
 """
 
 import math
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from transformer.config import Config, UserError, head_width, parse_pattern
 from transformer.training.losses import CHUNK
@@ -14,6 +16,7 @@ from transformer.training.sharding import Layout
 
 class Accelerator(NamedTuple):
     flops: float  # a second, dense bfloat16 products
+    single: float  # and of float32 at JAX's default precision: TF32 on GPUs, rounded to bfloat16 on TPUs
     memory: float  # bytes
     near: float  # bytes a second that a device sends to devices of its machine (or of its torus)
     far: float  # and to those of other machines
@@ -21,12 +24,21 @@ class Accelerator(NamedTuple):
 
 
 ACCELERATORS = {
-    "a100": Accelerator(312e12, 80e9, 300e9, 25e9, 8),
-    "h100": Accelerator(989e12, 80e9, 450e9, 50e9, 8),
-    "h200": Accelerator(989e12, 141e9, 450e9, 50e9, 8),
-    "tpu-v4": Accelerator(275e12, 32e9, 150e9, 150e9, 4096),
-    "tpu-v5e": Accelerator(197e12, 16e9, 100e9, 100e9, 256),
-    "tpu-v5p": Accelerator(459e12, 95e9, 300e9, 300e9, 8960),
+    "a100": Accelerator(312e12, 156e12, 80e9, 300e9, 25e9, 8),
+    "h100": Accelerator(989e12, 494e12, 80e9, 450e9, 50e9, 8),
+    "h200": Accelerator(989e12, 494e12, 141e9, 450e9, 50e9, 8),
+    "tpu-v4": Accelerator(275e12, 275e12, 32e9, 150e9, 150e9, 4096),
+    "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 100e9, 100e9, 256),
+    "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 300e9, 300e9, 8960),
+}
+# As JAX names them. Those of lower clocks (H100 PCIe and NVL, GH200) are other devices.
+DEVICE_KINDS = {
+    r"NVIDIA A100.*": "a100",
+    r"NVIDIA H100 80GB HBM3": "h100",
+    r"NVIDIA H200": "h200",
+    r"TPU v4": "tpu-v4",
+    r"TPU v5 ?(lite|e)": "tpu-v5e",
+    r"TPU v5p?": "tpu-v5p",
 }
 # The share of the peak that products of this size reach, kernels and norms between them counted in.
 EFFICIENCY = 0.5
@@ -40,6 +52,16 @@ class Plan(NamedTuple):
     formulae: dict[str, str]
 
 
+def known_flops(device_kind: str, dtype: str) -> float | None:
+    """The peak of the data sheet for `jax.Device.device_kind`, FLOPs a second; None for a device that is not listed."""
+    names = [name for pattern, name in DEVICE_KINDS.items() if re.fullmatch(pattern, device_kind)]
+    return _peak(ACCELERATORS[names[0]], dtype) if names else None
+
+
+def _peak(accelerator: Accelerator, dtype: str) -> float:
+    return accelerator.flops if dtype == "bfloat16" else accelerator.single
+
+
 def longest_batch(config: Config) -> tuple[int, int]:
     """(length, rows) of a batch of the longest bucket in use."""
     length = min(width for width in config.data.buckets if width >= config.data.max_len)
@@ -51,13 +73,18 @@ def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, le
     """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder).
 
     2 a weight and position forward, twice that backward; attention 2 S (K + M) a query and head forward, S the keys
-    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up.
+    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up;
+    heads of classes, which read one vector a row, count nothing. UserError: the model is of another kind.
     """
     model, positions = config.model, rows * length
     if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
         raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")
-    matrices = sum(math.prod(shape) for path, shape in shapes.items() if path.endswith("kernel"))
-    output = 0 if model.num_classes else model.vocab_size * model.d_model
+    matrices = sum(
+        math.prod(shape)
+        for path, shape in shapes.items()
+        if path.endswith("kernel") and not path.startswith(("head/", "pooler/"))
+    )
+    output = 0 if model.num_classes else math.prod(output_shape(shapes))
     width = head_width(model)
     stacks = 2 if model.family == "encoder_decoder" else 1
     seen = 0
@@ -70,6 +97,20 @@ def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, le
     return 3.0 * positions * (2 * (matrices + output) + attention)
 
 
+def output_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """(V, D) of the table that gives the logits."""
+    return shapes.get("embedder/output_table", shapes["embedder/table"])
+
+
+def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mapping[str, Any]) -> float | None:
+    """`step_flops` of a batch as the model reads it; None for a model that it does not count."""
+    tokens = batch["targets"] if "targets" in batch else batch["inputs"]
+    try:
+        return step_flops(config, shapes, *tokens.shape[:2])
+    except UserError:
+        return None
+
+
 def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout, accelerator: Accelerator) -> Plan:
     """What a step of the longest bucket takes. UserError: the model is none that `step_flops` counts."""
     model, sizes = config.model, dict(layout.mesh.shape)
@@ -77,29 +118,41 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     length, rows = longest_batch(config)
     micro = rows // (data * fsdp * config.mesh.accumulate)  # rows that a device computes at once
     number = 2 if model.dtype == "bfloat16" else 4
+    peak = _peak(accelerator, model.dtype) * data * fsdp * tensor  # of all devices
     layers = model.num_layers * (2 if model.family == "encoder_decoder" else 1)
     crosses = model.num_layers if model.family == "encoder_decoder" else 0
 
+    scanned = model.scan_layers or model.remat == "full"  # weights are gathered again for the backward pass
+    again = model.remat == "full"
+    table = math.prod(output_shape(shapes))
+    split = 1 if "vocabulary" in layout.whole else tensor
+
     parameters = sum(math.prod(shape) for shape in shapes.values())
     held = sum(shard_size(layout, path, shape) for path, shape in shapes.items())
-    flops = step_flops(config, shapes, rows, length) * (4 / 3 if model.remat == "full" else 1)
-    compute = flops / (data * fsdp * tensor * accelerator.flops * EFFICIENCY)
+    once = step_flops(config, shapes, rows, length)
+    flops = once + (once - 6.0 * rows * length * table) / 3 if again else once
+    compute = flops / (peak * EFFICIENCY)
 
     stream = micro * length * model.d_model * number  # bytes of the residual stream of one device
     inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
     layer = 4 * stream + inner
-    kept = layers * stream + layer if model.remat == "full" else layers * layer + crosses * (2 * stream + inner / 2)
-    logits = 2 * FLOAT * max(CHUNK, micro) * model.vocab_size / tensor
-    memory = 4 * FLOAT * held + kept + logits
+    kept = layers * stream + layer if again else layers * layer + crosses * (2 * stream + inner / 2)
+    logits = 2 * FLOAT * max(CHUNK, micro) * output_shape(shapes)[0] / split
+    tables, each = FLOAT * table / split, FLOAT * (parameters - table) / tensor
+    gathered = (2 * tables + 2 * each / layers if scanned else 2 * tables + each) if fsdp > 1 else 0.0
+    memory = 4 * FLOAT * held + gathered + kept + logits
 
-    tables = FLOAT * parameters / tensor
-    gathers = config.mesh.accumulate * 3 * tables * (fsdp - 1) / fsdp
+    gathers = config.mesh.accumulate * 3 * FLOAT * parameters / tensor * (fsdp - 1) / fsdp
     reduces = config.mesh.accumulate * 2 * FLOAT * held * (data - 1) / data
-    sums = config.mesh.accumulate * (4 * layers + 2 * crosses) * stream * 2 * (tensor - 1) / tensor
+    streams = (6 if again else 4) * layers + (3 if again else 2) * crosses + (2 + bool(crosses)) * (split > 1)
+    sums = config.mesh.accumulate * streams * stream * 2 * (tensor - 1) / tensor
 
     def link(axis_size: int, inside: int) -> float:
-        """Of an axis whose neighbours are `inside` devices apart: all of it in one machine, or not."""
-        return accelerator.near if axis_size * inside <= accelerator.machine else accelerator.far
+        """Of an axis whose neighbours are `inside` devices apart. A ring that leaves a machine enters it once, over
+        the links of all its devices in the machine."""
+        if axis_size * inside <= accelerator.machine:
+            return accelerator.near
+        return min(accelerator.near, accelerator.far * max(1, accelerator.machine // inside))
 
     hidden = gathers / link(fsdp, tensor) + reduces / link(data, tensor * fsdp)
     waited = sums / link(tensor, 1)
@@ -115,22 +168,24 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
         "collective_seconds": hidden + waited,
         "step_seconds": seconds,
         "tokens_per_second": rows * length / seconds,
-        "mfu": flops * (3 / 4 if model.remat == "full" else 1) / (seconds * data * fsdp * tensor * accelerator.flops),
+        "mfu": once / (seconds * peak),
         "state_bytes": 3 * FLOAT * held,
         "memory_bytes": memory,
         "memory_share": memory / accelerator.memory,
     }
     formulae = {
-        "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), 4/3 of it with remat=full",
-        "compute_seconds": f"flops / (devices · peak · {EFFICIENCY})",
+        "flops": "3 · tokens · (2 · weights + 2 H (K + M) · keys seen), and the layers' third again with remat=full",
+        "compute_seconds": f"flops / (devices · peak of model.dtype · {EFFICIENCY})",
         "fsdp_bytes": "micro-batches · 3 · 4 B · parameters / tensor · (fsdp - 1) / fsdp: 2 gathers, 1 reduce-scatter",
         "data_bytes": "micro-batches · 2 · 4 B · parameters held · (data - 1) / data: one all-reduce of the gradient",
-        "tensor_bytes": "micro-batches · (4 layers + 2 cross) all-reduces of the residual stream",
+        "tensor_bytes": "micro-batches · 2 (tensor - 1) / tensor · residual stream · (4 layers + 2 cross, 6 and 3 with "
+        "remat=full, + 2 or 3 of a split vocabulary)",
         "collective_seconds": "bytes / bandwidth of the link that the axis lies on",
         "step_seconds": "max(compute, fsdp + data) + tensor: what gathers and reduces weights overlaps with computing",
         "mfu": "flops without remat / (step_seconds · devices · peak)",
         "state_bytes": "4 B · 3 · parameters held: weights and Adam's two moments",
-        "memory_bytes": "state, gradient, layers · (4 D + (4 H K + 2 F) / tensor) · positions, logits of a slice",
+        "memory_bytes": "state, gradient, layers · (4 D + (4 H K + 2 F) / tensor) · positions, logits of a slice; with "
+        "fsdp the output table, its gradient and 2 layers whole (all of them without scan_layers); no scores",
     }
     return Plan(figures, formulae)
 

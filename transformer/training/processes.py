@@ -39,7 +39,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, seconds:
     try:
         jax.distributed.initialize(coordinator, count, index, initialization_timeout=seconds)
     except (RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"the processes of the run cannot be brought together ({reason}): give --coordinator, --processes and "
             "--process"
@@ -132,3 +132,8 @@ def any_process(step: int, *flags: bool) -> tuple[bool, ...]:
     if step % AGREE_EVERY:
         return (False,) * len(flags)
     return tuple(bool(flag) for flag in multihost_utils.process_allgather(np.asarray(flags)).any(axis=0))
+
+
+def every_process(flag: bool) -> bool:
+    """Whether it is true in all of them."""
+    return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).all())

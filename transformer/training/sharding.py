@@ -130,6 +130,11 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
+def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Path -> shape of each array."""
+    return {path_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
 def row_shards() -> int:
     """Over how many shares the rows of a batch are split, in the step that is being traced."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -12,6 +12,7 @@ from jaxtyping import Array, Int
 
 from transformer.training import losses
 from transformer.training.losses import Pair
+from transformer.training.optim import is_spike
 from transformer.training.sharding import ROW_AXES, Layout
 
 Batch = Mapping[str, Any]
@@ -43,13 +44,14 @@ def make_init(
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1
+    loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1, max_spike: float = 0.0
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, Pair]]]:
     """One optimizer step over a batch, or over its `accumulate` micro-batches one after another.
 
     The loss is a sum over the whole batch divided once by its weight, so it depends on neither the devices nor the
     micro-batches; and a row has the same dropout mask wherever it is computed. Where the loss or the gradient is not
-    finite, parameters and optimizer stay as they are, all metrics count nothing, and "skipped" is 1.
+    finite, or the gradient a spike (`optim.is_spike`; `max_spike` above 0), parameters and optimizer stay as they are,
+    all metrics count nothing, and "skipped" is 1.
     """
 
     def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
@@ -88,13 +90,15 @@ def make_train_step(
             grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
             norm = optax.tree.norm(grads)
             updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-            finite = jnp.isfinite(total) & jnp.isfinite(norm)
+            good = jnp.isfinite(total) & jnp.isfinite(norm)
+            if max_spike:
+                good &= ~is_spike(state.optimizer, norm, max_spike)
             new = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
             old = state._replace(step=state.step + 1)
-            state = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, old)
+            state = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
             metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
-            metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0), metrics)
-            metrics["skipped"] = (1 - finite.astype(jnp.float32), jnp.ones(()))
+            metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics)
+            metrics["skipped"] = (1 - good.astype(jnp.float32), jnp.ones(()))
             return lax.with_sharding_constraint((state, metrics), (layout.shardings(state), layout.replicated))
 
     # The state comes and goes as it was created or restored.

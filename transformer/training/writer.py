@@ -1,38 +1,51 @@
-"""What a run says: metrics.jsonl, and a progress bar on a terminal or plain lines elsewhere."""
+"""What a run says: metrics.jsonl, TensorBoard's events, and a progress bar on a terminal or plain lines elsewhere."""
 
 import json
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from transformer.training.events import Events, append, tag_of
+
 
 class Writer:
-    """Appends one JSON object a line to `metrics.jsonl`. Lines after `step` (of a run that was cut off) are dropped.
+    """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard's events. Those after
+    `step` (of a run that was cut off) are dropped.
 
     Of several processes only the first writes and speaks (`first`)."""
 
     def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False, first: bool = True):
         self.path, self.first = workdir / "metrics.jsonl", first
         quiet = quiet or not first
+
+        def keep(at: int | float, names: Collection[str]) -> bool:
+            again = at == steps and ("validation_loss" in names or tag_of("validation_loss") in names)
+            return at <= step and not again  # a finished run is only evaluated again
+
         if first and self.path.exists():
-            kept = [line for line in self.path.read_text().splitlines() if _step(line) <= step]
-            if step == steps:  # a finished run is only evaluated again
-                kept = [line for line in kept if _step(line) < step or "validation_loss" not in line]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            lines = self.path.read_text().splitlines()
+            self.path.write_text("".join(line + "\n" for line in lines if keep(_step(line), line)))
+        if first:
+            self.events = Events(workdir, keep)
         self.steps, self.quiet, self.began = steps, quiet, time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and not quiet:
             self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def write(self, step: int, **metrics: Any) -> None:
+        """A line of metrics. Where it cannot be written (a full disk), that is said, and training goes on."""
         if not self.first:
             return
         line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        try:
+            append(self.path, (json.dumps(line) + "\n").encode())
+            self.events.write(step, {tag_of(key): float(value) for key, value in metrics.items()})
+        except OSError as error:
+            self.show(step, f"its metrics could not be written to {str(self.path.parent)!r} ({error.strerror})")
 
     def show(self, step: int, message: str) -> None:
         """A line that stays."""

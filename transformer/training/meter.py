@@ -1,0 +1,129 @@
+"""What the steps between two lines of metrics.jsonl gave, took and cost."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.config import OptimizerConfig
+from transformer.training import losses
+from transformer.training.profiling import Cost, memory_in_use
+
+
+class Diverged(Exception):
+    """Update after update was skipped, because the loss or its gradient was no number, or a spike."""
+
+
+class Meter:
+    """Adds up the metrics of the steps between two lines, and says where their time went.
+
+    `data_share` is the share of the time that the host waited for a batch, `device_share` that it dispatched a step (a
+    CPU computes meanwhile) or waited for the metrics of the one before; what is left is writing and saving.
+    `cost` is what a batch's step costs, `peak` the FLOPs a second of all devices together.
+    """
+
+    def __init__(self, optimizer: OptimizerConfig, workdir: Path, cost: Callable[[Any], Cost], peak: float):
+        self.optimizer, self.workdir, self.cost, self.peak = optimizer, workdir, cost, peak
+        self.pending: tuple[int, Any, Any] | None = None
+        self.skipped_in_a_row = 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new line."""
+        self.metrics: list[dict[str, Any]] = []
+        self.costs: list[Cost] = []
+        self.data = self.device = 0.0
+        self.began = time.monotonic()
+
+    def waiting(self, batches: Iterator[Any]) -> Any:
+        """The next batch."""
+        began = time.monotonic()
+        batch = next(batches)
+        self.data += time.monotonic() - began
+        return batch
+
+    def running(self, train_step: Callable[..., Any], *arguments: Any) -> Any:
+        """What the step returns, which may not have been computed yet."""
+        began = time.monotonic()
+        returned = train_step(*arguments)
+        self.device += time.monotonic() - began
+        return returned
+
+    def dispatched(self, step: int, batch: Any, metrics: Any) -> None:
+        self.pending = (step, batch, metrics)
+
+    def settle(self) -> None:
+        """Waits for the pending step. Diverged: it is one of too many in a row that were skipped."""
+        if self.pending is None:
+            return
+        (step, batch, metrics), self.pending = self.pending, None
+        began = time.monotonic()
+        fetched = jax.device_get(metrics)
+        self.device += time.monotonic() - began
+        self.metrics.append(fetched)
+        self.costs.append(self.cost(batch))
+        self.skipped_in_a_row = self.skipped_in_a_row + 1 if fetched["skipped"][0] else 0
+        if self.skipped_in_a_row >= self.optimizer.max_skipped:
+            spike = self.optimizer.max_spike
+            large = f", or the gradient above {spike:g} times the recent ones" if spike else ""
+            raise Diverged(
+                f"the loss or its gradient was no finite number{large} for {self.skipped_in_a_row} steps in a row, up "
+                f"to step {step}{_examples(batch)} (its batch is in {str(self._dump(step, batch))!r}): lower "
+                "optimizer.learning_rate, or warm up longer with optimizer.warmup_steps"
+            )
+
+    def _dump(self, step: int, batch: Any) -> Path:
+        path = self.workdir / f"skipped_batch_{step}_process_{jax.process_index()}.npz"
+        arrays: Any = {key: _local(value) for key, value in batch.items()}
+        np.savez(path, **arrays)
+        return path
+
+    def line(self) -> dict[str, float]:
+        """The means since the last line, and begins a new one."""
+        summed = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *self.metrics)
+        skipped = int(summed.pop("skipped")[0])
+        seconds = time.monotonic() - self.began
+        line = (
+            losses.means(summed)
+            | self._costs(seconds)
+            | {
+                "skipped": skipped,
+                "tokens_per_second": round(float(summed["loss"][1]) / seconds, 1),
+                "seconds_per_step": seconds / len(self.metrics),
+                "data_share": round(self.data / seconds, 4),
+                "device_share": round(self.device / seconds, 4),
+            }
+        )
+        self.restart()
+        return line
+
+    def _costs(self, seconds: float) -> dict[str, float]:
+        """FLOPs of a step, memory, and the share of the peak that is used: "model FLOPs utilization" (Chowdhery et al.
+        2022, "PaLM", appendix B), or where no formula is known, by what the compiled program counts."""
+        steps = len(self.costs)
+        known = [cost.model_flops for cost in self.costs if cost.model_flops is not None]
+        line = {"flops": sum(cost.flops for cost in self.costs) / steps}
+        if len(known) == steps:
+            line["model_flops"] = sum(known) / steps
+        line["mfu"] = round(line.get("model_flops", line["flops"]) * steps / (seconds * self.peak), 4)
+        line["memory_bytes"] = memory_in_use() or max(cost.memory_bytes for cost in self.costs)
+        return line
+
+
+def _local(array: Any) -> np.ndarray:
+    """This process's rows of an array of a batch."""
+    if not isinstance(array, jax.Array):
+        return np.asarray(array)
+    rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}
+    return np.concatenate([rows[start] for start in sorted(rows)])
+
+
+def _examples(batch: Any) -> str:
+    """The examples of a batch, where its rows know theirs."""
+    if "example_ids" not in batch:
+        return ""
+    known = [int(i) for i in _local(batch["example_ids"]) if i >= 0]
+    return f" with examples {', '.join(map(str, known[:8]))}{', ...' if len(known) > 8 else ''}"
