@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.statistics import Difference, holm, paired_difference
+from experiments.statistics import Difference, paired_difference
 from transformer.config import UserError
 
 TIMES = ("train_seconds", "seconds_per_step")
@@ -140,12 +140,6 @@ def factors(sweep: Sweep, metric: str) -> dict[str, Difference]:
                 b = [sum(values[seed] for _, values in pairs) / len(pairs) for seed in seeds]
                 found[f"{name} instead of {base[place]}"] = paired_difference(a, b, metric)
     return found
-
-
-def adjusted(found: dict[str, Difference]) -> dict[str, float]:
-    """Holm's p over the comparisons that have one."""
-    known = {name: d.p for name, d in found.items() if d.p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 # --- CSV
