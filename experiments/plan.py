@@ -1,16 +1,16 @@
 """What a sweep would do and cost, from a few timed steps of each variant; nothing of it is kept."""
 
 import dataclasses
-import json
 import math
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments import workers
+from experiments.budgets import step_flops
+from experiments.results import outcome
 from experiments.single import Run
 
 STEPS = 40  # of a pilot run; the first lines of them compile
@@ -48,8 +48,9 @@ class Expected:
 
     variant: str
     difference: dict[str, Any]
+    steps: int
     parameters: int
-    flops: float  # of the training of one run: 6 a parameter and position (Kaplan et al. 2020), attention left out
+    flops: float  # of the training of one run, by `budgets.step_flops`
     seconds: float  # of all its seeds
     bytes: int  # most memory of a process
 
@@ -65,29 +66,28 @@ class _Quiet:
     def tick(self, running: Sequence[Any]) -> None: ...
 
 
-def expect(runs: Sequence[Run], jobs: int) -> list[Expected]:
-    """What `runs` would cost: each variant is piloted twice, `jobs` at a time as the runs would be."""
-    by_variant: dict[str, list[Run]] = {}
+Pilots = dict[str, tuple[dict[str, Any], dict[str, Any]]]  # variant -> what its first and its second pilot measured
+
+
+def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> Pilots:
+    """Pilots each variant twice, as the runs would be: `execute` does tasks. What fails is said, and left out."""
+    first: dict[str, Run] = {}
     for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    with tempfile.TemporaryDirectory() as folder:
-        pilots = [
-            Pilot(_short(own[0], seed, Path(folder) / variant / str(seed)), f"pilot of {variant}")
-            for seed in SEEDS
-            for variant, own in by_variant.items()
-        ]
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        for group in (pilots[: len(by_variant)], pilots[len(by_variant) :]):  # all firsts before the seconds
-            workers.run_all(group, jobs, _Quiet())
-        for pilot in pilots:
-            path = pilot.folder / "result.json"
-            if path.exists():
-                found[pilot.short.variant, pilot.short.seed] = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        _expected(own, *(found[variant, seed] for seed in SEEDS))
-        for variant, own in by_variant.items()
-        if all((variant, seed) in found for seed in SEEDS)
-    ]
+        first.setdefault(run.variant, run)
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in first}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
+        for seed in SEEDS:  # all firsts before the seconds
+            tasks = [
+                Pilot(_short(run, seed, Path(place) / run.variant / str(seed)), f"pilot of {run.variant}")
+                for run in first.values()
+            ]
+            execute(tasks, _Quiet())
+            for task in tasks:
+                result, _ = outcome(task.folder, ("seconds_per_step",))
+                if result is not None:
+                    found[task.short.variant].append(result)
+    return {variant: (own[0], own[1]) for variant, own in found.items() if len(own) == len(SEEDS)}
 
 
 def _short(run: Run, seed: int, folder: Path) -> Run:
@@ -99,24 +99,33 @@ def _short(run: Run, seed: int, folder: Path) -> Run:
     return dataclasses.replace(run, seed=seed, config=config, folder=folder)
 
 
+def expect(runs: Sequence[Run], pilots: Pilots) -> list[Expected]:
+    """What the runs would cost, of each variant that was piloted."""
+    by_variant: dict[str, list[Run]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run)
+    return [_expected(own, *pilots[variant]) for variant, own in by_variant.items() if variant in pilots]
+
+
 def _expected(own: Sequence[Run], cold: dict[str, Any], warm: dict[str, Any]) -> Expected:
     config = own[0].config
     each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"]
     seconds = cold["around"] + (len(own) - 1) * warm["around"] + len(own) * each
-    flops = 6.0 * warm["parameters"] * config.data.batch_tokens * config.steps
+    flops = config.steps * step_flops(config)
     memory = max(cold["bytes"], warm["bytes"])
-    return Expected(own[0].variant, own[0].difference, warm["parameters"], flops, seconds, memory)
+    return Expected(own[0].variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory)
 
 
 def table(expected: Sequence[Expected], runs: int, jobs: int) -> str:
     """The plan as people read it."""
     width = max([len(row.variant) for row in expected] + [len("variant")])
-    lines = [f"{'variant':{width}}  {'parameters':>12}  {'GFLOP a run':>12}  {'minutes':>8}  {'MiB':>6}  differs in"]
+    header = f"{'variant':{width}}  {'steps':>7}  {'parameters':>12}  {'GFLOP a run':>12}  {'minutes':>8}  {'MiB':>6}"
+    lines = [f"{header}  differs in"]
     for row in expected:
         differs = ", ".join(f"{key}={value}" for key, value in row.difference.items()) or "nothing"
         lines.append(
-            f"{row.variant:{width}}  {row.parameters:12,}  {row.flops / 1e9:12,.0f}  {row.seconds / 60:8.1f}  "
-            f"{row.bytes / 2**20:6,.0f}  {differs}"
+            f"{row.variant:{width}}  {row.steps:7,}  {row.parameters:12,}  {row.flops / 1e9:12,.0f}  "
+            f"{row.seconds / 60:8.1f}  {row.bytes / 2**20:6,.0f}  {differs}"
         )
     longest = max((row.seconds for row in expected), default=0.0)
     wall = max(sum(row.seconds for row in expected) / jobs, longest / math.ceil(runs / max(len(expected), 1)))

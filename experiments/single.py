@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.budgets import step_flops
 from experiments.definitions import FOLDER, load
 from transformer.config import Config, UserError, to_dict
 
@@ -71,6 +72,7 @@ class Run:
             "seed": self.seed,
             **measured,
             "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
+            "flops": self.config.steps * step_flops(self.config),  # of the training
             "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(trained.params))),
             "seconds_per_step": statistics.median(steps) if steps else None,
             "train_seconds": trained_after,

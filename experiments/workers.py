@@ -58,6 +58,26 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def perform(task: Any) -> tuple[str, Any]:
+    """Does a task in this process, whoever started it; what it prints goes to log.txt.
+
+    Leaves result.json or error.txt in its folder, and returns ("finished", result) or ("failed", one line).
+    """
+    task.folder.mkdir(parents=True, exist_ok=True)
+    error = task.folder / "error.txt"
+    with _output_to(task.folder / "log.txt"):
+        try:
+            error.unlink(missing_ok=True)
+            began = time.time()
+            result = task.run() | {"began": round(began), "ended": round(time.time())}
+            write_json(task.folder / "result.json", result)
+            return "finished", result
+        except Exception as reason:
+            traceback.print_exc()
+            error.write_text(_one_line(reason) + "\n", encoding="utf-8")
+            return "failed", _one_line(reason)
+
+
 def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
     """Does all tasks, `jobs` at a time, each of the processes on its own share of the cores.
 
@@ -85,11 +105,11 @@ def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
                 except (EOFError, OSError):
                     worker.process.join()
                     kind, value = "failed", _death(worker.process.exitcode, task.folder / "log.txt")
+                    (task.folder / "error.txt").write_text(value + "\n", encoding="utf-8")
                     workers[place] = None
                 if kind == "finished":
                     watcher.finished(task, value)
                 else:
-                    (task.folder / "error.txt").write_text(value + "\n", encoding="utf-8")
                     watcher.failed(task, value)
             watcher.tick([worker.task for worker in workers if worker is not None and worker.task])
     finally:
@@ -140,16 +160,7 @@ def _serve(pipe: Connection, cores: list[int]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        with _output_to(task.folder / "log.txt"):
-            try:
-                (task.folder / "error.txt").unlink(missing_ok=True)
-                began = time.time()
-                result = task.run() | {"began": round(began), "ended": round(time.time())}
-                write_json(task.folder / "result.json", result)
-                answer: tuple[str, Any] = ("finished", result)
-            except Exception as error:
-                traceback.print_exc()
-                answer = ("failed", _one_line(error))
+        answer = perform(task)
         try:
             pipe.send(answer)
         except OSError:  # the parent is gone; what is finished is on disk
@@ -191,6 +202,13 @@ def _death(code: int | None, log: Path) -> str:
             why += ", as the system does when memory runs out"
     else:
         why = f"its process ended with exit code {code}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"{why}; the last line of its log is: {last[-200:]}" if last else why
+    return last_words(why, log)
+
+
+def last_words(why: str, *logs: Path) -> str:
+    """The reason, with the last line of the first of the logs that has one."""
+    for log in logs:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        if last := next((line.strip() for line in reversed(lines) if line.strip()), ""):
+            return f"{why}; the last line of its log is: {last[-200:]}"
+    return why

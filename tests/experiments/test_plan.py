@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from experiments import plan, run
+from experiments.budgets import step_flops
 from experiments.single import Run
 from transformer.config import Config, override
 
@@ -22,12 +23,12 @@ def test_seeds_after_the_first_find_its_programs() -> None:
     warm = {"around": 3.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "parameters": 50, "bytes": 200}
     found = plan._expected(runs(4), cold, warm)
     assert found.seconds == 10 + 3 * 3 + 4 * (200 * 0.5 + 7)
-    assert found.flops == 6 * 50 * 1000 * 200
+    assert found.flops == 200 * step_flops(runs(1)[0].config)
     assert (found.variant, found.bytes, found.parameters) == ("wide", 300, 50)
 
 
 def test_wall_time_is_shared_by_the_jobs_but_a_run_is_not() -> None:
-    rows = [plan.Expected("a", {}, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 1, 1e9, 60.0, 2**20)]
+    rows = [plan.Expected("a", {}, 9, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 9, 1, 1e9, 60.0, 2**20)]
     assert "6 runs, 2 at a time: about 5.5 minutes" in plan.table(rows, 6, 2)
     assert "6 runs, 64 at a time: about 3.3 minutes" in plan.table(rows, 6, 64)
     assert "differs in" in plan.table(rows, 6, 2)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import report
+from experiments import report, words
 from experiments.measures import Metric
 from experiments.render import Bullets, Heading, Paragraph, Table, markdown, page
 from experiments.results import compare, factors, read
@@ -40,7 +40,7 @@ def _write(workdir: Path, values: dict[str, list[float | None]], seeds: int = 3,
             folder.mkdir(parents=True)
             result = {"seed": seed, "metrics": {"test/exact_match": score}, "curve": [[1, 2.0], [2, 1.0]],
                       "parameters": 10, "train_seconds": 3.0, "seconds_per_step": 0.1, "commit": "abc", "cores": 1,
-                      "fingerprint": "f"} | more  # fmt: skip
+                      "fingerprint": "f", "config": to_dict(Config())} | more  # fmt: skip
             (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -63,7 +63,7 @@ def test_the_answer_follows_from_the_numbers(tmp_path: Path) -> None:
     assert "a-y (0.0 points [−2.5, +2.5])" in none
     assert "b-y" in none
     assert "reached 92.0 % (95 % interval [85.4, 98.6], 3 seeds)" in text
-    assert "| a-x (the paper's) | 92.0 [85.4, 98.6] | 3 |" in text
+    assert "| a-x (reference) | 92.0 [85.4, 98.6] | 3 |" in text
     averaged = said.split("Averaged over all else: ")[1]
     assert averaged.startswith("b instead of a −")
     assert "y instead of x +" in averaged
@@ -186,10 +186,10 @@ def test_text_is_escaped() -> None:
 
 def test_numbers_read_as_numbers() -> None:
     percent = Metric("exact match", "%", 100.0, 1)
-    assert report.number(-0.0001, percent, True) == "0.0"
-    assert report.number(-0.021, percent, True) == "−2.1"
-    assert report.number(0.021, percent, True) == "+2.1"
-    assert report.interval(None, None, percent) == ""
+    assert words.number(-0.0001, percent, True) == "0.0"
+    assert words.number(-0.021, percent, True) == "−2.1"
+    assert words.number(0.021, percent, True) == "+2.1"
+    assert words.interval(None, None, percent) == ""
 
 
 def test_styles_keep_colour_and_line_apart() -> None:
@@ -218,7 +218,7 @@ def test_cost_is_told_from_where_it_pays() -> None:
         for kind, column in times.items()
         for length, ms in zip((128, 256, 512), column, strict=True)
     ]
-    assert report.cost_words(rows) == [
+    assert words.cost_words(rows) == [
         "band: faster than “dense” from length 256 on, 4.0 times as fast at 512.",
         "mask: no faster than “dense” (1.0 times as fast at 512).",
         "late: faster than “dense” from length 512 on, 2.0 times as fast at 512.",
