@@ -14,22 +14,28 @@ BUDGETS = {
 }
 
 
-def step_flops(config: Config) -> float:
+def step_flops(config: Config, shapes: Mapping[str, tuple[int, ...]] | None = None) -> float:
     """FLOPs of one training step on a batch of the longest bucket, by `training.plan`'s formula.
 
     Models that it does not count (recurrent ones, images, series) get 6 a parameter and position (Kaplan et al. 2020).
+
+    Args:
+        config: of the run.
+        shapes: path -> shape of every parameter; found by abstract evaluation, a second, where it is left out.
     """
-    from transformer.describe import shapes
     from transformer.training import plan
 
     if not config.model.vocab_size:  # only training will know it; at most so many
         config = override(config, {"model.vocab_size": config.data.vocab_size})
-    found = shapes(config)
+    if shapes is None:
+        from transformer.describe import shapes as evaluated
+
+        shapes = evaluated(config)
     length, rows = plan.longest_batch(config)
     try:
-        return plan.step_flops(config, found, rows, length)
+        return plan.step_flops(config, dict(shapes), rows, length)
     except UserError:
-        return 6.0 * sum(math.prod(shape) for shape in found.values()) * config.data.batch_tokens
+        return 6.0 * sum(math.prod(shape) for shape in shapes.values()) * config.data.batch_tokens
 
 
 def equalise(

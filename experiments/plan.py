@@ -5,13 +5,15 @@ import math
 import resource
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.budgets import step_flops
+from experiments.definitions import load
 from experiments.results import outcome
 from experiments.single import Run
+from transformer.config import UserError
 
 STEPS = 40  # of a pilot run; the first lines of them compile
 SEEDS = (101, 102)  # the second finds the programs that the first has compiled, as all but the first seed of a sweep do
@@ -22,6 +24,7 @@ class Pilot:
     """A short run of one variant, trained and measured as a whole one is."""
 
     short: Run
+    validates: bool  # the whole run evaluates while it trains
     name: str
 
     @property
@@ -30,16 +33,36 @@ class Pilot:
 
     def run(self) -> dict[str, Any]:
         result = self.short.run()
-        steps = min(STEPS, self.short.config.steps)
+        steps = self.short.config.steps
         return {
             "variant": self.short.variant,
             "seed": self.short.seed,
             "parameters": result["parameters"],
+            "flops": result["flops"] / steps,
             "seconds_per_step": result["seconds_per_step"],
-            "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, validation
+            "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, last validation
+            "validation_seconds": self._validation() if self.validates else 0.0,
             "measure_seconds": result["measure_seconds"],
             "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
+
+    def _validation(self) -> float:
+        """Seconds of one evaluation amid training, without compiling; none of an experiment's own training."""
+        if hasattr(load(self.short.experiment), "restore"):
+            return 0.0
+        from transformer.evaluate import loss_metrics
+        from transformer.generate import restore
+
+        trained = restore(self.folder)
+        times = []
+        for _ in range(2):  # the first compiles
+            began = time.monotonic()
+            try:
+                loss_metrics(trained, "validation")
+            except UserError:  # sequences longer than its position table, which training leaves out
+                return 0.0
+            times.append(time.monotonic() - began)
+        return min(times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +102,11 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
     with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
         for seed in SEEDS:  # all firsts before the seconds
             tasks = [
-                Pilot(_short(run, seed, Path(place) / run.variant / str(seed)), f"pilot of {run.variant}")
+                Pilot(
+                    _short(run, seed, Path(place) / run.variant / str(seed)),
+                    bool(run.config.logging.evaluate_every),
+                    f"pilot of {run.variant}",
+                )
                 for run in first.values()
             ]
             execute(tasks, _Quiet())
@@ -109,9 +136,11 @@ def expect(runs: Sequence[Run], pilots: Pilots) -> list[Expected]:
 
 def _expected(own: Sequence[Run], cold: dict[str, Any], warm: dict[str, Any]) -> Expected:
     config = own[0].config
-    each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"]
+    every = config.logging.evaluate_every
+    validations = (config.steps - 1) // every if every else 0  # the last one is around the steps already
+    each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"] + validations * warm["validation_seconds"]
     seconds = cold["around"] + (len(own) - 1) * warm["around"] + len(own) * each
-    flops = config.steps * step_flops(config)
+    flops = config.steps * warm["flops"]
     memory = max(cold["bytes"], warm["bytes"])
     return Expected(own[0].variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory)
 

@@ -5,6 +5,7 @@ reported by the parent, which starts another worker. Either way the other runs g
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import multiprocessing
@@ -152,6 +153,7 @@ def _send(worker: _Worker) -> None:
 def _serve(pipe: Connection, cores: list[int]) -> None:
     """The worker: tasks in, ("finished", result) or ("failed", one line) out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    _die_with_parent()
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX counts the cores for its threads
     command_line.keep_freed_memory()
@@ -165,6 +167,13 @@ def _serve(pipe: Connection, cores: list[int]) -> None:
             pipe.send(answer)
         except OSError:  # the parent is gone; what is finished is on disk
             return
+
+
+def _die_with_parent() -> None:
+    """Linux: a parent that is killed takes its workers along; one that trained on would hold its run's folder against
+    the same command, started again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 @contextlib.contextmanager
