@@ -8,6 +8,7 @@ again and submits nothing twice.
 import ast
 import json
 import logging
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,10 +25,8 @@ ASK_SECONDS = 30.0  # between two questions to SLURM, which is where a job that 
 
 def parse_option(text: str) -> tuple[str, Any]:
     """'partition=gpu' -> ("partition", "gpu"). UserError: no value, or no option of submitit's SLURM executor."""
-    from submitit.slurm.slurm import SlurmExecutor
-
     key, equals, value = text.partition("=")
-    known = sorted(SlurmExecutor._valid_parameters())
+    known = sorted(_submitit().SlurmExecutor._valid_parameters())
     if key not in known:
         raise UserError(f"--submit {text!r} is no option of sbatch here: {nearest(key, known)}")
     if not equals or not value:
@@ -84,12 +83,19 @@ def queued(tasks: Sequence[Any]) -> list[str]:
     return [json.loads(path.read_text(encoding="utf-8"))["id"] for path in paths if path.exists()]
 
 
-def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, Any], cluster: str) -> list[Any]:
+def _submitit() -> Any:
+    """The package; its own set-up of logging would close the handlers of everyone else."""
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     import submitit
 
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    return submitit
+
+
+def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, Any], cluster: str) -> list[Any]:
     if not tasks:
         return []
-    logging.getLogger("submitit").setLevel(logging.ERROR)
+    submitit = _submitit()
     for task in tasks:
         task.folder.mkdir(parents=True, exist_ok=True)
         for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
@@ -114,12 +120,10 @@ def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, An
 
 def _submitted(task: Any, folder: Path) -> Any:
     """The job of an earlier command that still has the task; None where it has ended or there was none."""
-    import submitit
-
     path = task.folder / "job.json"
     if not path.exists():
         return None
-    job: Any = submitit.SlurmJob(folder.absolute(), json.loads(path.read_text(encoding="utf-8"))["id"])
+    job = _submitit().SlurmJob(folder.absolute(), json.loads(path.read_text(encoding="utf-8"))["id"])
     state = job.get_info(mode="force").get("State", "UNKNOWN")
     if state == "UNKNOWN":
         raise UserError(
