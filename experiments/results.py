@@ -87,6 +87,8 @@ def read_plan(path: Path) -> dict[str, Any]:
     """A sweep.json. UserError: it is damaged."""
     try:
         plan = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it is no object")
         if missing := {"experiment", "variants", "seeds", "reference", "config"} - set(plan):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (ValueError, TypeError) as error:
