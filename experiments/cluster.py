@@ -96,10 +96,6 @@ def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, An
     if not tasks:
         return []
     submitit = _submitit()
-    for task in tasks:
-        task.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
-            (task.folder / name).unlink(missing_ok=True)
     try:
         executor = submitit.AutoExecutor(folder.absolute(), cluster=cluster)
         executor.update_parameters(
@@ -108,6 +104,10 @@ def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, An
             slurm_array_parallelism=jobs,
             **{f"slurm_{key}": value for key, value in options.items()},
         )
+        for task in tasks:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
+                (task.folder / name).unlink(missing_ok=True)
         found = executor.map_array(perform, tasks)
     except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
         text = " ".join(str(error).split())

@@ -79,11 +79,12 @@ def fronts(sweep: Sweep, folder: Path) -> list[Block]:
         unit = f" ({metric.unit})" if metric.unit else ""
         best = pareto({variant: (x, metric.better * y) for variant, (x, y, *_) in points.items()})
         stem = f"front-{cost}"
-        figure = plots.front(points, best, plots.styles(list(points)), axis, f"{metric.label}{unit}")
+        figure = plots.front(points, best, plots.styles(list(points)), axis, f"{metric.label}{unit}", metric.better)
         plots.save(figure, folder / stem)
         caption = (
-            f"{capital(metric.label)} against {axis.split(' (')[0]}, with 95 % intervals. Filled, on the front: "
-            f"{', '.join(best)}; of these, one costs no more than each other variant and is on average no worse."
+            f"{capital(metric.label)} against {axis.split(' (')[0]}, with 95 % intervals. Filled: the front "
+            f"({', '.join(best)}); each other variant costs as much as one of these or more, and is on average no "
+            "better."
         )
         blocks.append(Picture(stem, f"{metric.label} against {axis}, one point for each variant", caption))
     return [Heading("Quality against cost"), *blocks] if blocks else []

@@ -62,6 +62,7 @@ def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UserError, match=r"^SLURM takes no jobs here: .*srun.*--executor=local runs them"):
         cluster.run_all(_runs(tmp_path, 1), 1, Told(), tmp_path / "slurm")
+    assert not (tmp_path / "runs").exists(), "no run has begun"
 
 
 def test_options_of_sbatch() -> None:

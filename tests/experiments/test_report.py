@@ -131,8 +131,7 @@ def test_different_commits_and_data_are_warned_of(tmp_path: Path) -> None:
 
 def test_the_headline_is_one_sentence_of_verdicts(tmp_path: Path) -> None:
     _write(tmp_path, SCORES)
-    said, _ = report.write(tmp_path)
-    assert said.splitlines()[1] == (
+    assert words.headline(read(tmp_path)) == (
         "Exact match on test, against a-x (92.0 % [85.4, 98.6]): none is better; b-x (−10.1 points [−10.3, −9.9]) is "
         "worse; 2 variants are not told apart from it, most of all b-y (+2.7 points [−0.0, +5.5])."
     ).replace("−0.0,", "0.0,")
@@ -151,7 +150,7 @@ def test_what_cannot_be_seen_follows_from_the_power(tmp_path: Path) -> None:
     assert sizes == pytest.approx(expected, abs=0.06)
     assert TTestPower().power(sizes[3] / spread, 5, level) == pytest.approx(0.8, abs=0.03)
     assert sentence.startswith("With 3 seeds a difference in exact match on test under")
-    assert sentence in report.write(tmp_path)[0] or sentence in (tmp_path / "report.md").read_text()
+    assert sentence in words.limits(read(tmp_path))
 
 
 def test_the_front_is_what_no_other_beats() -> None:
@@ -166,7 +165,7 @@ def test_quality_against_cost_is_drawn_where_costs_differ(tmp_path: Path) -> Non
     assert isinstance(block, Heading)
     assert isinstance(picture, Picture)
     assert picture.stem == "front-parameters", "a thirtieth more time is no other cost"
-    assert "Filled, on the front: a-x; of these" in picture.caption
+    assert "Filled: the front (a-x);" in picture.caption
 
 
 def test_no_sweep_is_an_error(tmp_path: Path) -> None:
