@@ -208,10 +208,10 @@ def _translations(trained: Any, chosen: dict[str, np.ndarray]) -> dict[str, tupl
 
 def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float]:
     """The SUMMARY of n examples: table [n, 3] of nll, tokens and right tokens; texts [n]."""
-    from transformer.evaluate import translation_metrics
+    from transformer.metrics import translations
 
     nll, tokens, right = table.sum(axis=0)
-    texts = translation_metrics(list(outputs), list(references))
+    texts = {name: metric.total for name, metric in translations(list(outputs), list(references)).items()}
     loss = float(nll / tokens)
     values = (texts["exact_match"], texts["bleu"], float(right / tokens), loss, math.exp(loss))
     return dict(zip(SUMMARY, values, strict=True))
@@ -221,7 +221,7 @@ def _language_model(trained: Any) -> dict[str, Any]:
     config, task = trained.config, trained.task
     scores = token_scores(trained)
     size = config.data.max_len
-    from transformer.evaluate import text_metrics
+    from transformer.evaluate import text_sizes
 
     sums = np.zeros((3, size))  # by position: nll, tokens, tokens that are right
     for batch in task.batches(trained.source, "test").evaluation(size):
@@ -238,12 +238,12 @@ def _language_model(trained: Any) -> dict[str, Any]:
                      "token_accuracy": float(right / tokens) if known else None})  # fmt: skip
     nll, tokens, right = sums.sum(axis=1)
     loss = float(nll / tokens)
-    units = text_metrics(trained, "test", float(nll))
+    size, _ = text_sizes(trained, "test")
     return {
         "metrics": {
             "test/loss": loss,
             "test/perplexity": math.exp(loss),
-            "test/bits_per_byte": units["bits_per_byte"],
+            "test/bits_per_byte": float(nll) / math.log(2) / max(size, 1),
             "test/token_accuracy": float(right / tokens),
         },
         "notes": [],

@@ -15,7 +15,7 @@ import pytest
 from transformer import baselines
 from transformer.config import Config, UserError, override
 from transformer.data import recordings, series
-from transformer.evaluate import answer_metrics, evaluate, speech_metrics, summary_metrics, word_errors
+from transformer.evaluate import evaluate
 from transformer.generate import generate, restore
 from transformer.tasks import TASKS
 from transformer.train import train
@@ -233,48 +233,3 @@ def test_a_mistake_is_one_sentence(task: str, changes: dict[str, Any], message: 
         train(configured(task, tmp_path / "data", **changes), tmp_path / "run", quiet=True)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "checkpoints").exists()
-
-
-# --- Figures
-
-
-@pytest.mark.parametrize(
-    ("output", "reference", "errors"),
-    [("one two", "one two", 0), ("", "one two", 2), ("one", "", 1), ("one three two", "one two", 1),
-     ("two one", "one two", 2), ("four one two", "one two three", 2)],
-)  # fmt: skip
-def test_word_errors(output: str, reference: str, errors: int) -> None:
-    assert word_errors(output, reference) == errors
-    assert word_errors(reference, output) == errors
-
-
-def test_word_errors_by_recursion() -> None:
-    """The definition, without a table."""
-
-    def distance(a: tuple[str, ...], b: tuple[str, ...]) -> int:
-        if not a or not b:
-            return len(a) + len(b)
-        return min(distance(a[1:], b[1:]) + (a[0] != b[0]), distance(a[1:], b) + 1, distance(a, b[1:]) + 1)
-
-    random = np.random.default_rng(3)
-    for _ in range(60):
-        a, b = (tuple(random.choice(list("xyz"), random.integers(0, 6))) for _ in range(2))
-        assert word_errors(" ".join(a), " ".join(b)) == distance(a, b)
-
-
-def test_speech_metrics_count_words_over_all_references() -> None:
-    found = speech_metrics(["one two", "six", ""], ["one two", "one six", "two"])
-    assert found == {"word_error_rate": 2 / 5, "exact_match": 1 / 3}
-
-
-def test_answers_by_kind() -> None:
-    found = answer_metrics(["85", "86", "x"], ["85", "85", "x"], ["sums", "sums", "words"])
-    assert found == {"answers": 2 / 3, "answers_sums": 1 / 2, "answers_words": 1.0}
-
-
-def test_summaries_are_scored_by_their_best_reference() -> None:
-    """ROUGE-1 by hand: 2 of 3 words shared with the second reference of 4."""
-    found = summary_metrics(["the cat sat"], [["a dog", "the cat ran off"]])
-    precision, recall = 2 / 3, 2 / 4
-    assert found["rouge1"] == pytest.approx(100 * 2 * precision * recall / (precision + recall))
-    assert found["rouge2"] == pytest.approx(100 * 2 * (1 / 2) * (1 / 3) / (1 / 2 + 1 / 3))

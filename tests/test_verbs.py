@@ -202,6 +202,19 @@ def test_evaluate_ends_in_one_json_object(small: Small, verb: Verb) -> None:
     assert 0 < float(str(result["loss"])) < 10
 
 
+def test_evaluate_says_how_sure_it_is(small: Small, learned: Path, verb: Verb) -> None:
+    result = verb("evaluate", f"--workdir={small.run}", f"--against={learned}", "--bootstrap=50").last
+    assert result["chrf_signature"].startswith("nrefs:1")
+    for name in ("loss", "token_accuracy", "bleu", "chrf", "exact_match"):
+        low, high = result["intervals"][name]
+        assert low <= result[name] <= high
+        assert result["against"][name]["low"] <= result["against"][name]["high"]
+        assert 0 < result["against"][name]["p"] <= 1
+    other = verb("evaluate", f"--workdir={learned}").last
+    assert result["against"]["loss"]["difference"] == pytest.approx(result["loss"] - other["loss"], abs=1e-9)
+    assert result["against"]["workdir"] == str(learned)
+
+
 def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> None:
     ended = verb("describe", f"--config={small.config}", "--config.model.num_layers=3", "--config.data.vocab_size=1000")
     layer = 4 * 16**2 + 2 * 16 * 32 + 32 + 16 + 2 * 2 * 16
@@ -455,6 +468,31 @@ def test_a_workdir_of_another_config(small: Small, verb: Verb, argument: str, sa
     assert (small.run / "config.json").read_bytes() == before
 
 
+def test_a_run_begins_with_the_parameters_of_another(small: Small, verb: Verb, tmp_path: Path) -> None:
+    from transformer.generate import restore
+
+    still = ("--config.seed=5", "--config.steps=1", "--config.optimizer.learning_rate=1e-12")
+    for name, more in (("drawn", ""), ("begun", f"--config.init_from={small.run}")):
+        workdir = f"--workdir={tmp_path / name}"
+        ended = verb("train", f"--config={small.config}", workdir, *still, *filter(None, [more]))
+        assert ended.code == 0, ended.err
+    before, begun, drawn = (
+        restore(path).params["params"]["decoder"]["layer_0"]["feed_forward"]["inner"]["kernel"]
+        for path in (small.run, tmp_path / "begun", tmp_path / "drawn")
+    )
+    assert abs(before - begun).max() < 1e-9
+    assert abs(before - drawn).max() > 1e-2
+    assert (tmp_path / "begun" / "tokenizer.json").read_bytes() == (small.run / "tokenizer.json").read_bytes()
+
+
+def test_a_run_cannot_begin_from_nothing_or_another_model(small: Small, verb: Verb, tmp_path: Path) -> None:
+    train = ("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}")
+    _one_sentence(verb(*train, f"--config.init_from={tmp_path / 'none'}"), "none", "train there first")
+    _one_sentence(
+        verb(*train, f"--config.init_from={small.run}", "--config.model.d_ff=48"), "another model", "(32,)", "(48,)"
+    )
+
+
 def test_a_workdir_that_cannot_be_written(small: Small, verb: Verb, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     _one_sentence(verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'file'}"), "--workdir", "file")
@@ -489,6 +527,8 @@ def test_an_unknown_split_and_too_few_checkpoints(small: Small, verb: Verb) -> N
     _one_sentence(verb("evaluate", f"--workdir={small.run}", "--split=tset"), "'tset'", "'test'")
     _one_sentence(verb("evaluate", f"--workdir={small.run}", "--average=5"), "1 checkpoint", "5")
     assert verb("evaluate", f"--workdir={small.run}", "--average=0").code == 2
+    _one_sentence(verb("evaluate", f"--workdir={small.run}", "--best"), "logging.evaluate_every")
+    _one_sentence(verb("evaluate", f"--workdir={small.run}", "--best", "--average=2"), "--best", "--average=2")
 
 
 def test_learned_positions_refuse_a_split_with_longer_sentences(learned: Path, verb: Verb, tmp_path: Path) -> None:

@@ -28,25 +28,29 @@ def baselines(trained: Trained, split: str) -> dict[str, Any]:
 
 def _summaries(trained: Trained, split: str) -> dict[str, Any]:
     """The first sentence, and the whole text."""
-    import re
-
-    from transformer.evaluate import references, summary_metrics
+    from transformer.data.leads import first_sentence
+    from transformer.evaluate import references
+    from transformer.metrics import summaries
 
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
     truths = [references(example, target) for example in examples]
     texts = [example[source] for example in examples]
-    lead = [re.split(r"(?<=[.!?])\s", text.strip(), maxsplit=1)[0] for text in texts]
-    return {"lead sentence": summary_metrics(lead, truths), "copy": summary_metrics(texts, truths)}
+    lead = [first_sentence(text) for text in texts]
+    return {name: _totals(summaries(own, truths)) for name, own in (("lead sentence", lead), ("copy", texts))}
+
+
+def _totals(found: dict[str, Any]) -> dict[str, float]:
+    return {name: metric.total for name, metric in found.items()}
 
 
 def _translations(trained: Trained, split: str) -> dict[str, Any]:
     """The source, unchanged."""
-    from transformer.evaluate import translation_metrics
+    from transformer.metrics import translations
 
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
-    return {"copy": translation_metrics([e[source] for e in examples], [e[target] for e in examples])}
+    return {"copy": _totals(translations([e[source] for e in examples], [e[target] for e in examples]))}
 
 
 def _unigram(trained: Trained, split: str) -> dict[str, Any]:

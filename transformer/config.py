@@ -121,6 +121,7 @@ class Config:
     task: str = "translation"  # a row of transformer.tasks.TASKS
     steps: int = 1000  # optimizer steps in all
     seed: int = 0  # of the parameters, the data order and the dropout masks
+    init_from: str = ""  # workdir of a run whose tokenizer and newest parameters it begins with; "" = from the seed
     label_smoothing: float = 0.1  # epsilon, spread over the whole vocabulary
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()

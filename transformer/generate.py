@@ -74,8 +74,9 @@ class _Lazy:
         return getattr(self._source, name)
 
 
-def restore(workdir: Path, average: int = 1) -> Trained:
-    """The newest parameters of a run (or the mean of its newest `average` checkpoints), ready to be used."""
+def restore(workdir: Path, average: int = 1, best: bool = False) -> Trained:
+    """The newest parameters of a run (or the mean of its newest `average` checkpoints, or those of the best loss of
+    validation), ready to be used."""
     import jax
     import jax.numpy as jnp
 
@@ -101,7 +102,10 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     like = layout.abstract(shapes)
     checkpoints = Checkpoints(workdir, config.logging.keep)
     try:
-        state = checkpoints.average(like, average) if average > 1 else checkpoints.restore(like)
+        if average > 1:
+            state = checkpoints.average(like, average)
+        else:
+            state = checkpoints.restore(like, checkpoints.best if best else None)
     finally:
         checkpoints.close()
     params = state.params
@@ -112,9 +116,9 @@ def restore(workdir: Path, average: int = 1) -> Trained:
     return Trained(config, tokenizer, _Lazy(config), task, jax.device_put(params, layout.replicated), int(state.step))
 
 
-def restore_ensemble(workdirs: list[Path], average: int = 1) -> Trained:
+def restore_ensemble(workdirs: list[Path], average: int = 1, best: bool = False) -> Trained:
     """The first run, which writes together with the others. UserError: they do not read and write the same tokens."""
-    first, *others = (restore(workdir, average) for workdir in workdirs)
+    first, *others = (restore(workdir, average, best) for workdir in workdirs)
     for workdir, other in zip(workdirs[1:], others, strict=True):
         if other.config.task != first.config.task:
             raise UserError(
@@ -237,7 +241,9 @@ def restore_from_flags() -> Trained:
     """The run that --workdir names, or the ensemble of several, with commas between them."""
     whole = command_line.workdir_from_flags()
     several = [] if whole.is_dir() else [Path(name) for name in str(whole).split(",") if name]
-    return restore_ensemble(several or [whole], FLAGS.average)
+    if FLAGS.best and FLAGS.average > 1:
+        raise UserError(f"--best names one checkpoint and --average={FLAGS.average} several: leave one of them out")
+    return restore_ensemble(several or [whole], FLAGS.average, FLAGS.best)
 
 
 def _line(number: int, output: Output) -> str:
@@ -290,6 +296,7 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
     flags.DEFINE_string("input", "", "File to read in place of standard input.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    flags.DEFINE_bool("best", False, "The checkpoint of the best validation loss, in place of the newest.")
     define_manner()
     flags.DEFINE_integer("nbest", 1, "Outputs of a line, best first.")
     flags.DEFINE_boolean("scores", False, "Also the score of each output: log-probability, over the length penalty.")

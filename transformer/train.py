@@ -5,6 +5,7 @@ checkpoints/. Several machines: the same command on each, with --distributed, or
 --processes=N --process=0, 1, ...
 """
 
+import dataclasses
 import json
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, UserError, differences, from_dict, to_dict
+from transformer.config import MAY_CHANGE, Config, DataConfig, UserError, differences, from_dict, to_dict
 
 FLAGS = flags.FLAGS
 
@@ -63,6 +64,14 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
+def _data(config: Config) -> DataConfig:
+    """The data's part of the config, with the tokenizer of the run that this one begins from. UserError: none there."""
+    if not config.init_from:
+        return config.data
+    read_config(Path(config.init_from))
+    return dataclasses.replace(config.data, tokenizer=str(Path(config.init_from) / "tokenizer.json"))
+
+
 def train(
     config: Config, workdir: Path, quiet: bool = False, profile_steps: tuple[int, int] | None = None
 ) -> dict[str, float]:
@@ -97,7 +106,7 @@ def _train(
     source = load_source(config.data)
     tokenizer = None
     if kind.reads_text:
-        tokenizer = load_or_train(source, config.data, kind.fields(config, source), kind.extra_pieces(config))
+        tokenizer = load_or_train(source, _data(config), kind.fields(config, source), kind.extra_pieces(config))
     task = kind(config, tokenizer)
     task.check(source)
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
@@ -114,6 +123,8 @@ def _train(
     checkpoints = Checkpoints(workdir, config.logging.keep, owner=True)
     if checkpoints.latest is None:
         state = create(seed)
+        if config.init_from:
+            state = state._replace(params=_begin_from(Path(config.init_from), task.init, layout))
     else:
         state = checkpoints.restore(layout.abstract(jax.eval_shape(create, seed)))
         checkpoints.set_aside_after(int(state.step))
@@ -135,7 +146,7 @@ def _train(
     )
     batches = training.iterate(start, max(start, config.steps))
     try:
-        state = loop.train(
+        state, metrics = loop.train(
             config,
             state,
             step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate),
@@ -148,9 +159,10 @@ def _train(
             stop,
             profile_steps,
         )
-        metrics = evaluate(state)
+        if not metrics:  # it was finished before, and is only evaluated again
+            metrics = evaluate(state)
+            writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         checkpoints.finish()
-        writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
     except loop.Diverged as error:
         raise UserError(str(error)) from error
@@ -159,6 +171,25 @@ def _train(
         checkpoints.close()
         writer.close()
     return metrics
+
+
+def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
+    """The newest parameters of another run of the same model; its optimizer's state is left behind.
+
+    UserError: there is no run, or one of another model.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from transformer.training import optim, step
+    from transformer.training.checkpoint import Checkpoints
+
+    create = step.make_init(init, optim.make_optimizer(read_config(workdir)), layout)
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.restore(layout.abstract(jax.eval_shape(create, jnp.uint32(0)))).params
+    finally:
+        checkpoints.close()
 
 
 def _profile_steps(given: list[str] | None) -> tuple[int, int] | None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, DataConfig, UserError, override
-from transformer.data import docstrings, languages, prompts, summaries
+from transformer.data import docstrings, languages, leads, prompts, summaries
 from transformer.data.contiguous import ContiguousBatches
 from transformer.data.pipeline import tokenize
 from transformer.data.records import Records, fingerprint, share
@@ -193,6 +193,26 @@ def test_a_pair_belongs_to_one_split() -> None:
     made = summaries.splits(corpus)
     assert made["train"] == [{"body": BODY, "summary": "Area of a polygon."}]
     assert made["test"] == [{"body": BODY, "summary": "Length of a polygon."}]
+
+
+def test_every_sentence_leads_what_follows_it() -> None:
+    docstring = "Area of a polygon. Its\n  sides may cross! Yes. What happens to a side of no length? Nothing at all"
+    rest = " ".join(docstring.split())
+    assert list(leads.pairs_of(docstring)) == [
+        (rest, "Area of a polygon."),
+        (rest[19:], "Its sides may cross!"),
+        (rest[45:], "What happens to a side of no length?"),  # "Yes." is too short, and after the last comes nothing
+    ]
+    assert next(leads.pairs_of("one two three. " + "word " * 200))[0] == "one two three." + " word" * 77
+    assert leads.first_sentence(" Is it? Yes.") == "Is it?"
+
+
+def test_leads_of_one_split_are_in_no_other() -> None:
+    texts = ["Area of a polygon. Its sides may cross. End.", "Length of a polygon. Its sides may cross. End."]
+    rows = [docstrings.Docstring(text, "package") for text in texts]
+    made = leads.splits(docstrings.Corpus({"train": (rows[0],), "test": (rows[1],)}, {}))
+    assert [pair["summary"] for pair in made["train"]] == ["Area of a polygon.", "Its sides may cross."]
+    assert [pair["summary"] for pair in made["test"]] == ["Length of a polygon."]
 
 
 def test_summaries_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,9 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
         checkpoints.save(step, _state(step), {}, loss)
     checkpoints.finish()
     assert sorted(checkpoints.manager.all_steps()) == [3, 5, 6]
+    assert checkpoints.best == 3
     checkpoints.close()
+    assert Checkpoints(tmp_path).best == 3  # as another process finds it
 
 
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

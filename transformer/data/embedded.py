@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
-from transformer.data import languages, prompts, summaries
+from transformer.data import languages, leads, prompts, summaries
 from transformer.data.docstrings import Docstrings
 from transformer.data.quantities import Quantities
 from transformer.data.records import RecordDataset
 
-__all__ = ["Docstrings", "Languages", "Prompts", "Quantities", "Summaries"]
+__all__ = ["Docstrings", "Languages", "Leads", "Prompts", "Quantities", "Summaries"]
 
 
 def Summaries(data_dir: Path) -> RecordDataset:
     """Bodies and summaries of docstrings."""
     return RecordDataset(summaries.records(), data_dir=data_dir)
+
+
+def Leads(data_dir: Path) -> RecordDataset:
+    """Passages of docstrings and their first sentences."""
+    return RecordDataset(leads.records(), data_dir=data_dir)
 
 
 def Languages(data_dir: Path) -> RecordDataset:

@@ -269,6 +269,7 @@ SOURCES: dict[str, Callable[[DataConfig], Source]] = {
     "ett": functools.partial(_arrays, series.ett),
     "co2": functools.partial(_arrays, series.co2),
     "summaries": functools.partial(_embedded, "Summaries"),
+    "leads": functools.partial(_embedded, "Leads"),
     "languages": functools.partial(_embedded, "Languages"),
     "prompts": functools.partial(_embedded, "Prompts"),
     "sst2": lambda data: _records(data, text_files.sst2(data)),

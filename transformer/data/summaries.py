@@ -32,12 +32,12 @@ def pair_of(docstring: str) -> tuple[str, str] | None:
     return shortened(" ".join(rest.split())), summary
 
 
-def shortened(text: str) -> str:
-    """The text as far as whole words fit into MAX_CHARACTERS; a first word longer than that is cut."""
-    if len(text) <= MAX_CHARACTERS:
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
+    """The text as far as whole words fit into `most` characters; a first word longer than that is cut."""
+    if len(text) <= most:
         return text
-    end = text.rfind(" ", 0, MAX_CHARACTERS + 1)
-    return text[: end if end > 0 else MAX_CHARACTERS]
+    end = text.rfind(" ", 0, most + 1)
+    return text[: end if end > 0 else most]
 
 
 def _words(text: str) -> list[str]:

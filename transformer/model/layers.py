@@ -101,12 +101,14 @@ class MultiHeadAttention(nn.Module):
     def across(
         self,
         x: Float[Array, "B L D"],
-        memory: tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]],
+        memory: tuple[Float[Array, "B G S K"], Float[Array, "B G S M"]],
         where: Tokens,
         memory_where: Tokens,
     ) -> Float[Array, "B L D"]:
-        """Cross-attention over keys and values of the encoder (made once by `keys_values`); every position is seen."""
-        return self._attend(self.queries(x), kv.Keys(*memory, *memory_where), where, None, consecutive=False)
+        """Cross-attention over keys and values of the encoder, made once and kept heads before slots; every position is
+        seen."""
+        k, v = (jnp.swapaxes(y, 1, 2) for y in memory)
+        return self._attend(self.queries(x), kv.Keys(k, v, *memory_where), where, None, consecutive=False)
 
     def queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         return self.query(x).reshape(*x.shape[:2], self.config.num_heads, -1)

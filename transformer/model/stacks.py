@@ -23,7 +23,7 @@ from transformer.model.positions import Bias
 class Memory(NamedTuple):
     """What the decoder sees of the encoder: keys and values of each decoder layer, made once."""
 
-    keys_values: Any  # (k [B, S, G, K], v [B, S, G, M]) for each layer; scanned, for each pattern with a first axis
+    keys_values: Any  # (k [B, G, S, K], v [B, G, S, M]) for each layer; scanned, for each pattern with a first axis
     where: Tokens
 
 
@@ -51,7 +51,7 @@ class Layer(nn.Module):
             self.feed_forward_residual = Residual(self.config)
 
     def keys_values(self, encoded: Float[Array, "B S D"]) -> tuple[Array, Array]:
-        return self.cross_attention.keys_values(encoded)
+        return jax.tree.map(lambda y: jnp.swapaxes(y, 1, 2), self.cross_attention.keys_values(encoded))
 
     def __call__(
         self,

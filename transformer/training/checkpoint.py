@@ -34,11 +34,10 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 1, owner: bool = False):
         self.workdir, self.owner = workdir, owner
         self.failed: str | None = None  # why the last save came to nothing
-        best = policies.BestN(
-            get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=1, keep_checkpoints_without_metrics=False
-        )
+        best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+            best_fn=_loss,  # without it Orbax writes no metrics, and the best is forgotten with the process
             enable_async_checkpointing=True,
             cleanup_tmp_directories=owner,
         )
@@ -58,6 +57,18 @@ class Checkpoints:
     @property
     def latest(self) -> int | None:
         return self.manager.latest_step()
+
+    @property
+    def best(self) -> int:
+        """The step of the checkpoint with the lowest loss of validation. UserError: none was saved with one."""
+        losses = {step: (self.manager.metrics(step) or {}).get("loss") for step in self.manager.all_steps()}
+        known = {step: loss for step, loss in losses.items() if loss is not None}
+        if not known:
+            raise UserError(
+                f"{str(self.workdir)!r} holds no checkpoint with a loss of validation: train with "
+                "logging.evaluate_every, a multiple of logging.checkpoint_every"
+            )
+        return min(known, key=lambda step: known[step])
 
     def save(self, step: int, state: Any, config: dict[str, Any], loss: float | None = None) -> None:
         """Copies the state to the host, and writes it while training goes on; `loss` is that of validation, if known.
@@ -179,7 +190,7 @@ class Checkpoints:
                 raise UserError(
                     f"the checkpoint of step {step} in {str(self.workdir)!r} is of another model or optimizer ({name} "
                     f"is {theirs.get(name, 'not there')} in it and {ours.get(name, 'not there')} in the config): "
-                    "choose another --workdir"
+                    "name another folder, or the config that it was trained with"
                 )
 
 
@@ -197,6 +208,10 @@ def checksums(tree: Any) -> dict[str, Array]:
 
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): one(leaf) for path, leaf in flat}
+
+
+def _loss(metrics: dict[str, float]) -> float:
+    return metrics["loss"]
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

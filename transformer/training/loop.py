@@ -37,8 +37,10 @@ def train(
     on_first_step: Callable[[], None],
     stop: Callable[[], bool] = lambda: False,
     profile_steps: tuple[int, int] | None = None,
-) -> State:
+) -> tuple[State, dict[str, float]]:
     """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`.
+
+    Returns the last state, and what `evaluate` said of it: nothing where no step was left to do.
 
     The metrics of a step are fetched when the next one has been dispatched, so the device does not wait for the host.
     `profile_steps`: the first and the last step of a trace in `profile/`, for TensorBoard or Perfetto.
@@ -48,6 +50,7 @@ def train(
     logging = config.logging
     meter = Meter(config.optimizer.max_skipped, checkpoints.workdir)
     saved = time.monotonic()
+    validation: dict[str, float] = {}
 
     for step in range(start + 1, config.steps + 1):
         if profile_steps and step == profile_steps[0]:
@@ -75,11 +78,12 @@ def train(
         else:
             writer.progress(step)
 
-        validation: dict[str, float] = {}
-        if logging.evaluate_every and step % logging.evaluate_every == 0 and step < config.steps:
+        validation = {}
+        if step == config.steps or (logging.evaluate_every and step % logging.evaluate_every == 0):
             validation = evaluate(state)
             writer.write(step, **{f"validation_{name}": value for name, value in validation.items()})
-            writer.show(step, f"validation loss {validation['loss']:.4f}")
+            if step < config.steps:
+                writer.show(step, f"validation loss {validation['loss']:.4f}")
             meter.restart()
         if saving:
             checkpoints.save(step, state, to_dict(config), validation.get("loss"))
@@ -87,7 +91,7 @@ def train(
         if stopping and step < config.steps:
             checkpoints.finish()
             raise Stopped(f"stopped after step {step} of {config.steps}, which is saved")
-    return state
+    return state, validation
 
 
 class Meter:

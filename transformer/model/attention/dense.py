@@ -46,7 +46,11 @@ def dense(
     v = jnp.moveaxis(v, 1, 2)[:, :, None]
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
-    scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    if length == 1:  # decoding: one query is turned around, not all the keys
+        scores = jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=jnp.float32)
+        scores = jnp.swapaxes(scores, -1, -2)
+    else:
+        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
     if bias is not None:
         added = bias(q_positions, k_positions)
         scores += added.reshape(added.shape[0], *scores.shape[1:])

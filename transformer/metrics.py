@@ -1,0 +1,154 @@
+"""What outputs are worth against references, and how sure that is: sums over examples, functions of the sums, and
+intervals by drawing examples anew (the bootstrap; Koehn 2004, "Statistical significance tests for machine translation
+evaluation")."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95  # of every interval
+
+
+class Measured(NamedTuple):
+    """A metric over n examples: their statistics [n, k] add up, and `value(sums [k])` is the metric."""
+
+    statistics: np.ndarray
+    value: Callable[[np.ndarray], float]
+
+    @property
+    def total(self) -> float:
+        """The metric over all examples."""
+        return float(self.value(self.statistics.sum(axis=0)))
+
+
+class Difference(NamedTuple):
+    """a - b on the same examples, its interval, and the two-sided p of no difference."""
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def ratio(tops: Any, bottoms: Any, value: Callable[[float], float] = float) -> Measured:
+    """`value` of the sum of the first over the sum of the second, [n] each; of nothing it is `value(0)`."""
+    statistics = np.stack([np.asarray(tops, np.float64), np.asarray(bottoms, np.float64)], axis=1)
+    return Measured(statistics, lambda sums: value(float(sums[0]) / float(sums[1]) if sums[1] else 0.0))
+
+
+def mean(values: Any, scale: float = 1.0) -> Measured:
+    """`scale` times the mean over examples [n]."""
+    return ratio(values, np.ones(len(values)), lambda x: scale * x)
+
+
+def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float, float]:
+    """The interval of a metric: percentiles of its values on `resamples` draws of n examples, with replacement."""
+    values = [measured.value(measured.statistics[drawn].sum(axis=0)) for drawn in _draws(measured, resamples, seed)]
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def paired(a: Measured, b: Measured, resamples: int, seed: int = 0) -> Difference:
+    """a - b, each draw of examples being the same for both, so that what is hard for both cancels.
+
+    p is that of sacreBLEU's paired bootstrap: how often a draw's difference is as far from the mean of all draws as
+    the real one is from 0.
+    """
+    if len(a.statistics) != len(b.statistics):
+        raise ValueError(f"{len(a.statistics)} examples against {len(b.statistics)}: a pair is of the same ones")
+    values = np.array(
+        [a.value(a.statistics[drawn].sum(axis=0)) - b.value(b.statistics[drawn].sum(axis=0))
+         for drawn in _draws(a, resamples, seed)]
+    )  # fmt: skip
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    real = a.total - b.total
+    as_far = int((np.abs(values - values.mean()) > abs(real)).sum()) if real else resamples
+    return Difference(real, float(low), float(high), (as_far + 1) / (resamples + 1))
+
+
+def _draws(measured: Measured, resamples: int, seed: int) -> np.ndarray:
+    """Which examples each draw has: [resamples, n]."""
+    count = len(measured.statistics)
+    return np.random.default_rng(seed).integers(0, count, (resamples, count))
+
+
+def translations(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
+    """Exact match, BLEU and chrF2 as sacreBLEU computes them (13a, cased, on plain text)."""
+    exact = [output.strip() == reference.strip() for output, reference in zip(outputs, references, strict=True)]
+    return {"exact_match": mean(exact)} | {
+        name: _corpus_metric(scorer, outputs, references) for name, scorer in _sacrebleu().items()
+    }
+
+
+def signatures() -> dict[str, str]:
+    """What sacreBLEU says of BLEU and chrF2, for others to compute the same."""
+    return {f"{name}_signature": str(scorer.get_signature()) for name, scorer in _sacrebleu(told=True).items()}
+
+
+def _sacrebleu(told: bool = False) -> dict[str, Any]:
+    import sacrebleu
+
+    scorers = {"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}
+    if told:  # the number of references is known only after a score
+        for scorer in scorers.values():
+            scorer.corpus_score(["a"], [["a"]])
+    return scorers
+
+
+def _corpus_metric(scorer: Any, outputs: Sequence[str], references: Sequence[str]) -> Measured:
+    """A metric of sacreBLEU, of the counts that it adds up."""
+    counts = np.asarray(scorer._extract_corpus_statistics(list(outputs), [list(references)]), np.float64)
+    return Measured(counts, lambda sums: scorer._compute_score_from_stats([int(count) for count in sums]).score)
+
+
+def summaries(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Measured]:
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`, stemmed), in percent; of several references the best
+    counts, as in the SciTLDR paper."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    kinds = ["rouge1", "rouge2", "rougeL"]
+    scorer = RougeScorer(kinds, use_stemmer=True)
+    rows = [scorer.score_multi(targets, text) for targets, text in zip(references, outputs, strict=True)]
+    return {kind: mean([row[kind].fmeasure for row in rows], 100) for kind in kinds}
+
+
+def transcripts(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
+    """Word error rate, errors over words of all references, and the share of exact transcripts."""
+    errors = [word_errors(output, reference) for output, reference in zip(outputs, references, strict=True)]
+    exact = [output == reference for output, reference in zip(outputs, references, strict=True)]
+    return {"word_error_rate": ratio(errors, [len(r.split()) for r in references]), "exact_match": mean(exact)}
+
+
+def word_errors(output: str, reference: str) -> int:
+    """Fewest words to replace, insert or delete in the output to get the reference (Levenshtein 1966)."""
+    target = reference.split()
+    row = list(range(len(target) + 1))
+    for i, word in enumerate(output.split(), start=1):
+        before, row[0] = row[0], i
+        for j, other in enumerate(target, start=1):
+            before, row[j] = row[j], min(before + (word != other), row[j] + 1, row[j - 1] + 1)
+    return row[-1]
+
+
+def answers(outputs: Sequence[str], references: Sequence[str], kinds: Sequence[str]) -> dict[str, Measured]:
+    """Share of right answers, of all prompts and of each kind."""
+    right = np.array([output == reference for output, reference in zip(outputs, references, strict=True)], np.float64)
+    found = {"answers": mean(right)}
+    for kind in sorted(set(kinds)):
+        of_kind = np.array([other == kind for other in kinds])
+        found[f"answers_{kind}"] = ratio(right * of_kind, of_kind)
+    return found
+
+
+def classes(right: np.ndarray, guessed: np.ndarray, count: int) -> dict[str, Measured]:
+    """Accuracy, and macro F1: the mean over `count` classes of 2 TP / (2 TP + FP + FN), 1 for one that is never there
+    and never guessed. `right` and `guessed` are class numbers [n]."""
+    of, said = (np.eye(count)[labels] for labels in (right, guessed))
+
+    def macro_f1(sums: np.ndarray) -> float:
+        hits, either = sums[:count], sums[count:]
+        return float(np.where(either > 0, 2 * hits / np.where(either > 0, either, 1), 1.0).mean())
+
+    statistics = np.concatenate([of * said, of + said], axis=1)
+    return {"accuracy": mean(right == guessed), "macro_f1": Measured(statistics, macro_f1)}
