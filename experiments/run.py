@@ -31,8 +31,6 @@ GOING_ON = (
     "--report-only reports what there is"
 )
 INTERRUPTED = "interrupted; the same command goes on from here, and --report-only reports what there is"
-
-
 STEPS = {"kind": "steps"}  # the budget of a sweep that names none
 
 
@@ -60,12 +58,6 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
             listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
             raise UserError(
                 f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir"
-            )
-        budget = old.get("budget", STEPS)["kind"]
-        if budget != sweep["budget"]["kind"]:
-            raise UserError(
-                f"{str(workdir)!r} holds a sweep of equal {budget}, not of equal {sweep['budget']['kind']}: use "
-                f"--budget={budget}, or choose another --workdir"
             )
         sweep = sweep | {"created": old["created"], "seeds": sorted({*old["seeds"], *sweep["seeds"]})}
     for variant, config in configs.items():
@@ -190,16 +182,26 @@ def equal_budgets(
     """The variants with the steps of the budget, what sweep.json keeps of it, and the pilots where it took any.
 
     Time is measured once, and then read from sweep.json, so that a resumed sweep has the same steps.
+
+    Raises:
+        UserError: the sweep has begun with another budget or of other variants, or a variant could not be timed.
     """
-    budget, kept, pilots = arguments.budget, (held(workdir) or {}).get("budget", STEPS), dict[str, Any]()
-    if budget == "seconds" and kept["kind"] == budget and set(kept["steps"]) == set(configs):
-        steps = kept["steps"]
-        configs = {name: override(config, {"steps": steps[name]}) for name, config in configs.items()}
-    elif budget == "seconds":
-        if arguments.report_only:
-            raise UserError(
-                f"{str(workdir)!r} holds no sweep of equal seconds: leave out --report-only to measure them"
-            )
+    old, budget, pilots = held(workdir), arguments.budget, dict[str, Any]()
+    kept = (old or {}).get("budget", STEPS)
+    if old and kept["kind"] != budget:
+        raise UserError(
+            f"{str(workdir)!r} holds a sweep of equal {kept['kind']}, not of equal {budget}: use "
+            f"--budget={kept['kind']}, or choose another --workdir"
+        )
+    if budget != "seconds":
+        configs = equalise(configs, module.REFERENCE, budget)
+    elif old and set(kept["steps"]) != set(configs):
+        raise UserError(f"{str(workdir)!r} holds times of other variants than these: choose another --workdir")
+    elif old:
+        configs = {name: override(config, {"steps": kept["steps"][name]}) for name, config in configs.items()}
+    elif arguments.report_only:
+        raise UserError(f"{str(workdir)!r} holds no sweep of equal seconds: leave out --report-only to measure them")
+    else:
         print("timing each variant for a budget of equal seconds", file=sys.stderr, flush=True)
         variants: dict[str, Any] = {name: {} for name in configs}
         pilots = pilot(planned(arguments.experiment, configs, variants, [0], workdir), execute, workdir)
@@ -207,8 +209,6 @@ def equal_budgets(
             raise UserError(f"no time could be taken of {', '.join(sorted(lost))}: see above, or use another --budget")
         seconds = {name: warm["seconds_per_step"] for name, (_, warm) in pilots.items()}
         configs = equalise(configs, module.REFERENCE, budget, seconds)
-    else:
-        configs = equalise(configs, module.REFERENCE, budget)
     return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}, pilots
 
 
@@ -317,6 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         command_line.fail(error)
         return 2
+    except KeyboardInterrupt:  # amid pilots
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

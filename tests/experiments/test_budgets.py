@@ -87,3 +87,21 @@ def test_a_sweep_of_equal_seconds(
         run.main([*arguments[:-1], "--budget=flops"])
     message = capsys.readouterr().err
     assert "holds a sweep of equal seconds, not of equal flops: use --budget=seconds" in message
+    other = tmp_path / "fake_question.py"
+    other.write_text(Path(FAKE).read_text().replace('f"{positions}-{name}"', 'f"{positions}-{name}+"').replace(
+        'REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoidal-full+"'))  # fmt: skip
+    with pytest.raises(SystemExit):
+        run.main([str(other), *arguments[1:]])
+    assert "holds times of other variants than these" in capsys.readouterr().err
+
+
+def test_ctrl_c_amid_the_pilots_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "run_all", interrupted)
+    assert run.main([FAKE, f"--workdir={tmp_path}", "--budget=seconds"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == run.INTERRUPTED
+    assert not list(tmp_path.glob("pilots*"))
