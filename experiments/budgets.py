@@ -18,6 +18,7 @@ def step_flops(config: Config, shapes: Mapping[str, tuple[int, ...]] | None = No
     """FLOPs of one training step on a batch of the longest bucket, by `training.plan`'s formula.
 
     Models that it does not count (recurrent ones, images, series) get 6 a parameter and position (Kaplan et al. 2020).
+    A vocabulary that only training will know counts as `data.vocab_size`; `result.json` has the FLOPs of the real one.
 
     Args:
         config: of the run.

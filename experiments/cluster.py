@@ -109,7 +109,7 @@ def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, An
             for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
                 (task.folder / name).unlink(missing_ok=True)
         found = executor.map_array(perform, tasks)
-    except (RuntimeError, OSError, submitit.core.utils.FailedJobError) as error:
+    except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"SLURM takes no jobs here: {text}; --executor=local runs them on this machine") from error
     if cluster == "slurm":
