@@ -17,15 +17,14 @@ from transformer.config import defaults
 def get_config() -> ConfigDict:
     config = defaults()
     config.task = "summarization"
-    config.steps = 2000
+    config.steps = 1200
     config.data.name = "summaries"
     config.data.source = "body"
     config.data.target = "summary"
     config.data.vocab_size = 4096
-    config.data.max_len = 128
+    config.data.max_len = 256
     config.data.batch_tokens = 2048
-    config.data.buckets = (32, 64, 128)
-    config.model.positions = "rotary"
+    config.data.buckets = (32, 64, 128, 256)
     config.model.num_layers = 3
     config.model.d_model = 128
     config.model.d_ff = 512
@@ -33,6 +32,8 @@ def get_config() -> ConfigDict:
     config.model.norm = "pre"
     config.model.dropout = 0.2
     config.optimizer.schedule = "cosine"
-    config.optimizer.learning_rate = 2e-3
-    config.optimizer.warmup_steps = 300
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.warmup_steps = 100
+    config.logging.evaluate_every = 200
+    config.logging.checkpoint_every = 200
     return config

@@ -115,7 +115,7 @@ KINDS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] =
                             "data.batch_tokens": 16}, "loss"),
 }  # fmt: skip
 EXPECTED = {
-    "translation": {"bleu", "exact_match", "perplexity"},
+    "translation": {"bleu", "chrf", "exact_match", "perplexity", "bits_per_byte", "word_perplexity"},
     "summarization": {"rouge1", "rouge2", "rougeL"},
     "speech_recognition": {"word_error_rate", "exact_match"},
     "prompts": {"answers", "answers_sums", "answers_words"},

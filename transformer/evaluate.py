@@ -1,7 +1,7 @@
 """python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N | --best] [--beam=4] [--baselines]
 
 Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
-of the reference; of language models also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
+of the reference; of what is a text also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
 Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or by beam search: exact match, BLEU and
 chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
 --workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split;
@@ -34,7 +34,7 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     import jax
     import numpy as np
 
-    from transformer.tasks import LanguageModel, TokenTask
+    from transformer.tasks import LanguageModel, SpanCorruption, TokenTask, Translation
     from transformer.training import sharding, step
 
     task = trained.task
@@ -55,7 +55,9 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
         "perplexity": metrics.ratio(nll, counts, _perplexity),
         "token_accuracy": metrics.ratio(*pairs["token_accuracy"]),
     }
-    if isinstance(task, LanguageModel):
+    if isinstance(task, LanguageModel | Translation) and not isinstance(
+        task, SpanCorruption
+    ):  # what is written is a text
         size, words = text_sizes(trained, split)
         tokens = float(counts.sum())
         found["bits_per_byte"] = metrics.ratio(nll, counts, lambda x: x / math.log(2) * tokens / max(size, 1))

@@ -100,6 +100,9 @@ def test_a_language_model_is_measured_as_the_library_does(tmp_path: Path) -> Non
     own = {name: metric.total for name, metric in loss_metrics(trained, "test").items()}
     assert found["metrics"]["test/loss"] == pytest.approx(own["loss"], rel=1e-5)
     tokens = loss_metrics(trained, "test")["loss"].statistics[:, 1].sum()
+    size = sum(len(example["text"].encode()) for example in trained.source.split("test"))
+    for bits in (own["bits_per_byte"], found["metrics"]["test/bits_per_byte"]):
+        assert bits == pytest.approx(own["loss"] * tokens / math.log(2) / size, rel=1e-5)
     rows = found["by_length"]["rows"]
     assert [(row["low"], row["high"]) for row in rows] == [(0, 16), (16, 32), (32, 64)]
     assert sum(row["count"] for row in rows) == tokens
