@@ -12,7 +12,7 @@ from typing import Any
 
 from experiments.definitions import load
 from experiments.results import outcome
-from experiments.single import Run
+from experiments.single import Run, read_lines
 from transformer.config import UserError
 
 STEPS = 40  # of a pilot run; the first lines of them compile
@@ -41,10 +41,19 @@ class Pilot:
             "flops": result["flops"] / steps,
             "seconds_per_step": result["seconds_per_step"],
             "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, last validation
+            "compiling": self._loop_seconds() - steps * result["seconds_per_step"],  # the training step, of it
             "validation_seconds": self._validation() if self.validates else 0.0,
             "measure_seconds": result["measure_seconds"],
             "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
+
+    def _loop_seconds(self) -> float:
+        """Seconds of all steps, those that compiled included."""
+        lines = [line for line in read_lines(self.folder / "metrics.jsonl") if "seconds_per_step" in line]
+        before = [0, *(line["step"] for line in lines)]
+        return sum(
+            (line["step"] - start) * line["seconds_per_step"] for start, line in zip(before, lines, strict=False)
+        )
 
     def _validation(self) -> float:
         """Seconds of one evaluation amid training, without compiling; none of an experiment's own training."""
@@ -139,7 +148,9 @@ def _expected(own: Sequence[Run], cold: dict[str, Any], warm: dict[str, Any]) ->
     every = config.logging.evaluate_every
     validations = (config.steps - 1) // every if every else 0  # the last one is around the steps already
     each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"] + validations * warm["validation_seconds"]
-    seconds = cold["around"] + (len(own) - 1) * warm["around"] + len(own) * each
+    # Of what the first pilot compiled, the whole runs find all but the training step, which holds their own schedule.
+    compiling = max(0.0, cold["compiling"] - warm["compiling"])
+    seconds = compiling + len(own) * (warm["around"] + each)
     flops = config.steps * warm["flops"]
     memory = max(cold["bytes"], warm["bytes"])
     return Expected(own[0].variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory)
