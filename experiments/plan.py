@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
+import random
 import resource
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +52,9 @@ class Pilot:
     def _loop_seconds(self) -> float:
         """Seconds of all steps, those that compiled included."""
         lines = [line for line in read_lines(self.folder / "metrics.jsonl") if "seconds_per_step" in line]
-        before = [0, *(line["step"] for line in lines)]
+        ends = [0, *(line["step"] for line in lines)]
         return sum(
-            (line["step"] - start) * line["seconds_per_step"] for start, line in zip(before, lines, strict=False)
+            (end - start) * line["seconds_per_step"] for (start, end), line in zip(pairwise(ends), lines, strict=True)
         )
 
     def _validation(self) -> float:
@@ -107,12 +109,13 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
     for run in runs:
         first.setdefault(run.variant, run)
     found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in first}
+    rate = random.uniform(0.99, 1.0)  # a schedule that no earlier pilot had: else its program were compiled already
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
         for seed in SEEDS:  # all firsts before the seconds
             tasks = [
                 Pilot(
-                    _short(run, seed, Path(place) / run.variant / str(seed)),
+                    _short(run, seed, rate, Path(place) / run.variant / str(seed)),
                     bool(run.config.logging.evaluate_every),
                     f"pilot of {run.variant}",
                 )
@@ -126,12 +129,13 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
     return {variant: (own[0], own[1]) for variant, own in found.items() if len(own) == len(SEEDS)}
 
 
-def _short(run: Run, seed: int, folder: Path) -> Run:
+def _short(run: Run, seed: int, rate: float, folder: Path) -> Run:
     steps = min(STEPS, run.config.steps)
     logging = dataclasses.replace(
         run.config.logging, log_every=max(1, steps // 4), evaluate_every=0, checkpoint_every=steps
     )
-    config = dataclasses.replace(run.config, steps=steps, seed=seed, logging=logging)
+    optimizer = dataclasses.replace(run.config.optimizer, learning_rate=rate * run.config.optimizer.learning_rate)
+    config = dataclasses.replace(run.config, steps=steps, seed=seed, optimizer=optimizer, logging=logging)
     return dataclasses.replace(run, seed=seed, config=config, folder=folder)
 
 

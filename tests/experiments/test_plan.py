@@ -19,23 +19,9 @@ def runs(count: int, steps: int = 200) -> list[Run]:
 
 def test_seeds_after_the_first_find_its_programs() -> None:
     """By hand: 5 s to compile the step, 3 s around each, and 200 steps of 0.5 s and 7 s of measuring for each."""
-    cold = {
-        "around": 10.0,
-        "compiling": 6.0,
-        "seconds_per_step": 0.9,
-        "measure_seconds": 8.0,
-        "parameters": 50,
-        "bytes": 300,
-    }
-    warm = {
-        "around": 3.0,
-        "compiling": 1.0,
-        "seconds_per_step": 0.5,
-        "measure_seconds": 7.0,
-        "parameters": 50,
-        "bytes": 200,
-    }
-    cold, warm = ({**pilot, "validation_seconds": 2.0, "flops": 6e9} for pilot in (cold, warm))
+    both = {"validation_seconds": 2.0, "flops": 6e9, "parameters": 50}
+    cold = both | {"around": 10.0, "compiling": 6.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "bytes": 300}
+    warm = both | {"around": 3.0, "compiling": 1.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "bytes": 200}
     found = plan._expected(runs(4), cold, warm)
     assert found.seconds == 5 + 4 * (3 + 200 * 0.5 + 7)
     assert found.flops == 200 * 6e9
