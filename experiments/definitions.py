@@ -5,11 +5,12 @@ import difflib
 import importlib
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformer.config import Config, UserError, check_key, override
+from transformer.config import Config, UserError, check_key, differences, override
 
 FOLDER = Path(__file__).parent
 
@@ -32,9 +33,7 @@ def load(name: str) -> ModuleType:
     else:
         names = available()
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"did you mean {near[0]!r}? There are: " if near else "choose one of: "
-            raise UserError(f"there is no experiment {name!r}: {hint}{', '.join(names)}")
+            raise UserError(f"there is no experiment {name!r}: {nearest(name, names)}")
         module = importlib.import_module(f"experiments.{name}")
     parts = ("cases", "measure_case", "findings") if hasattr(module, "cases") else ("variants", "BASE", "REFERENCE")
     missing = [part for part in parts if not hasattr(module, part)]
@@ -45,15 +44,58 @@ def load(name: str) -> ModuleType:
     return module
 
 
+# What a base has no use for: variants that differ in nothing else would be the same model.
+ATTENTION_ONLY = {
+    f"model.{key}"
+    for key in ("attention", "positions", "num_heads", "num_kv_heads", "head_dim", "value_dim", "scale_attention",
+                "attention_bias", "d_ff", "activation", "gated", "feed_forward_bias", "norm", "norm_type")
+}  # fmt: skip
+TEXT_ONLY = {"data.tokenizer", "data.vocab_size"}
+NO_TEXT = ("image_classification", "speech_classification", "forecasting")
+NO_OUTPUT_TABLE = (*NO_TEXT, "text_classification")
+
+
+def lacking(config: Config) -> set[str]:
+    """The keys that mean nothing to a config's model and task, of those that experiments vary."""
+    without: set[str] = set()
+    if config.model.family.startswith("recurrent"):
+        without |= ATTENTION_ONLY
+    if config.task in NO_TEXT:
+        without |= TEXT_ONLY
+    if config.task in NO_OUTPUT_TABLE:
+        without |= {"model.tied"}
+    if config.task == "forecasting":
+        without |= {"label_smoothing"}
+    return without
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The end of a message about a name that is none of `names`."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f"{f'did you mean {near[0]!r}? There are: ' if near else 'choose one of: '}{', '.join(names)}"
+
+
 def build(module: ModuleType, base: Config) -> dict[str, Config]:
-    """Variant -> its configuration. UserError: an unknown key, an impossible value, a name that is no folder's."""
+    """Variant -> its configuration.
+
+    Raises:
+        UserError: an unknown key, an impossible value, a key that this base has no use for, a name that is no folder's.
+    """
     variants = module.variants(base)
     for name in variants:
         if not re.fullmatch(r"\w[\w.+-]*", name):
             raise UserError(f"variant {name!r} cannot name a folder: use letters, digits, '-', '_', '+' and '.'")
     if module.REFERENCE not in variants:
         raise UserError(f"REFERENCE is {module.REFERENCE!r}, which is no variant: choose one of {', '.join(variants)}")
-    return {name: override(base, changes) for name, changes in variants.items()}
+    configs = {name: override(base, changes) for name, changes in variants.items()}
+    for name, config in configs.items():
+        changed = set(differences(configs[module.REFERENCE], config))
+        if changed and changed <= lacking(config):
+            raise UserError(
+                f"variant {name!r} differs in {', '.join(sorted(changed))}, which means nothing to a model of family "
+                f"{config.model.family!r} for {config.task}: choose another --base"
+            )
+    return configs
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -4,7 +4,8 @@ Hypothesis: as in rows (C) of Table 3 of the paper, bigger is better in both dir
 width are close, and more layers take longer, one after another.
 
 Source: Vaswani et al. 2017, Table 3 (C) (arXiv 1706.03762). `deep` and `wide` have about the parameters of the layers
-of the base; `half` and `double` have half and twice its layers. Times stand in the table of costs.
+of the base; `half` and `double` have half and twice its layers. --budget=seconds asks it at equal time, where deep
+models have fewer steps.
 """
 
 from typing import Any

@@ -1,14 +1,17 @@
 """The figures of a report: from a sweep's results to arrays, drawn by `transformer.analysis.plots`."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 from experiments.measures import describe
-from experiments.render import Block, Picture
+from experiments.render import Block, Heading, Picture
 from experiments.results import Sweep, compare
 from experiments.statistics import mean_interval
+from experiments.words import capital
 from transformer.analysis import plots
 
 
@@ -45,8 +48,55 @@ def differences(sweep: Sweep, folder: Path) -> list[Block]:
         stem = f"difference-{name.replace('/', '-')}"
         plots.save(plots.differences(list(found), mean, low, high, plots.styles(sweep.variants), label), folder / stem)
         caption = f"Difference to {sweep.reference} in {metric.label}, paired over seeds, with 95 % intervals."
-        blocks.append(Picture(stem, f"Differences in {metric.label} to the paper's variant", caption))
+        blocks.append(Picture(stem, f"Differences in {metric.label} to the reference", caption))
     return blocks
+
+
+COSTS = {  # of a run -> axis, scale
+    "train_seconds": ("training time of a run (s)", 1.0),
+    "flops": ("training FLOPs of a run (GFLOP)", 1e-9),
+    "parameters": ("parameters (millions)", 1e-6),
+}
+
+
+def fronts(sweep: Sweep, folder: Path) -> list[Block]:
+    """Quality against each cost that differs between variants by a twentieth or more, with the Pareto front."""
+    name = sweep.answered[0]
+    metric = describe(name)
+    blocks: list[Block] = []
+    for cost, (axis, scale) in COSTS.items():
+        points = {}
+        for variant in sweep.variants:
+            spent = [run[cost] for run in sweep.of(variant) if run.get(cost) and not run.get("resumed")]
+            values = list(sweep.values(variant, name).values())
+            if spent and values:
+                mean = mean_interval(values, name)
+                bounds = (mean.mean, mean.mean) if mean.low is None or mean.high is None else (mean.low, mean.high)
+                points[variant] = (scale * median(spent), *(metric.scale * v for v in (mean.mean, *bounds)))
+        prices = [point[0] for point in points.values()]
+        if len(points) < 2 or max(prices) < 1.05 * min(prices):
+            continue
+        unit = f" ({metric.unit})" if metric.unit else ""
+        best = pareto({variant: (x, metric.better * y) for variant, (x, y, *_) in points.items()})
+        stem = f"front-{cost}"
+        figure = plots.front(points, best, plots.styles(list(points)), axis, f"{metric.label}{unit}", metric.better)
+        plots.save(figure, folder / stem)
+        caption = (
+            f"{capital(metric.label)} against {axis.split(' (')[0]}, with 95 % intervals. Filled: the front "
+            f"({', '.join(best)}); each other variant costs as much as one of these or more, and is on average no "
+            "better."
+        )
+        blocks.append(Picture(stem, f"{metric.label} against {axis}, one point for each variant", caption))
+    return [Heading("Quality against cost"), *blocks] if blocks else []
+
+
+def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """The names that no other beats, by rising cost: name -> (cost, quality), more of which is better."""
+    best: list[str] = []
+    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
+        if not best or points[name][1] > points[best[-1]][1]:
+            best.append(name)
+    return best
 
 
 def lengths(tables: dict[str, list[dict[str, Any]]], folder: Path) -> list[Block]:
@@ -76,7 +126,7 @@ def lengths(tables: dict[str, list[dict[str, Any]]], folder: Path) -> list[Block
         )  # fmt: skip
         stem = f"length-{name}"
         plots.save(figure, folder / stem)
-        caption = f"{metric.label[0].upper()}{metric.label[1:]} by length: mean over seeds with 95 % intervals."
+        caption = f"{capital(metric.label)} by length: mean over seeds with 95 % intervals."
         if beyond:
             caption += f" Shaded: lengths that occur in training (up to {first['trained_to']})."
         blocks.append(Picture(stem, f"{metric.label} against length, one line for each variant", caption))

@@ -1,17 +1,21 @@
 """What a sweep would do and cost, from a few timed steps of each variant; nothing of it is kept."""
 
 import dataclasses
-import json
 import math
+import random
 import resource
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments import workers
-from experiments.single import Run
+from experiments.definitions import load
+from experiments.results import outcome
+from experiments.single import Run, read_lines
+from transformer.config import UserError
 
 STEPS = 40  # of a pilot run; the first lines of them compile
 SEEDS = (101, 102)  # the second finds the programs that the first has compiled, as all but the first seed of a sweep do
@@ -22,6 +26,7 @@ class Pilot:
     """A short run of one variant, trained and measured as a whole one is."""
 
     short: Run
+    validates: bool  # the whole run evaluates while it trains
     name: str
 
     @property
@@ -30,16 +35,45 @@ class Pilot:
 
     def run(self) -> dict[str, Any]:
         result = self.short.run()
-        steps = min(STEPS, self.short.config.steps)
+        steps = self.short.config.steps
         return {
             "variant": self.short.variant,
             "seed": self.short.seed,
             "parameters": result["parameters"],
+            "flops": result["flops"] / steps,
             "seconds_per_step": result["seconds_per_step"],
-            "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, validation
+            "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, last validation
+            "compiling": self._loop_seconds() - steps * result["seconds_per_step"],  # the training step, of it
+            "validation_seconds": self._validation() if self.validates else 0.0,
             "measure_seconds": result["measure_seconds"],
             "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
+
+    def _loop_seconds(self) -> float:
+        """Seconds of all steps, those that compiled included."""
+        lines = [line for line in read_lines(self.folder / "metrics.jsonl") if "seconds_per_step" in line]
+        ends = [0, *(line["step"] for line in lines)]
+        return sum(
+            (end - start) * line["seconds_per_step"] for (start, end), line in zip(pairwise(ends), lines, strict=True)
+        )
+
+    def _validation(self) -> float:
+        """Seconds of one evaluation amid training, without compiling; none of an experiment's own training."""
+        if hasattr(load(self.short.experiment), "restore"):
+            return 0.0
+        from transformer.evaluate import loss_metrics
+        from transformer.generate import restore
+
+        trained = restore(self.folder)
+        times = []
+        for _ in range(2):  # the first compiles
+            began = time.monotonic()
+            try:
+                loss_metrics(trained, "validation")
+            except UserError:  # sequences longer than its position table, which training leaves out
+                return 0.0
+            times.append(time.monotonic() - began)
+        return min(times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +82,9 @@ class Expected:
 
     variant: str
     difference: dict[str, Any]
+    steps: int
     parameters: int
-    flops: float  # of the training of one run: 6 a parameter and position (Kaplan et al. 2020), attention left out
+    flops: float  # of the training of one run, by `budgets.step_flops`
     seconds: float  # of all its seeds
     bytes: int  # most memory of a process
 
@@ -65,58 +100,76 @@ class _Quiet:
     def tick(self, running: Sequence[Any]) -> None: ...
 
 
-def expect(runs: Sequence[Run], jobs: int) -> list[Expected]:
-    """What `runs` would cost: each variant is piloted twice, `jobs` at a time as the runs would be."""
-    by_variant: dict[str, list[Run]] = {}
+Pilots = dict[str, tuple[dict[str, Any], dict[str, Any]]]  # variant -> what its first and its second pilot measured
+
+
+def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> Pilots:
+    """Pilots each variant twice, as the runs would be: `execute` does tasks. What fails is said, and left out."""
+    first: dict[str, Run] = {}
     for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    with tempfile.TemporaryDirectory() as folder:
-        pilots = [
-            Pilot(_short(own[0], seed, Path(folder) / variant / str(seed)), f"pilot of {variant}")
-            for seed in SEEDS
-            for variant, own in by_variant.items()
-        ]
-        found: dict[tuple[str, int], dict[str, Any]] = {}
-        for group in (pilots[: len(by_variant)], pilots[len(by_variant) :]):  # all firsts before the seconds
-            workers.run_all(group, jobs, _Quiet())
-        for pilot in pilots:
-            path = pilot.folder / "result.json"
-            if path.exists():
-                found[pilot.short.variant, pilot.short.seed] = json.loads(path.read_text(encoding="utf-8"))
-    return [
-        _expected(own, *(found[variant, seed] for seed in SEEDS))
-        for variant, own in by_variant.items()
-        if all((variant, seed) in found for seed in SEEDS)
-    ]
+        first.setdefault(run.variant, run)
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in first}
+    rate = random.uniform(0.99, 1.0)  # a schedule that no earlier pilot had: else its program were compiled already
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
+        for seed in SEEDS:  # all firsts before the seconds
+            tasks = [
+                Pilot(
+                    _short(run, seed, rate, Path(place) / run.variant / str(seed)),
+                    bool(run.config.logging.evaluate_every),
+                    f"pilot of {run.variant}",
+                )
+                for run in first.values()
+            ]
+            execute(tasks, _Quiet())
+            for task in tasks:
+                result, _ = outcome(task.folder, ("seconds_per_step",))
+                if result is not None:
+                    found[task.short.variant].append(result)
+    return {variant: (own[0], own[1]) for variant, own in found.items() if len(own) == len(SEEDS)}
 
 
-def _short(run: Run, seed: int, folder: Path) -> Run:
+def _short(run: Run, seed: int, rate: float, folder: Path) -> Run:
     steps = min(STEPS, run.config.steps)
     logging = dataclasses.replace(
         run.config.logging, log_every=max(1, steps // 4), evaluate_every=0, checkpoint_every=steps
     )
-    config = dataclasses.replace(run.config, steps=steps, seed=seed, logging=logging)
+    optimizer = dataclasses.replace(run.config.optimizer, learning_rate=rate * run.config.optimizer.learning_rate)
+    config = dataclasses.replace(run.config, steps=steps, seed=seed, optimizer=optimizer, logging=logging)
     return dataclasses.replace(run, seed=seed, config=config, folder=folder)
+
+
+def expect(runs: Sequence[Run], pilots: Pilots) -> list[Expected]:
+    """What the runs would cost, of each variant that was piloted."""
+    by_variant: dict[str, list[Run]] = {}
+    for run in runs:
+        by_variant.setdefault(run.variant, []).append(run)
+    return [_expected(own, *pilots[variant]) for variant, own in by_variant.items() if variant in pilots]
 
 
 def _expected(own: Sequence[Run], cold: dict[str, Any], warm: dict[str, Any]) -> Expected:
     config = own[0].config
-    each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"]
-    seconds = cold["around"] + (len(own) - 1) * warm["around"] + len(own) * each
-    flops = 6.0 * warm["parameters"] * config.data.batch_tokens * config.steps
+    every = config.logging.evaluate_every
+    validations = (config.steps - 1) // every if every else 0  # the last one is around the steps already
+    each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"] + validations * warm["validation_seconds"]
+    # Of what the first pilot compiled, the whole runs find all but the training step, which holds their own schedule.
+    compiling = max(0.0, cold["compiling"] - warm["compiling"])
+    seconds = compiling + len(own) * (warm["around"] + each)
+    flops = config.steps * warm["flops"]
     memory = max(cold["bytes"], warm["bytes"])
-    return Expected(own[0].variant, own[0].difference, warm["parameters"], flops, seconds, memory)
+    return Expected(own[0].variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory)
 
 
 def table(expected: Sequence[Expected], runs: int, jobs: int) -> str:
     """The plan as people read it."""
     width = max([len(row.variant) for row in expected] + [len("variant")])
-    lines = [f"{'variant':{width}}  {'parameters':>12}  {'GFLOP a run':>12}  {'minutes':>8}  {'MiB':>6}  differs in"]
+    header = f"{'variant':{width}}  {'steps':>7}  {'parameters':>12}  {'GFLOP a run':>12}  {'minutes':>8}  {'MiB':>6}"
+    lines = [f"{header}  differs in"]
     for row in expected:
         differs = ", ".join(f"{key}={value}" for key, value in row.difference.items()) or "nothing"
         lines.append(
-            f"{row.variant:{width}}  {row.parameters:12,}  {row.flops / 1e9:12,.0f}  {row.seconds / 60:8.1f}  "
-            f"{row.bytes / 2**20:6,.0f}  {differs}"
+            f"{row.variant:{width}}  {row.steps:7,}  {row.parameters:12,}  {row.flops / 1e9:12,.0f}  "
+            f"{row.seconds / 60:8.1f}  {row.bytes / 2**20:6,.0f}  {differs}"
         )
     longest = max((row.seconds for row in expected), default=0.0)
     wall = max(sum(row.seconds for row in expected) / jobs, longest / math.ceil(runs / max(len(expected), 1)))

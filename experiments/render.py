@@ -68,7 +68,8 @@ ul.answer, ul.warning { padding-left: 2rem; }
 .warning { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .6rem 1rem; max-width: none; }
 .scroll { overflow-x: auto; margin: 1rem 0; }
 table { border-collapse: collapse; font-size: .92rem; }
-caption { caption-side: top; text-align: left; color: var(--soft); padding-bottom: .3rem; }
+.caption { color: var(--soft); font-size: .92rem; margin: 1rem 0 0; }
+.caption + .scroll { margin-top: .2rem; }
 th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
   font-variant-numeric: tabular-nums; vertical-align: top; }
 thead th { vertical-align: bottom; white-space: normal; border-bottom: 2px solid var(--line); }
@@ -143,7 +144,9 @@ def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
 
 
 def _table(table: Table) -> str:
-    caption = f"<caption>{_html(table.caption)}</caption>" if table.caption else ""
+    # Outside of the table, which scrolls on a narrow page where the caption would be cut off.
+    caption = f'<p class="caption">{_html(table.caption)}</p>\n' if table.caption else ""
+    label = f' aria-label="{html.escape(table.caption)}"' if table.caption else ""
     head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
     body = ""
     for first, *others in table.rows:
@@ -151,7 +154,7 @@ def _table(table: Table) -> str:
         body += f'<tr><th scope="row" style="font-weight:500">{_html(first)}</th>{cells}</tr>\n'
     kind = _class("text" if table.text else "")
     return (
-        f'<div class="scroll" tabindex="0"><table{kind}>{caption}<thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="scroll" tabindex="0"><table{kind}{label}><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{body}</tbody></table></div>"
     )
 

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from experiments import figures
-from experiments.measures import Metric, describe
+from experiments.budgets import BUDGETS
+from experiments.measures import describe
 from experiments.render import Block, Bullets, Heading, Paragraph, Table, markdown, page
-from experiments.results import Sweep, adjusted, compare, factors, flat, lengths_csv, read, results_csv, table_csv
-from experiments.statistics import mean_interval
+from experiments.results import Sweep, compare, factors, flat, lengths_csv, read, results_csv, table_csv
+from experiments.statistics import adjusted, bootstrap_interval, mean_interval
+from experiments.words import (
+    MINUS,
+    answer,
+    capital,
+    cost_words,
+    count,
+    headline,
+    interval,
+    limits,
+    number,
+    p_value,
+    visible,
+)
 from transformer.config import UserError
-
-MINUS = "−"
-
 
 # --- Writing
 
@@ -43,7 +54,7 @@ def write(workdir: Path) -> tuple[str, int]:
     blocks = compose(sweep, workdir)
     (workdir / "report.md").write_text(markdown(title, blocks), encoding="utf-8")
     (workdir / "report.html").write_text(page(title, blocks, workdir / "figures"), encoding="utf-8")
-    said = "\n".join(f"- {text}" for text in answer(sweep))
+    said = "\n".join([headline(sweep), *(f"- {text}" for text in answer(sweep))])
     failures = len(sweep.errors) + (sweep.cost_error is not None)
     return f"{title}\n{said}\nreport: {workdir / 'report.html'}", failures
 
@@ -51,88 +62,6 @@ def write(workdir: Path) -> tuple[str, int]:
 def command(arguments: Sequence[str]) -> str:
     """The command line, as typed after `python -m experiments.run`."""
     return shlex.join(["python", "-m", "experiments.run", *arguments[1:]])
-
-
-# --- Figures as words
-
-
-def number(value: float, metric: Metric, signed: bool = False) -> str:
-    """A value in the metric's unit; a minus is a minus sign."""
-    shown = round(value * metric.scale, metric.digits) or 0.0  # no minus before a zero
-    return f"{shown:{'+' if signed and shown else ''}.{metric.digits}f}".replace("-", MINUS)
-
-
-def interval(low: float | None, high: float | None, metric: Metric, signed: bool = False) -> str:
-    """[low, high], or nothing where one seed gives none."""
-    if low is None or high is None:
-        return ""
-    return f" [{number(low, metric, signed)}, {number(high, metric, signed)}]"
-
-
-def answer(sweep: Sweep) -> list[str]:
-    """The answer for the first metric of each split, in words made from the numbers."""
-    texts = []
-    for name in sweep.answered:
-        metric = describe(name)
-        values = list(sweep.values(sweep.reference, name).values())
-        if not values:
-            texts.append(
-                f"{metric.label}: the paper's variant ({sweep.reference}) has no value yet, so nothing is compared."
-            )
-            continue
-        mean = mean_interval(values, name)
-        unit = f" {metric.unit}" if metric.unit else ""
-        spread = (
-            f" (95 % interval{interval(mean.low, mean.high, metric)}, {mean.n} seeds)"
-            if mean.n > 1
-            else " (one seed, which gives no interval)"
-        )
-        text = f"{metric.label}: the paper's variant, {sweep.reference}, reached "
-        text += f"{number(mean.mean, metric)}{unit}{spread}."
-        found = compare(sweep, name)
-        corrected = adjusted(found)
-        groups: dict[str, list[str]] = {}
-        for variant, d in found.items():
-            shown = f"{variant} ({number(d.mean, metric, True)}{metric.points}{interval(d.low, d.high, metric, True)}"
-            if d.low is None or d.high is None:
-                kind = "alone"
-            elif d.low <= 0 <= d.high:
-                kind = "none"
-            else:
-                kind = "better" if (d.mean > 0) == (metric.better > 0) else "worse"
-                if corrected[variant] >= 0.05:
-                    shown += f"; not beyond doubt, p = {_p(corrected[variant])} after Holm's correction"
-            groups.setdefault(kind, []).append(shown + ")")
-        lead = {
-            "better": "Better than it: ",
-            "worse": "Worse: ",
-            "none": "No difference was seen, as the interval contains 0: ",
-            "alone": "One pair of runs cannot tell a difference from chance: ",
-        }
-        for kind in lead:
-            if kind in groups:
-                text += f" {lead[kind]}{', '.join(groups[kind])}."
-        without = [v for v in sweep.variants if v not in found and v != sweep.reference and sweep.of(v)]
-        if without:
-            text += f" No value: {', '.join(without)}."
-        parts = [
-            f"{part} {number(d.mean, metric, True)}{metric.points}{interval(d.low, d.high, metric, True)}"
-            for part, d in factors(sweep, name).items()
-        ]
-        if parts:
-            text += f" Averaged over all else: {', '.join(parts)}."
-        texts.append(text[0].upper() + text[1:])
-    if sweep.cost:
-        texts.append(f"Cost of attention alone: {' '.join(cost_words(sweep.cost['rows']))}")
-    return texts
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _count(number_of: int, noun: str) -> str:
-    return f"{number_of} {noun}" + ("" if number_of == 1 else "s")
 
 
 # --- The report
@@ -144,7 +73,8 @@ def compose(sweep: Sweep, workdir: Path) -> list[Block]:
     return [
         *_state(sweep),
         Heading("Answer"),
-        Bullets(answer(sweep), "answer"),
+        Paragraph(headline(sweep), "answer"),
+        Bullets(answer(sweep)),
         Paragraph("Brackets hold 95 % intervals over seeds; differences are paired over seeds."),
         Heading("Hypothesis and source"),
         *(Paragraph(text) for text in paragraphs),
@@ -152,13 +82,14 @@ def compose(sweep: Sweep, workdir: Path) -> list[Block]:
         *_means(sweep),
         *(Paragraph(text) for text in _notes(sweep)),
         *figures.learning(sweep, workdir / "figures"),
-        Heading("Differences to the paper's variant"),
+        Heading("Differences to the reference"),
         *_differences(sweep),
         *figures.differences(sweep, workdir / "figures"),
+        *figures.fronts(sweep, workdir / "figures"),
         *_lengths(sweep, workdir),
         *_costs(sweep, workdir),
         Heading("What the data cannot say"),
-        Bullets(_limits(sweep)),
+        Bullets(limits(sweep)),
         Heading("Where the figures come from"),
         *_provenance(sweep),
     ]
@@ -177,7 +108,7 @@ def _state(sweep: Sweep) -> list[Block]:
         )
     if failed or sweep.cost_error:
         text = (
-            f"{_count(failed, 'run')} of {planned} failed and {'is' if failed == 1 else 'are'} missing below. "
+            f"{count(failed, 'run')} of {planned} failed and {'is' if failed == 1 else 'are'} missing below. "
             if failed
             else ""
         )
@@ -196,6 +127,15 @@ def _state(sweep: Sweep) -> list[Block]:
         blocks.append(
             Paragraph(f"The runs come from different commits ({listed}): differences may be the code's.", "warning")
         )
+    releases = {
+        ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+        for run in sweep.results.values()
+    }
+    if len(releases) > 1:
+        listed = "; ".join(sorted(releases))
+        blocks.append(
+            Paragraph(f"The runs come from different versions ({listed}): differences may be theirs.", "warning")
+        )
     if len({run.get("fingerprint") for run in sweep.results.values()}) > 1:
         blocks.append(
             Paragraph("The runs come from different data (see the fingerprints): they do not compare.", "warning")
@@ -207,9 +147,10 @@ def _means(sweep: Sweep) -> list[Block]:
     """Two tables: quality, and size and time."""
     metrics = {name: describe(name) for name in sweep.main}
     quality, sizes = [], []
+    counted = any(run.get("flops") for run in sweep.results.values())  # older results are without
     for variant in sweep.variants:
         runs = sweep.of(variant)
-        name = variant + (" (the paper's)" if variant == sweep.reference else "")
+        name = variant + (" (reference)" if variant == sweep.reference else "")
         means = []
         for key, metric in metrics.items():
             values = list(sweep.values(variant, key).values())
@@ -222,16 +163,24 @@ def _means(sweep: Sweep) -> list[Block]:
             [
                 name,
                 f"{runs[0]['parameters']:,}" if runs else "–",
+                f"{runs[0]['config']['steps']:,}" if runs else "–",
+                *([f"{runs[0]['flops'] / 1e9:,.0f}" if runs and runs[0].get("flops") else "–"] if counted else []),
                 f"{median_of.median(steps):.1f}" if steps else "–",
                 f"{median_of.median(run['train_seconds'] for run in whole):.0f}" if whole else "–",
             ]
         )
     labels = [f"{metric.label}{f' ({metric.unit})' if metric.unit else ''}" for metric in metrics.values()]
     caption = "Quality: mean over seeds and its 95 % t interval."
-    return [
+    costs = ["parameters", "steps", *(["training (GFLOP)"] if counted else []), "step (ms)", "training (s)"]
+    blocks: list[Block] = [
         Table(["variant", *labels, "seeds"], quality, caption),
-        Table(["variant", "parameters", "step (ms)", "training (s)"], sizes, "Size and time: medians over seeds."),
+        Table(["variant", *costs], sizes, "Size and cost of a run; times are medians over seeds."),
     ]
+    budget = sweep.plan.get("budget", {"kind": "steps"})["kind"]
+    if budget != "steps":
+        text = f"Each variant has the budget of the reference in {BUDGETS[budget]}, so their steps differ."
+        blocks.insert(0, Paragraph(text))
+    return blocks
 
 
 def _notes(sweep: Sweep) -> list[str]:
@@ -247,9 +196,7 @@ def _notes(sweep: Sweep) -> list[str]:
 def _differences(sweep: Sweep) -> list[Block]:
     blocks: list[Block] = []
     if not sweep.of(sweep.reference):
-        return [
-            Paragraph(f"The paper's variant, `{sweep.reference}`, has no finished run, so no difference can be given.")
-        ]
+        return [Paragraph(f"The reference, `{sweep.reference}`, has no finished run, so no difference can be given.")]
     for name in sweep.main:
         metric = describe(name)
         tables = [compare(sweep, name), factors(sweep, name)]
@@ -258,16 +205,26 @@ def _differences(sweep: Sweep) -> list[Block]:
             corrected = adjusted(found)
             for row, d in found.items():
                 shown = f"{number(d.mean, metric, True)}{interval(d.low, d.high, metric, True)}"
-                corrected_p = _p(corrected[row]) if row in corrected else "–"
-                rows.append([row, shown, "–" if d.p is None else _p(d.p), corrected_p, str(d.n)])
+                low, high = bootstrap_interval(d.pairs) or (None, None)
+                resampled = interval(low, high, metric, True).strip()
+                effect = "–" if d.effect is None else f"{d.effect:+.1f}".replace("-", MINUS)
+                corrected_p = p_value(corrected[row]) if row in corrected else "–"
+                p = "–" if d.p is None else p_value(d.p)
+                rows.append([row, shown, effect, p, corrected_p, resampled or "–", str(d.n)])
         if rows:
-            caption = f"{metric.label[0].upper()}{metric.label[1:]}{f', in{metric.points}' if metric.points else ''}"
+            caption = f"{capital(metric.label)}{f', in{metric.points}' if metric.points else ''}"
             caption += "; " + ("more" if metric.better > 0 else "less") + " is better"
-            blocks.append(Table(["variant", "difference", "p", "p (Holm)", "seeds"], rows, caption))
+            header = ["variant", "difference", "effect", "p", "p (Holm)", "bootstrap", "seeds"]
+            blocks.append(Table(header, rows, caption))
+            if name in sweep.answered and (text := visible(sweep, name)):
+                blocks.append(Paragraph(text))
     if blocks:
         text = (
             "Paired over seeds: runs of one seed share their parameters at step 0, their batches and their dropout "
-            "masks. p is the paired t test's; Holm's correction is over the variants of one table."
+            "masks. p is the paired t test's; Holm's correction is over the variants of one table. The effect is the "
+            "mean over its spread from seed to seed (Cohen's d of pairs, with Hedges' correction). The bootstrap's "
+            "interval is a second opinion from ten seeds on: of three it only reaches from the lowest to the highest, "
+            "and holds the truth 75 % of the time where 95 % is meant."
         )
         if factors(sweep, sweep.main[0]):
             text += (
@@ -320,30 +277,9 @@ def _lengths(sweep: Sweep, workdir: Path) -> list[Block]:
             cells.append(number(mean.mean, metric) if mean else "–")
         rows.append(cells)
     unit = f" ({metric.unit})" if metric.unit else ""
-    caption = f"{metric.label[0].upper()}{metric.label[1:]}{unit} by length, mean over seeds"
+    caption = f"{capital(metric.label)}{unit} by length, mean over seeds"
     blocks.append(Table(header, rows, f"{caption}; * lengths that occur in training."))
     return blocks
-
-
-def cost_words(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """From which length on each kind is faster (by a tenth) than the first one, one sentence each."""
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    lengths = sorted({row["length"] for row in rows})
-    times = {(row["kind"], row["length"]): row["milliseconds"] for row in rows}
-    texts = []
-    for kind in kinds[1:]:
-        pairs = [
-            (length, times[kinds[0], length] / times[kind, length]) for length in lengths if (kind, length) in times
-        ]
-        from_here = next((n for i, (n, _) in enumerate(pairs) if all(ratio > 1.1 for _, ratio in pairs[i:])), None)
-        last, ratio = pairs[-1]
-        if from_here is None:
-            texts.append(f"{kind}: no faster than “{kinds[0]}” ({ratio:.1f} times as fast at {last}).")
-        else:
-            texts.append(
-                f"{kind}: faster than “{kinds[0]}” from length {from_here} on, {ratio:.1f} times as fast at {last}."
-            )
-    return texts
 
 
 def _costs(sweep: Sweep, workdir: Path) -> list[Block]:
@@ -356,36 +292,9 @@ def _costs(sweep: Sweep, workdir: Path) -> list[Block]:
     table = Table(
         ["length", *(f"{kind} (ms)" for kind in kinds)],
         [[str(n), *(f"{times[kind, n]:.2f}" if (kind, n) in times else "–" for kind in kinds)] for n in lengths],
-        f"Median time of one forward and backward pass of attention alone, on {_count(sweep.cost['cores'], 'core')}.",
+        f"Median time of one forward and backward pass of attention alone, on {count(sweep.cost['cores'], 'core')}.",
     )
     return [Heading("Cost against length"), Bullets(cost_words(rows)), *figures.cost(rows, workdir / "figures"), table]
-
-
-def _limits(sweep: Sweep) -> list[str]:
-    config, seeds = sweep.plan["config"], len(sweep.plan["seeds"])
-    items = []
-    for name in sweep.answered:
-        metric = describe(name)
-        widths = [
-            (d.high - d.low) / 2 for d in compare(sweep, name).values() if d.low is not None and d.high is not None
-        ]
-        if widths:
-            items.append(
-                f"Small differences: with {_count(seeds, 'seed')}, a difference in {metric.label} of less than about "
-                f"{number(median_of.median(widths), metric)}{metric.points} would not be seen (the median half-width "
-                "of the intervals)."
-            )
-    if seeds < 2:
-        items.append("Any difference: one seed shows no spread.")
-    items += [
-        "Intervals are Student's t over seeds: they assume roughly normal spread and hold for new seeds on these test "
-        "sentences, not for new test sentences. Near 0 or 100 % they may reach past the possible.",
-        f"Other data: all runs are on `{config['data']['name']}`.",
-        f"Other sizes and longer training: {config['model']['num_layers']} layers, width {config['model']['d_model']}, "
-        f"{config['steps']} steps, and settings that were tuned for no variant in particular.",
-        "Times were taken while other runs had the other cores; they compare variants within this table only.",
-    ]
-    return items
 
 
 def _provenance(sweep: Sweep) -> list[Block]:
@@ -395,7 +304,7 @@ def _provenance(sweep: Sweep) -> list[Block]:
         return ", ".join(sorted({f"`{run[key]}`" for run in runs if run.get(key) is not None})) or "unknown"
 
     versions = ", ".join(f"{name} {version}" for name, version in runs[0].get("versions", {}).items())
-    cores = ", ".join(sorted({_count(run["cores"], "core") for run in runs if "cores" in run}))
+    cores = ", ".join(sorted({count(run["cores"], "core") for run in runs if "cores" in run}))
     ended = [run["ended"] for run in runs if "ended" in run]
     rows = [
         ["command", f"`{sweep.plan['command']}`"],

@@ -4,11 +4,12 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.statistics import Difference, holm, paired_difference
+from experiments.statistics import Difference, paired_difference
 from transformer.config import UserError
 
 TIMES = ("train_seconds", "seconds_per_step")
@@ -71,22 +72,50 @@ def read(workdir: Path) -> Sweep:
     path = workdir / "sweep.json"
     if not path.is_file():
         raise UserError(f"{str(workdir)!r} holds no sweep (there is no sweep.json): name the --workdir of one")
-    plan = json.loads(path.read_text(encoding="utf-8"))
+    plan = read_plan(path)
     results, errors = {}, {}
     for variant, seed in itertools.product(plan["variants"], plan["seeds"]):
-        folder = workdir / "runs" / variant / f"seed{seed}"
-        if (folder / "result.json").exists():
-            results[variant, seed] = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        elif (folder / "error.txt").exists():
-            errors[variant, seed] = (folder / "error.txt").read_text(encoding="utf-8").strip()
-    cost, error = workdir / "cost" / "result.json", workdir / "cost" / "error.txt"
-    return Sweep(
-        plan,
-        results,
-        errors,
-        json.loads(cost.read_text(encoding="utf-8")) if cost.exists() else None,
-        error.read_text(encoding="utf-8").strip() if error.exists() and not cost.exists() else None,
-    )
+        result, error = outcome(workdir / "runs" / variant / f"seed{seed}", ("metrics", "config", "parameters"))
+        if result is not None:
+            results[variant, seed] = result
+        elif error is not None:
+            errors[variant, seed] = error
+    return Sweep(plan, results, errors, *outcome(workdir / "cost", ("rows",)))
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A sweep.json. UserError: it is damaged."""
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plan, dict):
+            raise ValueError("it is no object")
+        if missing := {"experiment", "variants", "seeds", "reference", "config"} - set(plan):
+            raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"{str(path)!r} is damaged ({error}): delete it, and the sweep's command goes on with the finished runs"
+        ) from error
+    return plan
+
+
+def outcome(folder: Path, keys: Sequence[str] = ("metrics", "config")) -> tuple[dict[str, Any] | None, str | None]:
+    """What a task left in its folder: (result, None), (None, why there is none) or, where it has not ended, two None.
+
+    A result that was cut off, lacks one of `keys` or holds a metric that is no number is none, and is told.
+    """
+    result, error = folder / "result.json", folder / "error.txt"
+    if result.exists():
+        try:
+            found = json.loads(result.read_text(encoding="utf-8"))
+            if missing := set(keys) - set(found):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+            for name, value in found.get("metrics", {}).items():
+                if value is not None and not math.isfinite(value):
+                    raise ValueError(f"{name} is {value}")
+        except (ValueError, TypeError) as reason:
+            return None, f"{str(result)!r} is damaged ({reason}): the sweep's command measures this run again"
+        return found, None
+    return None, error.read_text(encoding="utf-8").strip() if error.exists() else None
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,12 +169,6 @@ def factors(sweep: Sweep, metric: str) -> dict[str, Difference]:
                 b = [sum(values[seed] for _, values in pairs) / len(pairs) for seed in seeds]
                 found[f"{name} instead of {base[place]}"] = paired_difference(a, b, metric)
     return found
-
-
-def adjusted(found: dict[str, Difference]) -> dict[str, float]:
-    """Holm's p over the comparisons that have one."""
-    known = {name: d.p for name, d in found.items() if d.p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
 
 
 # --- CSV

@@ -8,88 +8,41 @@ import argparse
 import dataclasses
 import datetime
 import fcntl
-import json
-import math
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from tqdm import tqdm
-
-from experiments import measurement, report, workers
+from experiments import cluster, measurement, report, workers
+from experiments.budgets import BUDGETS, equalise
 from experiments.definitions import FOLDER, available, build, load, parse_setting
 from experiments.measures import main_metrics
-from experiments.plan import expect, table
-from experiments.results import flat
-from experiments.single import Cost, Run, read_lines
+from experiments.plan import Pilots, expect, pilot, table
+from experiments.progress import Progress
+from experiments.results import flat, outcome, read_plan
+from experiments.single import Cost, Run
 from transformer import command_line
 from transformer.config import MAY_CHANGE, Config, UserError, differences, load_file, override, to_dict
 
+GOING_ON = (
+    "the jobs go on: `squeue --me` shows them, `scancel {jobs}` ends them; the same command waits for them, and "
+    "--report-only reports what there is"
+)
 INTERRUPTED = "interrupted; the same command goes on from here, and --report-only reports what there is"
+STEPS = {"kind": "steps"}  # the budget of a sweep that names none
 
 
-class Progress:
-    """Tells of all runs at once: a bar over steps on a terminal, a line for each finished run elsewhere."""
-
-    def __init__(self, runs: int, done: int, steps: int):
-        self.runs, self.done, self.steps, self.failures = runs, done, steps, 0
-        self.began, self.first, self.complete = time.monotonic(), done, done * steps
-        self.bar = None
-        if sys.stderr.isatty():
-            self.bar = tqdm(total=runs * steps, initial=self.complete, unit="step", dynamic_ncols=True, smoothing=0.05)
-
-    def say(self, text: str) -> None:
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def finished(self, task: Any, result: dict[str, Any]) -> None:
-        if isinstance(task, Cost):
-            return
-        self.done += 1
-        shown = [f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None][:3]
-        self._end(task, f"{', '.join(shown)} ({result['train_seconds']:.0f} s)")
-
-    def failed(self, task: Any, reason: str) -> None:
-        self.failures += 1
-        self._end(task, f"FAILED: {reason}")
-
-    def _end(self, task: Any, text: str) -> None:
-        self.complete += self.steps
-        ended = self.done + self.failures - self.first
-        left = (time.monotonic() - self.began) / ended * (self.runs - self.first - ended)
-        rest = f"{math.ceil(left / 60)} min" if left > 90 else f"{math.ceil(left)} s"
-        more = f"; about {rest} left" if left > 0 and self.bar is None else ""
-        self.say(f"[{self.done + self.failures}/{self.runs}] {task.name}: {text}{more}")
-
-    def tick(self, running: Sequence[Any]) -> None:
-        if self.bar is None:
-            return
-        states = []
-        at = self.complete
-        for task in running:
-            if isinstance(task, Run):
-                last = next(iter(read_lines(task.folder / "metrics.jsonl")[-1:]), {"step": 0})
-                at += last["step"]
-                states.append(f"{task.name} {last['step']}/{self.steps}")
-        self.bar.set_postfix_str(f"{self.done}/{self.runs} runs; " + ", ".join(states))
-        self.bar.update(max(0, at - self.bar.n))
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
+def held(workdir: Path) -> dict[str, Any] | None:
+    """The sweep.json of a sweep that has begun: before its first run (as after --dry-run) it binds nobody."""
+    path = workdir / "sweep.json"
+    return read_plan(path) if path.exists() and any((workdir / "runs").glob("*/seed*")) else None
 
 
 def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base: Config) -> dict[str, Any]:
     """Writes sweep.json, or joins the sweep that is there. UserError: it is another one."""
-    path = workdir / "sweep.json"
-    if path.exists():
-        old = json.loads(path.read_text(encoding="utf-8"))
+    if old := held(workdir):
         if old["experiment"] != sweep["experiment"]:
             raise UserError(
                 f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {sweep['experiment']!r}: choose "
@@ -108,18 +61,20 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
             )
         sweep = sweep | {"created": old["created"], "seeds": sorted({*old["seeds"], *sweep["seeds"]})}
     for variant, config in configs.items():
-        for file in sorted((workdir / "runs" / variant).glob("seed*/result.json")):
-            result = json.loads(file.read_text(encoding="utf-8"))
+        for folder in sorted((workdir / "runs" / variant).glob("seed*")):
+            result, _ = outcome(folder)
+            if result is None:
+                continue
             expected = to_dict(dataclasses.replace(config, seed=result["seed"], **ignored(config)))
             found = to_dict(override(Config(), flat(result["config"])))
             found |= {key: expected[key] for key in ignored(config)}
             if found != expected:
                 raise UserError(
-                    f"{str(file.parent)!r} was trained as another variant than {variant!r} is now: choose another "
+                    f"{str(folder)!r} was trained as another variant than {variant!r} is now: choose another "
                     "--workdir, or delete that folder to train it again"
                 )
     workdir.mkdir(parents=True, exist_ok=True)
-    workers.write_json(path, sweep)
+    workers.write_json(workdir / "sweep.json", sweep)
     return sweep
 
 
@@ -156,66 +111,138 @@ def sweep(arguments: argparse.Namespace) -> int:
         settings["steps"] = arguments.steps
     base = override(base, settings)
     configs = build(module, base)
-    plan = {
-        "experiment": Path(arguments.experiment).stem,
-        "docstring": module.__doc__,
-        "base": base_file,
-        "settings": settings,
-        "command": report.command(sys.argv),
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "config": to_dict(base),
-        "variants": module.variants(base),
-        "reference": module.REFERENCE,
-        "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
-        "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
-    }
+    execute = executor(arguments, workdir)
     with only_one(workdir):
+        configs, budget, pilots = equal_budgets(arguments, module, configs, workdir, execute)
+        plan = {
+            "experiment": Path(arguments.experiment).stem,
+            "docstring": module.__doc__,
+            "base": base_file,
+            "settings": settings,
+            "command": report.command(sys.argv),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "config": to_dict(base),
+            "budget": budget,
+            "variants": module.variants(base),
+            "reference": module.REFERENCE,
+            "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
+            "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
+        }
         plan = claim(workdir, plan, configs, base)
-        runs = [
-            Run(
-                arguments.experiment,
-                variant,
-                seed,
-                dataclasses.replace(config, seed=seed),
-                plan["variants"][variant],
-                workdir / "runs" / variant / f"seed{seed}",
-            )
-            for seed in plan["seeds"]  # all variants of a seed first, so that a sweep that is stopped stays balanced
-            for variant, config in configs.items()
-        ]
-        missing = [run for run in runs if not (run.folder / "result.json").exists()]
+        runs = planned(arguments.experiment, configs, plan["variants"], plan["seeds"], workdir)
+        missing = [run for run in runs if outcome(run.folder)[0] is None]
         if arguments.dry_run:
-            expected = expect(missing, arguments.jobs)
+            expected = expect(missing, pilots or pilot(missing, execute, workdir))
             print(table(expected, len(missing), arguments.jobs))
             return 0 if len(expected) == len({run.variant for run in missing}) else 1
-        progress = Progress(len(runs), len(runs) - len(missing), base.steps)
         if not arguments.report_only:
-            progress.say(
-                f"{len(runs)} runs of {base.steps} steps: {len(configs)} variants, seeds {str(plan['seeds'])[1:-1]}"
-                + (f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else "")
-            )
-            try:
-                workers.run_all(missing, arguments.jobs, progress)
-                cost = Cost(arguments.experiment, base, workdir / "cost")
-                if hasattr(module, "cost") and not (cost.folder / "result.json").exists():
-                    progress.say("timing the kinds of attention")
-                    workers.run_all([cost], 1, progress)
-            except KeyboardInterrupt:
-                progress.close()
-                progress.bar = None
-                progress.say(INTERRUPTED)
+            cost = Cost(arguments.experiment, base, workdir / "cost")
+            wanted = hasattr(module, "cost") and outcome(cost.folder, ("rows",))[0] is None
+            if not train(runs, missing, cost if wanted else None, execute):
                 return 130
-            finally:
-                progress.close()
-                progress.bar = None
         said, failures = report.write(workdir)
         print(said)
         return 1 if failures else 0
 
 
+Execute = Callable[[Sequence[Any], Any], None]  # does tasks, and tells a watcher
+
+
+def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
+    """Where the tasks are done. UserError: options of SLURM for this machine's own processes, or unknown ones."""
+    if arguments.executor == "local":
+        if arguments.submit:
+            raise UserError(f"--submit {arguments.submit[0]!r} is for --executor=slurm: leave it out, or add that")
+        return lambda tasks, watcher: workers.run_all(tasks, arguments.jobs, watcher)
+    options = dict(cluster.parse_option(text) for text in arguments.submit)
+    return lambda tasks, watcher: cluster.run_all(tasks, arguments.jobs, watcher, workdir / "slurm", options)
+
+
+def planned(
+    experiment: str, configs: dict[str, Config], variants: dict[str, Any], seeds: Sequence[int], workdir: Path
+) -> list[Run]:
+    """The runs, all variants of a seed before the next seed, so that a sweep that is stopped stays balanced."""
+    return [
+        Run(
+            experiment,
+            variant,
+            seed,
+            dataclasses.replace(config, seed=seed),
+            variants[variant],
+            workdir / "runs" / variant / f"seed{seed}",
+        )
+        for seed in seeds
+        for variant, config in configs.items()
+    ]
+
+
+def equal_budgets(
+    arguments: argparse.Namespace, module: ModuleType, configs: dict[str, Config], workdir: Path, execute: Execute
+) -> tuple[dict[str, Config], dict[str, Any], Pilots]:
+    """The variants with the steps of the budget, what sweep.json keeps of it, and the pilots where it took any.
+
+    Time is measured once, and then read from sweep.json, so that a resumed sweep has the same steps.
+
+    Raises:
+        UserError: the sweep has begun with another budget or of other variants, or a variant could not be timed.
+    """
+    old, budget, pilots = held(workdir), arguments.budget, dict[str, Any]()
+    kept = (old or {}).get("budget", STEPS)
+    if old and kept["kind"] != budget:
+        raise UserError(
+            f"{str(workdir)!r} holds a sweep of equal {kept['kind']}, not of equal {budget}: use "
+            f"--budget={kept['kind']}, or choose another --workdir"
+        )
+    if budget != "seconds":
+        configs = equalise(configs, module.REFERENCE, budget)
+    elif old and set(kept["steps"]) != set(configs):
+        raise UserError(f"{str(workdir)!r} holds times of other variants than these: choose another --workdir")
+    elif old:
+        configs = {name: override(config, {"steps": kept["steps"][name]}) for name, config in configs.items()}
+    elif arguments.report_only:
+        raise UserError(f"{str(workdir)!r} holds no sweep of equal seconds: leave out --report-only to measure them")
+    else:
+        print("timing each variant for a budget of equal seconds", file=sys.stderr, flush=True)
+        variants: dict[str, Any] = {name: {} for name in configs}
+        pilots = pilot(planned(arguments.experiment, configs, variants, [0], workdir), execute, workdir)
+        if lost := set(configs) - set(pilots):
+            raise UserError(f"no time could be taken of {', '.join(sorted(lost))}: see above, or use another --budget")
+        seconds = {name: warm["seconds_per_step"] for name, (_, warm) in pilots.items()}
+        configs = equalise(configs, module.REFERENCE, budget, seconds)
+    return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}, pilots
+
+
+def train(runs: Sequence[Run], missing: Sequence[Run], cost: Cost | None, execute: Execute) -> bool:
+    """Does the missing runs and the measurement of cost, and tells of them; False where Ctrl-C ended it."""
+    progress = Progress(runs, missing)
+    steps = sorted({run.config.steps for run in runs})
+    progress.say(
+        f"{len(runs)} runs of {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps: "
+        f"{len({run.variant for run in runs})} variants, seeds {str(sorted({run.seed for run in runs}))[1:-1]}"
+        + (f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else "")
+    )
+    try:
+        execute(missing, progress)
+        if cost is not None:
+            progress.say("timing the kinds of attention")
+            execute([cost], progress)
+    except KeyboardInterrupt:
+        progress.close()
+        progress.bar = None
+        if jobs := cluster.queued([*missing, *([cost] if cost else [])]):
+            progress.say(GOING_ON.format(jobs=" ".join(dict.fromkeys(job.split("_")[0] for job in jobs))))
+        else:
+            progress.say(INTERRUPTED)
+        return False
+    finally:
+        progress.close()
+        progress.bar = None
+    return True
+
+
 def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
     """An experiment that trains no variants: measures what is missing and writes the report."""
-    options = ("base", "seeds", "first_seed", "jobs", "steps", "set", "dry_run")
+    options = ("base", "seeds", "first_seed", "jobs", "steps", "set", "budget", "executor", "submit", "dry_run")
     given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
@@ -253,6 +280,21 @@ def parser() -> argparse.ArgumentParser:
         "--dry-run", "--dry_run", action="store_true",
         help="train nothing whole: say what each variant would cost, from a few timed steps",
     )  # fmt: skip
+    p.add_argument(
+        "--budget", choices=BUDGETS, default="steps",
+        help="what all variants spend as much of as the reference: their steps follow (tokens: positions, padding "
+        "included; flops: of the training, by formula; seconds: of training, from pilot runs; default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--executor", choices=("local", "slurm"), default="local",
+        help="local: processes of this machine; slurm: one job array, --jobs of it at a time, in a --workdir that all "
+        "nodes see (default: %(default)s)",
+    )  # fmt: skip
+    p.add_argument(
+        "--submit", action="append", default=[], metavar="KEY=VALUE",
+        help=f"an option of sbatch, such as --submit partition=gpu --submit gpus_per_node=1; may be repeated; time, in "
+        f"minutes, is {cluster.MINUTES} unless given",
+    )  # fmt: skip
     p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     return p
 
@@ -275,6 +317,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         command_line.fail(error)
         return 2
+    except KeyboardInterrupt:  # amid pilots
+        print(INTERRUPTED, file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments.budgets import step_flops
 from experiments.definitions import FOLDER, load
-from transformer.config import Config, UserError, to_dict
+from transformer.config import Config, UserError, override, to_dict
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "sacrebleu")
 
@@ -66,12 +67,18 @@ class Run:
         lines = read_lines(self.folder / "metrics.jsonl")
         steps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]  # the first one compiles
         data = self.folder / "data.json"
+        leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params)
+        known = self.config
+        if (tokenizer := getattr(trained, "tokenizer", None)) is not None:
+            known = override(known, {"model.vocab_size": tokenizer.vocab_size})
+        shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
         return {
             "variant": self.variant,
             "seed": self.seed,
             **measured,
             "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
-            "parameters": int(sum(leaf.size for leaf in jax.tree.leaves(trained.params))),
+            "flops": self.config.steps * step_flops(known, shapes),  # of the training
+            "parameters": sum(map(math.prod, shapes.values())),
             "seconds_per_step": statistics.median(steps) if steps else None,
             "train_seconds": trained_after,
             "measure_seconds": time.monotonic() - began - trained_after,

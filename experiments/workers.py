@@ -5,6 +5,7 @@ reported by the parent, which starts another worker. Either way the other runs g
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import multiprocessing
@@ -58,6 +59,26 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def perform(task: Any) -> tuple[str, Any]:
+    """Does a task in this process, whoever started it; what it prints goes to log.txt.
+
+    Leaves result.json or error.txt in its folder, and returns ("finished", result) or ("failed", one line).
+    """
+    task.folder.mkdir(parents=True, exist_ok=True)
+    error = task.folder / "error.txt"
+    with _output_to(task.folder / "log.txt"):
+        try:
+            error.unlink(missing_ok=True)
+            began = time.time()
+            result = task.run() | {"began": round(began), "ended": round(time.time())}
+            write_json(task.folder / "result.json", result)
+            return "finished", result
+        except Exception as reason:
+            traceback.print_exc()
+            error.write_text(_one_line(reason) + "\n", encoding="utf-8")
+            return "failed", _one_line(reason)
+
+
 def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
     """Does all tasks, `jobs` at a time, each of the processes on its own share of the cores.
 
@@ -85,11 +106,11 @@ def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
                 except (EOFError, OSError):
                     worker.process.join()
                     kind, value = "failed", _death(worker.process.exitcode, task.folder / "log.txt")
+                    (task.folder / "error.txt").write_text(value + "\n", encoding="utf-8")
                     workers[place] = None
                 if kind == "finished":
                     watcher.finished(task, value)
                 else:
-                    (task.folder / "error.txt").write_text(value + "\n", encoding="utf-8")
                     watcher.failed(task, value)
             watcher.tick([worker.task for worker in workers if worker is not None and worker.task])
     finally:
@@ -132,6 +153,7 @@ def _send(worker: _Worker) -> None:
 def _serve(pipe: Connection, cores: list[int]) -> None:
     """The worker: tasks in, ("finished", result) or ("failed", one line) out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
+    _die_with_parent()
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX counts the cores for its threads
     command_line.keep_freed_memory()
@@ -140,20 +162,18 @@ def _serve(pipe: Connection, cores: list[int]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        with _output_to(task.folder / "log.txt"):
-            try:
-                (task.folder / "error.txt").unlink(missing_ok=True)
-                began = time.time()
-                result = task.run() | {"began": round(began), "ended": round(time.time())}
-                write_json(task.folder / "result.json", result)
-                answer: tuple[str, Any] = ("finished", result)
-            except Exception as error:
-                traceback.print_exc()
-                answer = ("failed", _one_line(error))
+        answer = perform(task)
         try:
             pipe.send(answer)
         except OSError:  # the parent is gone; what is finished is on disk
             return
+
+
+def _die_with_parent() -> None:
+    """Linux: a parent that is killed takes its workers along; one that trained on would hold its run's folder against
+    the same command, started again."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 @contextlib.contextmanager
@@ -191,6 +211,13 @@ def _death(code: int | None, log: Path) -> str:
             why += ", as the system does when memory runs out"
     else:
         why = f"its process ended with exit code {code}"
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    return f"{why}; the last line of its log is: {last[-200:]}" if last else why
+    return last_words(why, log)
+
+
+def last_words(why: str, *logs: Path) -> str:
+    """The reason, with the last line of the first of the logs that has one."""
+    for log in logs:
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n") if log.exists() else []
+        if last := next((line.strip() for line in reversed(lines) if line.strip()), ""):
+            return f"{why}; the last line of its log is: {last[-200:]}"
+    return why

@@ -1,5 +1,6 @@
 """What a sweep would cost, said before it is begun."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,22 @@ def runs(count: int, steps: int = 200) -> list[Run]:
 
 
 def test_seeds_after_the_first_find_its_programs() -> None:
-    """By hand: 10 s around the first, 3 s around each other, and 200 steps of 0.5 s and 7 s of measuring for each."""
-    cold = {"around": 10.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "parameters": 50, "bytes": 300}
-    warm = {"around": 3.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "parameters": 50, "bytes": 200}
+    """By hand: 5 s to compile the step, 3 s around each, and 200 steps of 0.5 s and 7 s of measuring for each."""
+    both = {"validation_seconds": 2.0, "flops": 6e9, "parameters": 50}
+    cold = both | {"around": 10.0, "compiling": 6.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "bytes": 300}
+    warm = both | {"around": 3.0, "compiling": 1.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "bytes": 200}
     found = plan._expected(runs(4), cold, warm)
-    assert found.seconds == 10 + 3 * 3 + 4 * (200 * 0.5 + 7)
-    assert found.flops == 6 * 50 * 1000 * 200
+    assert found.seconds == 5 + 4 * (3 + 200 * 0.5 + 7)
+    assert found.flops == 200 * 6e9
+    validating = [
+        dataclasses.replace(run, config=override(run.config, {"logging.evaluate_every": 50})) for run in runs(4)
+    ]
+    assert plan._expected(validating, cold, warm).seconds == found.seconds + 4 * 3 * 2.0, "the fourth ends the run"
     assert (found.variant, found.bytes, found.parameters) == ("wide", 300, 50)
 
 
 def test_wall_time_is_shared_by_the_jobs_but_a_run_is_not() -> None:
-    rows = [plan.Expected("a", {}, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 1, 1e9, 60.0, 2**20)]
+    rows = [plan.Expected("a", {}, 9, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 9, 1, 1e9, 60.0, 2**20)]
     assert "6 runs, 2 at a time: about 5.5 minutes" in plan.table(rows, 6, 2)
     assert "6 runs, 64 at a time: about 3.3 minutes" in plan.table(rows, 6, 64)
     assert "differs in" in plan.table(rows, 6, 2)

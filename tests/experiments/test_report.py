@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from statsmodels.stats.power import TTestPower
 
-from experiments import report
+from experiments import figures, report, words
 from experiments.measures import Metric
-from experiments.render import Bullets, Heading, Paragraph, Table, markdown, page
+from experiments.render import Bullets, Heading, Paragraph, Picture, Table, markdown, page
 from experiments.results import compare, factors, read
+from experiments.statistics import smallest_seen
 from transformer.analysis import plots
 from transformer.config import Config, UserError, to_dict
 
@@ -40,7 +42,7 @@ def _write(workdir: Path, values: dict[str, list[float | None]], seeds: int = 3,
             folder.mkdir(parents=True)
             result = {"seed": seed, "metrics": {"test/exact_match": score}, "curve": [[1, 2.0], [2, 1.0]],
                       "parameters": 10, "train_seconds": 3.0, "seconds_per_step": 0.1, "commit": "abc", "cores": 1,
-                      "fingerprint": "f"} | more  # fmt: skip
+                      "fingerprint": "f", "config": to_dict(Config())} | more  # fmt: skip
             (folder / "result.json").write_text(json.dumps(result))
 
 
@@ -63,7 +65,7 @@ def test_the_answer_follows_from_the_numbers(tmp_path: Path) -> None:
     assert "a-y (0.0 points [−2.5, +2.5])" in none
     assert "b-y" in none
     assert "reached 92.0 % (95 % interval [85.4, 98.6], 3 seeds)" in text
-    assert "| a-x (the paper's) | 92.0 [85.4, 98.6] | 3 |" in text
+    assert "| a-x (reference) | 92.0 [85.4, 98.6] | 3 |" in text
     averaged = said.split("Averaged over all else: ")[1]
     assert averaged.startswith("b instead of a −")
     assert "y instead of x +" in averaged
@@ -92,9 +94,7 @@ def test_what_holm_takes_back_is_said(tmp_path: Path) -> None:
     shifted = [v - 0.02 - e for v, e in zip(BASE, (0, 0.006, 0.014), strict=True)]
     _write(tmp_path, {"a-x": list(BASE), "a-y": shifted, "b-x": list(SCORES["a-y"]), "b-y": list(SCORES["a-y"])})
     said, _ = report.write(tmp_path)
-    assert re.search(
-        r"Worse: a-y \(−2\.7 points \[[^]]*\]; not beyond doubt, p = 0\.\d+ after Holm's correction\)", said
-    )
+    assert re.search(r"In doubt, as .*: a-y \(−2\.7 points \[[^]]*\]; p = 0\.\d+ after Holm's correction\)", said)
 
 
 def test_one_seed_gives_no_interval(tmp_path: Path) -> None:
@@ -120,12 +120,52 @@ def test_a_value_that_cannot_be_is_left_out_in_words(tmp_path: Path) -> None:
 
 
 def test_different_commits_and_data_are_warned_of(tmp_path: Path) -> None:
-    _write(tmp_path, {"a-x": list(BASE)}, commit="one", fingerprint="first")
-    _write(tmp_path, {"b-x": list(BASE)}, commit="two", fingerprint="second")
+    _write(tmp_path, {"a-x": list(BASE)}, commit="one", fingerprint="first", versions={"jax": "1"})
+    _write(tmp_path, {"b-x": list(BASE)}, commit="two", fingerprint="second", versions={"jax": "2"})
     report.write(tmp_path)
     text = (tmp_path / "report.md").read_text()
     assert "different commits (`one`, `two`)" in text
+    assert "different versions (jax 1; jax 2)" in text
     assert "different data" in text
+
+
+def test_the_headline_is_one_sentence_of_verdicts(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    assert words.headline(read(tmp_path)) == (
+        "Exact match on test, against a-x (92.0 % [85.4, 98.6]): none is better; b-x (−10.1 points [−10.3, −9.9]) is "
+        "worse; 2 variants are not told apart from it, most of all b-y (+2.7 points [−0.0, +5.5])."
+    ).replace("−0.0,", "0.0,")
+
+
+def test_what_cannot_be_seen_follows_from_the_power(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    found = [np.subtract(SCORES[name], SCORES["a-x"]) for name in ("a-y", "b-x", "b-y")]
+    spread = 100 * np.sqrt(np.mean([np.var(delta, ddof=1) for delta in found]))
+    sentence = words.visible(read(tmp_path), "test/exact_match")
+    assert sentence is not None
+    sizes = [float(x) for x in re.findall(r"([\d.]+) points", sentence)]
+    # Effects that TTestPower finds with 80 %: of three seeds at 0.05 / 3 and at 0.05, and of five at 0.05 / 3.
+    level = 0.05 / 3
+    expected = [smallest_seen(spread, 3, 3), spread, 3.264 * spread, smallest_seen(spread, 5, 3)]
+    assert sizes == pytest.approx(expected, abs=0.06)
+    assert TTestPower().power(sizes[3] / spread, 5, level) == pytest.approx(0.8, abs=0.03)
+    assert sentence.startswith("With 3 seeds a difference in exact match on test under")
+    assert sentence in words.limits(read(tmp_path))
+
+
+def test_the_front_is_what_no_other_beats() -> None:
+    points = {"dear": (9.0, 5.0), "best": (5.0, 6.0), "cheap": (1.0, 1.0), "same": (5.0, 6.0), "poor": (2.0, 0.5)}
+    assert figures.pareto(points) == ["cheap", "best"]
+
+
+def test_quality_against_cost_is_drawn_where_costs_differ(tmp_path: Path) -> None:
+    _write(tmp_path, {"a-x": list(BASE)}, parameters=10, train_seconds=3.0)
+    _write(tmp_path, {"b-x": [0.5, 0.6, 0.7]}, parameters=20, train_seconds=3.1)
+    (block, picture) = figures.fronts(read(tmp_path), tmp_path / "figures")
+    assert isinstance(block, Heading)
+    assert isinstance(picture, Picture)
+    assert picture.stem == "front-parameters", "a thirtieth more time is no other cost"
+    assert "Filled: the front (a-x);" in picture.caption
 
 
 def test_no_sweep_is_an_error(tmp_path: Path) -> None:
@@ -186,10 +226,10 @@ def test_text_is_escaped() -> None:
 
 def test_numbers_read_as_numbers() -> None:
     percent = Metric("exact match", "%", 100.0, 1)
-    assert report.number(-0.0001, percent, True) == "0.0"
-    assert report.number(-0.021, percent, True) == "−2.1"
-    assert report.number(0.021, percent, True) == "+2.1"
-    assert report.interval(None, None, percent) == ""
+    assert words.number(-0.0001, percent, True) == "0.0"
+    assert words.number(-0.021, percent, True) == "−2.1"
+    assert words.number(0.021, percent, True) == "+2.1"
+    assert words.interval(None, None, percent) == ""
 
 
 def test_styles_keep_colour_and_line_apart() -> None:
@@ -203,6 +243,10 @@ def test_figures_hold_what_they_were_given() -> None:
     steps, edges = np.arange(1.0, 5.0), np.array([0.0, 4.0, 8.0, 16.0])
     curve = plots.learning_curves({"a-x": (steps, np.stack([steps, steps + 2]))}, look, "loss")
     assert curve.axes[0].lines[0].get_ydata() == pytest.approx(steps + 1)
+    front = plots.front({"a-x": (1.0, 2.0, 1.5, 2.5), "b-x": (3.0, 1.0, 0.0, 2.0)}, ["a-x"], look, "x", "y")
+    line = front.axes[0].lines[-1].get_xydata()
+    assert line[1] == pytest.approx([1, 2])
+    assert line[2, 1] == 2, "and on to the right at the same height"
     at, mean = np.array([0.0, 1.0]), np.array([0.5, 0.25])
     by_length = plots.against_length({"a-x": (at, mean, mean - 0.1, mean + 0.1)}, edges, look, "x", "y", 8, True)
     assert by_length.axes[0].lines[0].get_ydata() == pytest.approx([50, 25])
@@ -218,7 +262,7 @@ def test_cost_is_told_from_where_it_pays() -> None:
         for kind, column in times.items()
         for length, ms in zip((128, 256, 512), column, strict=True)
     ]
-    assert report.cost_words(rows) == [
+    assert words.cost_words(rows) == [
         "band: faster than “dense” from length 256 on, 4.0 times as fast at 512.",
         "mask: no faster than “dense” (1.0 times as fast at 512).",
         "late: faster than “dense” from length 512 on, 2.0 times as fast at 512.",

@@ -2,12 +2,17 @@
 
 import csv
 import json
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from experiments import run
 from experiments.definitions import available, build, load, parse_setting
+from experiments.results import read
 from experiments.single import Run
 from transformer.config import Config, UserError, load_file, override
 
@@ -141,6 +146,88 @@ def test_a_variant_that_changed_its_meaning_is_refused(
     message = capsys.readouterr().err
     assert "sinusoidal-window" in message
     assert "trained as another variant" in message
+
+
+DAMAGED = {
+    "learned-full/seed0": ("", "Expecting value"),
+    "learned-full/seed1": ('{"seed": 1, "metrics": {"test/exact', "Unterminated string"),
+    "none-full/seed0": ("{}", "it lacks config, metrics"),
+    "none-full/seed1": (
+        '{"seed": 1, "config": {}, "parameters": 1, "metrics": {"test/loss": NaN}}',
+        "test/loss is nan",
+    ),
+}
+
+
+def test_a_damaged_result_is_told_and_measured_again(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole, workdir)
+    for place, (damage, _) in DAMAGED.items():
+        (workdir / "runs" / place / "result.json").write_text(damage)
+    assert _sweep(workdir, "--seeds=2", "--report-only") == 1
+    lost = {f"{row['variant']}/seed{row['seed']}" for row in _rows(workdir) if row["status"] != "finished"}
+    assert lost == set(DAMAGED), "nothing else is lost"
+    text = (workdir / "report.md").read_text()
+    assert all(reason in text for _, reason in DAMAGED.values())
+    again = []
+    monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: again.extend(tasks))
+    monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
+    _sweep(workdir, "--seeds=2")
+    assert {f"{task.variant}/seed{task.seed}" for task in again} == set(DAMAGED)
+
+
+def test_a_damaged_sweep_is_one_sentence(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir = tmp_path / "copy"
+    shutil.copytree(whole, workdir)
+    for text in ("", '{"experiment": "fake_question"', '{"experiment": "fake_question"}', "[]"):
+        (workdir / "sweep.json").write_text(text)
+        with pytest.raises(SystemExit):
+            _sweep(workdir, "--seeds=2", "--report-only")
+        message = capsys.readouterr().err
+        assert "sweep.json' is damaged" in message
+        assert message.count("\n") == 1
+    (workdir / "sweep.json").unlink()
+    monkeypatch.setattr(run.report, "write", lambda folder: ("", len(read(folder).errors)))
+    assert _sweep(workdir, "--seeds=2", "--report-only") == 0, "as it said, the finished runs are there"
+    assert len(read(workdir).results) == 12
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_and_started_again_gives_the_same(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "experiments.run", FAKE, f"--workdir={tmp_path}", "--steps=100", "--seeds=2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(list(tmp_path.glob("runs/*/*/result.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert 3 <= len(list(tmp_path.glob("runs/*/*/result.json"))) < 12
+    assert subprocess.run(command, cwd=ROOT, check=False, capture_output=True).returncode == 0
+    assert _quality(tmp_path) == _quality(whole)
+    assert (tmp_path / "by_length.csv").read_bytes() == (whole / "by_length.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "key"),
+    [("heads", "recurrent", "model.num_heads"), ("key_size", "recurrent", "model.head_dim"),
+     ("tokenizers", "mnist", "data.vocab_size"), ("tying", "mnist", "model.tied")],
+)  # fmt: skip
+def test_a_base_that_has_no_use_for_what_is_varied_is_refused(name: str, base: str, key: str) -> None:
+    with pytest.raises(UserError, match=rf"differs in .*{key}.*, which means nothing to .*: choose another --base"):
+        build(load(name), load_file(ROOT / "configs" / f"{base}.py"))
+
+
+def test_a_dry_run_does_not_bind_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: None)
+    _sweep(tmp_path, "--dry-run")
+    with pytest.raises(SystemExit) as stopped:  # another base, and no run to report
+        _sweep(tmp_path, "--set", "model.d_model=32", "--report-only")
+    assert stopped.value.code == 2
+    assert json.loads((tmp_path / "sweep.json").read_text())["config"]["model"]["d_model"] == 32
 
 
 def test_nothing_finished_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -169,6 +169,46 @@ def differences(
     return figure
 
 
+def front(
+    points: Mapping[str, tuple[float, float, float, float]],
+    best: Sequence[str],
+    look: Mapping[str, Style],
+    xlabel: str,
+    ylabel: str,
+    better: int = 1,
+) -> Figure:
+    """Quality against cost; a stepped line goes along the names of the Pareto front, which are filled.
+
+    Args:
+        points: name -> (cost, quality, low, high); the bounds are those of the quality.
+        best: the names of the front, by rising cost.
+        look: name -> style.
+        xlabel, ylabel: with units.
+        better: -1 where less quality is better, as of a loss.
+    """
+    figure, axes = _panel()
+    for name, (x, y, low, high) in points.items():
+        style = look[name]
+        axes.errorbar(
+            [x], [y], yerr=[[y - low], [high - y]], color=style.color, marker=style.marker, markersize=7, elinewidth=1,
+            linestyle="none", label=name, markerfacecolor=style.color if name in best else "white",
+        )  # fmt: skip
+    axes.margins(x=0.08)
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    corners = [
+        (points[best[0]][0], bottom if better > 0 else top),
+        *(points[name][:2] for name in best),
+        (right, points[best[-1]][1]),
+    ]
+    axes.plot(*zip(*corners, strict=True), color="#555555", linewidth=1, drawstyle="steps-post", zorder=0.5)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    _legend(figure, axes)
+    return figure
+
+
 def cost(
     series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], xlabel: str, ylabel: str
 ) -> Figure:
