@@ -67,7 +67,7 @@ class Run:
         lines = read_lines(self.folder / "metrics.jsonl")
         steps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]  # the first one compiles
         data = self.folder / "data.json"
-        leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params)
+        leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params["params"])
         known = self.config
         if (tokenizer := getattr(trained, "tokenizer", None)) is not None:
             known = override(known, {"model.vocab_size": tokenizer.vocab_size})

@@ -81,7 +81,8 @@ def test_arrows_go_one_way(module: str) -> None:
 @pytest.mark.parametrize("path", [*MODULES.values(), *sorted((ROOT / "experiments").glob("*.py"))], ids=str)
 def test_no_other_framework(path: Path) -> None:
     names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), "none.none")}
-    compared = {"torch"} if path.name == "attention_cost.py" else set()  # the `bench` extra, left out where it is not
+    # Of the `bench` extra, and left out where it is not installed.
+    compared = {"torch"} if path.name in ("attention_cost.py", "decoding_cost.py") else set()
     assert not names & set(NOT_DEPENDENCIES) - compared
 
 

@@ -35,7 +35,7 @@ def variants(base: Config) -> dict[str, dict[str, Any]]:
 @dataclasses.dataclass
 class Fake:
     config: Config
-    params: dict[str, np.ndarray]
+    params: dict[str, Any]
 
 
 def train(config: Config, workdir: Path) -> None:
@@ -66,14 +66,15 @@ def restore(workdir: Path) -> Fake:
     fault = values.pop("fault")
     config = from_dict(values)
     size = 1000 + 64 * (config.model.positions == "learned")
-    return Fake(config, {"w": np.full(size, np.nan if fault == "nan" else 1.0)})
+    table = np.full((size, 1), np.nan if fault == "nan" else 1.0)
+    return Fake(config, {"params": {"embedder": {"table": table}}})
 
 
 def measure(trained: Fake) -> dict[str, Any]:
     config = trained.config
     shift = SHIFTS[config.model.positions]
     quality = 0.97 + shift + 0.004 * _noise(config, 0) + 0.006 * _noise(config, -1, shared=True)
-    if np.isnan(trained.params["w"]).any():
+    if np.isnan(trained.params["params"]["embedder"]["table"]).any():
         quality = float("nan")
     learned = config.model.positions == "learned"
     rows = []
