@@ -6,6 +6,7 @@ The models are not trained, only made larger so that they say different things.
 import dataclasses
 import functools
 import sys
+import time
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer import generate as generate_module
 from transformer import writing
 from transformer.analysis.alignment import alignment_layer, looks, pairs
 from transformer.config import Config, MeshConfig, UserError, override
@@ -234,3 +236,55 @@ def test_the_module_needs_no_jax_to_be_imported() -> None:
 
     code = "import sys, transformer.generate; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# --- Slices side by side
+
+
+def test_slices_side_by_side_keep_their_order() -> None:
+    def late(seconds: float, answer: str) -> str:
+        time.sleep(seconds)
+        return answer
+
+    assert writing.side_by_side(late, [(0.05, "a"), (0.0, "b"), (0.02, "c")], 2) == ["a", "b", "c"]
+    assert writing.side_by_side(late, [], 2) == []
+
+
+def test_after_a_mistake_no_slice_is_begun() -> None:
+    begun = []
+
+    def fails(number: int) -> None:
+        begun.append(number)
+        time.sleep(0.02)
+        raise UserError(f"line {number}")
+
+    with pytest.raises(UserError, match="line 0"):
+        writing.side_by_side(fails, [(n,) for n in range(20)], 2)
+    assert len(begun) < 8
+
+
+def test_the_first_slice_of_a_shape_is_computed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads that meet a new shape would both compile it."""
+    monkeypatch.setattr(generate_module, "at_once", lambda devices: 3)
+    active, most = 0, {False: 0, True: 0}
+
+    class Write:
+        devices, compiled = 1, set[tuple[int, ...]]()
+
+        def __call__(self, tokens: np.ndarray, number: int) -> int:
+            nonlocal active
+            active += 1
+            known = tokens.shape in self.compiled
+            most[known] = max(most[known], active)
+            time.sleep(0.02)
+            active -= 1
+            return number
+
+    jobs = [(np.zeros((2, width)), n) for n, width in enumerate((4, 4, 4, 4, 8, 8, 8))]
+    assert generate_module._written(Write(), jobs) == list(range(7))
+    assert most == {False: 1, True: 3}
+
+
+def test_one_cpu_computes_several_slices_and_several_devices_one() -> None:
+    assert writing.at_once(devices=8) == 1
+    assert 1 <= writing.at_once(devices=1) <= writing.MOST_AT_ONCE

@@ -22,7 +22,18 @@ from absl import flags
 
 from transformer import command_line
 from transformer.config import Config, MeshConfig, UserError
-from transformer.writing import GREEDY, Classifier, Manner, Output, Writer, slices, stream, width_of
+from transformer.writing import (
+    GREEDY,
+    Classifier,
+    Manner,
+    Output,
+    Writer,
+    at_once,
+    side_by_side,
+    slices,
+    stream,
+    width_of,
+)
 
 FLAGS = flags.FLAGS
 
@@ -189,15 +200,32 @@ def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int],
     """The outputs of the lines of a part, which are computed by their widths."""
     import numpy as np
 
-    found = {i: [Output("")] * nbest for i in part}
+    members: list[list[int]] = []  # of each slice
+    jobs: list[tuple[Any, ...]] = []
     for width in sorted({widths[i] for i in part if i in widths}):
-        members = [i for i in part if widths.get(i) == width]
+        own = [i for i in part if widths.get(i) == width]
         rows = write.rows(width)
-        chunks = [members[start : start + rows] for start in range(0, len(members), rows)]
-        for chunk, (tokens, lengths) in zip(chunks, slices([ids[i] for i in members], width, rows), strict=True):
-            numbers = np.array(chunk + chunk[:1] * (rows - len(chunk)), np.int32)
-            found |= dict(zip(chunk, write(tokens, lengths, numbers), strict=False))
+        members += [own[start : start + rows] for start in range(0, len(own), rows)]
+        jobs += slices([ids[i] for i in own], width, rows)
+    for n, (tokens, _) in enumerate(jobs):
+        numbers = members[n] + members[n][:1] * (len(tokens) - len(members[n]))
+        jobs[n] = (*jobs[n], np.array(numbers, np.int32))
+    found = {i: [Output("")] * nbest for i in part}
+    for lines, written in zip(members, _written(write, jobs), strict=True):
+        found |= dict(zip(lines, written, strict=False))
     return [found[i] for i in part]
+
+
+def _written(write: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
+    """What `write` gives for each job; the first one of a shape compiles it, by itself."""
+    done = {}
+    for n, (tokens, *_) in enumerate(jobs):
+        if tokens.shape not in write.compiled:
+            done[n] = write(*jobs[n])
+            write.compiled.add(tokens.shape)
+    rest = [n for n in range(len(jobs)) if n not in done]
+    done |= dict(zip(rest, side_by_side(write, [jobs[n] for n in rest], at_once(write.devices)), strict=True))
+    return [done[n] for n in range(len(jobs))]
 
 
 def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[str]:
