@@ -151,8 +151,8 @@ def factors(sweep: Sweep, metric: str) -> dict[str, Difference]:
     if len(width) != 1 or width == {1}:
         return {}
     levels = [list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True)]
-    if len(list(itertools.product(*levels))) != len(parts):
-        return {}
+    if len(list(itertools.product(*levels))) != len(parts) or sum(len(names) > 1 for names in levels) < 2:
+        return {}  # no grid, or one whose only factor is what the variants compare already
     base, found = parts[sweep.reference], {}
     for place, names in enumerate(levels):
         for name in names:

@@ -81,6 +81,14 @@ def test_a_factor_averages_over_all_else(tmp_path: Path) -> None:
     assert found["y instead of x"].mean == pytest.approx((mean["a-y"] + mean["b-y"] - mean["a-x"] - mean["b-x"]) / 2)
 
 
+def test_a_single_factor_is_not_told_twice(tmp_path: Path) -> None:
+    _write(tmp_path, SCORES)
+    sweep = read(tmp_path)
+    sweep.plan["variants"] = {name: VARIANTS[name] for name in ("a-x", "a-y")}
+    assert list(compare(sweep, "test/exact_match")) == ["a-y"]
+    assert factors(sweep, "test/exact_match") == {}
+
+
 def test_only_seeds_that_both_have_are_paired(tmp_path: Path) -> None:
     _write(tmp_path, SCORES | {"a-y": [0.95, 0.93]})
     found = compare(read(tmp_path), "test/exact_match")
