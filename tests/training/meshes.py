@@ -1,7 +1,7 @@
 """python tests/training/meshes.py [--steps=50] [--eps=1e-6] [--layers=1] [--width=16] [--mesh="tensor 8"]
 
-Trains a tiny model with dropout, on fresh ragged batches, alone and on every mesh of simulated devices, with 1 and 4
-micro-batches; prints the largest relative difference of a step's loss from that of one device.
+Trains a tiny model with dropout to copy, on fresh ragged batches, alone and on every mesh of simulated devices, with 1
+and 4 micro-batches; prints the largest relative difference of a step's loss from that of one device.
 """
 
 import argparse
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from tests.training.tiny import MESHES, on, tiny, train
+from tests.training.tiny import MESHES, copied, on, tiny, train
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
     config = tiny(**size, **{"optimizer.eps": arguments.eps})
 
     def losses(accumulate: int, **mesh: object) -> np.ndarray:
-        return train(on(config, accumulate=accumulate, **mesh), arguments.steps)[1]
+        return train(on(config, accumulate=accumulate, **mesh), arguments.steps, copied)[1]
 
     alone = losses(1, data=1)
     print("| mesh | whole batches | 4 micro-batches |\n| --- | ---: | ---: |")

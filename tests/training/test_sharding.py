@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny import DECODER, MESHES, ROWS, Made, on, ragged, tiny, train
+from tests.training.tiny import DECODER, MESHES, ROWS, Made, copied, on, ragged, tiny, train
 from transformer.config import UserError, override
 from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
@@ -118,7 +118,7 @@ def test_the_same_losses_on_every_mesh(alone: np.ndarray, mesh: str, accumulate:
 
 @pytest.fixture(scope="module")
 def alone_for_long() -> np.ndarray:
-    return train(on(tiny(), data=1), 50)[1]
+    return train(on(tiny(), data=1), 50, copied)[1]
 
 
 @pytest.mark.long
@@ -126,7 +126,7 @@ def alone_for_long() -> np.ndarray:
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_the_same_losses_for_fifty_steps(alone_for_long: np.ndarray, mesh: str, accumulate: int) -> None:
-    lines = train(on(tiny(), **MESHES[mesh], accumulate=accumulate), 50)[1]
+    lines = train(on(tiny(), **MESHES[mesh], accumulate=accumulate), 50, copied)[1]
     np.testing.assert_allclose(lines, alone_for_long, rtol=1e-5)
 
 

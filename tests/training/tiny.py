@@ -80,6 +80,15 @@ def on(config: Config, **mesh: Any) -> Config:
     return override(config, {f"mesh.{key}": value for key, value in mesh.items()})
 
 
+def copied(seed: int) -> dict[str, np.ndarray]:
+    """Ragged pairs whose target is the input: something to learn, so that what differs in one step may grow."""
+    batch = ragged(seed)
+    batch |= {"targets": batch["inputs"]}
+    batch |= {f"target_{what}": batch[f"input_{what}"] for what in ("segments", "positions")}
+    shifted = np.concatenate([np.ones((ROWS, 1), np.int32), batch["targets"][:, :-1]], axis=1)
+    return batch | {"target_inputs": shifted * batch["target_segments"]}
+
+
 class Made:
     """A configuration's layout and compiled functions; nothing runs yet."""
 
