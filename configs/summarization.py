@@ -1,12 +1,16 @@
 """The summary line of a docstring from its body, on what is installed here.
 
-python -m transformer.train --config=configs/summarization.py --workdir=runs/summaries
-python -m transformer.evaluate --workdir=runs/summaries --baselines
+    python -m transformer.train --config=configs/leads.py --workdir=runs/leads
+    python -m transformer.train --config=configs/summarization.py --config.init_from=runs/leads --workdir=runs/summaries
+    python -m transformer.evaluate --workdir=runs/summaries --baselines
 
-Result, seed 0, 2,000 steps (half an hour of one core that other work shared): ROUGE-1/2/L 10.7 / 0.8 / 9.7 on the 300
-test pairs, far below the first sentence of the body (20.6 / 5.7 / 17.2) and the whole body (12.8 / 5.1 / 10.3). Trained
-on 7,903 pairs from nothing, it writes the sentences of a docstring and not of this one: validation loss 5.5 against 3.6
-on training batches. It would take pretraining on running text, which was not tried.
+Without init_from it begins from nothing, and the first command is left out.
+
+Result, seed 0, 11 minutes of one core of an AMD EPYC after 45 minutes of leads: ROUGE-1/2/L 14.4 / 2.0 / 13.5 on the 300
+test pairs; below the first sentence of the body (20.6 / 5.7 / 17.2), above the whole body in ROUGE-L (12.8 / 5.1 /
+10.3), and above a run from nothing (10.7 / 0.8 / 9.7, 2,000 steps). It learns how summaries sound before it learns what
+they keep of the body: 2,600 steps at a rate of 1.5e-3 have a lower loss (4.86 against 5.20 nats) and a lower ROUGE-L
+(12.6; by beam search, 4 wide, 11.8), 400 steps at 1e-4 have lost the copying and not found the style (11.2, validation).
 """
 
 from ml_collections import ConfigDict
