@@ -6,11 +6,12 @@
 
 Without init_from it begins from nothing, and the first command is left out.
 
-Result, seed 0, 11 minutes of one core of an AMD EPYC after 45 minutes of leads: ROUGE-1/2/L 14.4 / 2.0 / 13.5 on the 300
-test pairs; below the first sentence of the body (20.6 / 5.7 / 17.2), above the whole body in ROUGE-L (12.8 / 5.1 /
-10.3), and above a run from nothing (10.7 / 0.8 / 9.7, 2,000 steps). It learns how summaries sound before it learns what
-they keep of the body: 2,600 steps at a rate of 1.5e-3 have a lower loss (4.86 against 5.20 nats) and a lower ROUGE-L
-(12.6; by beam search, 4 wide, 11.8), 400 steps at 1e-4 have lost the copying and not found the style (11.2, validation).
+Result, seed 0, 11 minutes of one core of an AMD EPYC after 45 minutes of leads: ROUGE-1/2/L 14.4 / 2.0 / 13.5 on the
+300 test pairs; below the first sentence of the body (20.6 / 5.7 / 17.2), above the whole body in ROUGE-L (12.8 / 5.1 /
+10.3), and above a run from nothing (10.7 / 0.8 / 9.7, 2,000 steps). It learns how summaries sound before it learns
+what they keep of the body: 2,600 steps at a rate of 1.5e-3 have a lower loss (4.86 against 5.20 nats) and a lower
+ROUGE-L (12.6; by beam search, 4 wide, 11.8), 400 steps at 1e-4 have lost the copying and not found the style (11.2,
+validation).
 """
 
 from ml_collections import ConfigDict
