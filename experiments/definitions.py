@@ -50,6 +50,7 @@ ATTENTION_ONLY = {
     for key in ("attention", "positions", "num_heads", "num_kv_heads", "head_dim", "value_dim", "scale_attention",
                 "attention_bias", "d_ff", "activation", "gated", "feed_forward_bias", "norm", "norm_type")
 }  # fmt: skip
+RECURRENT_ONLY = {"model.cell", "model.recurrent_attention"}
 TEXT_ONLY = {"data.tokenizer", "data.vocab_size"}
 NO_TEXT = ("image_classification", "speech_classification", "forecasting")
 NO_OUTPUT_TABLE = (*NO_TEXT, "text_classification")
@@ -57,9 +58,7 @@ NO_OUTPUT_TABLE = (*NO_TEXT, "text_classification")
 
 def lacking(config: Config) -> set[str]:
     """The keys that mean nothing to a config's model and task, of those that experiments vary."""
-    without: set[str] = set()
-    if config.model.family.startswith("recurrent"):
-        without |= ATTENTION_ONLY
+    without = set(ATTENTION_ONLY if config.model.family.startswith("recurrent") else RECURRENT_ONLY)
     if config.task in NO_TEXT:
         without |= TEXT_ONLY
     if config.task in NO_OUTPUT_TABLE:

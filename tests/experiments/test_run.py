@@ -214,7 +214,8 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same(whole: Path, tm
 @pytest.mark.parametrize(
     ("name", "base", "key"),
     [("heads", "recurrent", "model.num_heads"), ("key_size", "recurrent", "model.head_dim"),
-     ("tokenizers", "mnist", "data.vocab_size"), ("tying", "mnist", "model.tied")],
+     ("tokenizers", "mnist", "data.vocab_size"), ("tying", "mnist", "model.tied"),
+     ("cells", "quantities", "model.cell")],
 )  # fmt: skip
 def test_a_base_that_has_no_use_for_what_is_varied_is_refused(name: str, base: str, key: str) -> None:
     with pytest.raises(UserError, match=rf"differs in .*{key}.*, which means nothing to .*: choose another --base"):
