@@ -11,6 +11,11 @@ detokenised, nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0; test lo
 after 35 minutes of training (4,800 steps, 17 passes; the machine was doing other work beside it). The average of the
 last five checkpoints gives 37.0 as well. 5.5 M parameters. The run is older than two changes that alter it in the last
 digits: the cosine then stood one step later, and attention was computed in another order.
+
+What beam search and averaging add, of a run of 1,440 steps (5 passes; the first 600 of them on the cosine of 2,400)
+with logging.checkpoint_every=60: greedy, last checkpoint 30.7 BLEU [29.2, 32.1]; beam 4 31.4; average of the last
+five, greedy, 30.6; both 31.3 [29.9, 32.7]. So the paper's way of evaluating is worth 0.7 here, not 1, all of it the
+beam's.
 """
 
 from ml_collections import ConfigDict

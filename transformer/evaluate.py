@@ -26,8 +26,8 @@ RESAMPLES = 1000  # of a comparison, where --bootstrap says no number
 
 
 def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
-    """What the loss of the task counts, over every token, example or value of a split, each once; batches are what
-    intervals draw.
+    """What the loss of the task counts, over every token, example or value of a split, each once. Intervals draw whole
+    batches, each of sentences of one length, and are wider than if they drew sentences.
 
     Raises UserError where the split holds a sequence longer than the model takes.
     """
