@@ -546,7 +546,7 @@ def test_an_unknown_split_and_too_few_checkpoints(small: Small, verb: Verb) -> N
     _one_sentence(verb("evaluate", f"--workdir={small.run}", "--split=tset"), "'tset'", "'test'")
     _one_sentence(verb("evaluate", f"--workdir={small.run}", "--average=5"), "1 checkpoint", "5")
     assert verb("evaluate", f"--workdir={small.run}", "--average=0").code == 2
-    _one_sentence(verb("evaluate", f"--workdir={small.run}", "--best"), "logging.evaluate_every")
+    assert verb("evaluate", f"--workdir={small.run}", "--best").last["step"] == 4
     _one_sentence(verb("evaluate", f"--workdir={small.run}", "--best", "--average=2"), "--best", "--average=2")
 
 

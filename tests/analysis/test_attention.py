@@ -75,7 +75,7 @@ def looped(config: ModelConfig, call: dict[str, Any]) -> np.ndarray:
     memory_where = where if own else rest[2]
     groups = config.num_kv_heads or config.num_heads
     q = linear(x, call["params"]["query"], config.num_heads)
-    k = linear(x, call["params"]["key"], groups) if own else np.asarray(rest[0][0], np.float64)
+    k = linear(x, call["params"]["key"], groups) if own else np.asarray(rest[0][0], np.float64).swapaxes(1, 2)
     bias = rest[1] if own and len(rest) > 1 else None
     (qp, qs), (kp, ks) = (tuple(map(np.asarray, w)) for w in (where, memory_where))
     if own and config.positions.startswith("rotary"):

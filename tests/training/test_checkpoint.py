@@ -116,6 +116,8 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     assert checkpoints.best == 3
     checkpoints.close()
     assert Checkpoints(tmp_path).best == 3  # as another process finds it
+    with pytest.raises(UserError, match="no checkpoint with a loss of validation: train with logging.evaluate_every"):
+        _ = Checkpoints(tmp_path / "none").best
 
 
 def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
