@@ -116,7 +116,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     assert checkpoints.best == 3
     checkpoints.close()
     assert Checkpoints(tmp_path).best == 3  # as another process finds it
-    with pytest.raises(UserError, match="no checkpoint with a loss of validation: train with logging.evaluate_every"):
+    with pytest.raises(UserError, match=r"no checkpoint with a loss of validation: train with logging\.evaluate_every"):
         _ = Checkpoints(tmp_path / "none").best
 
 
