@@ -154,7 +154,8 @@ def test_maps_are_those_of_a_float64_loop(case: str) -> None:
         weights = watched[stack][kind].weights[layer]
         np.testing.assert_allclose(weights, looped(model.config, call), atol=5e-6)
         own = call["kind"] == "itself"
-        values = linear(call["args"][0], call["params"]["value"], groups) if own else np.swapaxes(call["args"][1][1], 1, 2)
+        memory = None if own else np.swapaxes(call["args"][1][1], 1, 2)
+        values = linear(call["args"][0], call["params"]["value"], groups) if own else memory
         values = np.repeat(np.asarray(values, np.float64), H // groups, axis=2)
         heads = np.einsum("bhls,bshm->blhm", weights, values)
         out = linear(heads.reshape(*heads.shape[:2], -1), call["params"]["out"], 1)[:, :, 0]
