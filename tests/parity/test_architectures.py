@@ -317,7 +317,9 @@ def test_greedy_translation_is_theirs(pairs: Callable[[str], Pair]) -> None:
         return logits[:, -1], state
 
     first = jnp.full(ROWS, config.decoder_start_token_id)
-    got = np.asarray(greedy(step, state, first, jnp.zeros(ROWS, jnp.int32), most, None, config.eos_token_id))
+    got = np.asarray(
+        greedy(step, state, first, jnp.zeros(ROWS, jnp.int32), most, None, config.eos_token_id).tokens[:, 0]
+    )
     for ours, theirs in zip(got, expected, strict=True):
         ended = np.flatnonzero(theirs == config.eos_token_id)
         stop = ended[0] + 1 if len(ended) else len(theirs)
