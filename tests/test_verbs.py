@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -230,6 +231,12 @@ def test_evaluate_says_how_sure_it_is(small: Small, learned: Path, verb: Verb) -
     other = verb("evaluate", f"--workdir={learned}").last
     assert result["against"]["loss"]["difference"] == pytest.approx(result["loss"] - other["loss"], abs=1e-9)
     assert result["against"]["workdir"] == str(learned)
+
+
+def test_an_ensemble_is_compared_by_what_it_writes(small: Small, learned: Path, verb: Verb) -> None:
+    ended = verb("evaluate", f"--workdir={small.run},{small.run}", f"--against={learned}", "--bootstrap=20")
+    assert ended.code == 0, ended.err
+    assert ended.last["against"].keys() == {"workdir", "bleu", "chrf", "exact_match"}
 
 
 def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> None:
@@ -502,6 +509,16 @@ def test_a_run_begins_with_the_parameters_of_another(small: Small, verb: Verb, t
     assert abs(before - begun).max() < 1e-9
     assert abs(before - drawn).max() > 1e-2
     assert (tmp_path / "begun" / "tokenizer.json").read_bytes() == (small.run / "tokenizer.json").read_bytes()
+
+
+def test_a_run_goes_on_when_the_one_it_began_from_is_gone(small: Small, verb: Verb, tmp_path: Path) -> None:
+    shutil.copytree(small.run, tmp_path / "first")
+    command = ("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}")
+    begun = f"--config.init_from={tmp_path / 'first'}"
+    assert verb(*command, begun, "--config.steps=1").code == 0
+    shutil.rmtree(tmp_path / "first")
+    ended = verb(*command, begun, "--config.steps=2")
+    assert ended.code == 0, ended.err
 
 
 def test_a_run_cannot_begin_from_nothing_or_another_model(small: Small, verb: Verb, tmp_path: Path) -> None:

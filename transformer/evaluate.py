@@ -179,7 +179,7 @@ def _against(
     return {
         name: metrics.paired(found[name], metric, resamples)._asdict()
         for name, metric in measured(other, split, manner).items()
-        if _of_the_same(found[name], metric)
+        if name in found and _of_the_same(found[name], metric)  # an ensemble has no losses
     }
 
 

@@ -66,12 +66,16 @@ def read_config(workdir: Path) -> Config:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
-def _data(config: Config) -> DataConfig:
-    """The data's part of the config, with the tokenizer of the run that this one begins from. UserError: none there."""
+def _data(config: Config, workdir: Path) -> DataConfig:
+    """The data's part of the config, with the tokenizer of the run that this one begins from; that run may be gone
+    once this one has begun. UserError: there is none."""
     if not config.init_from:
         return config.data
-    read_config(Path(config.init_from))
-    return dataclasses.replace(config.data, tokenizer=str(Path(config.init_from) / "tokenizer.json"))
+    own = workdir / "tokenizer.json"
+    if not own.exists():
+        read_config(Path(config.init_from))
+        own = Path(config.init_from) / "tokenizer.json"
+    return dataclasses.replace(config.data, tokenizer=str(own))
 
 
 def train(
@@ -108,7 +112,8 @@ def _train(
     source = load_source(config.data)
     tokenizer = None
     if kind.reads_text:
-        tokenizer = load_or_train(source, _data(config), kind.fields(config, source), kind.extra_pieces(config))
+        fields, extra = kind.fields(config, source), kind.extra_pieces(config)
+        tokenizer = load_or_train(source, _data(config, workdir), fields, extra)
     task = kind(config, tokenizer)
     task.check(source)
     training, validation = task.batches(source, "train"), task.batches(source, "validation")

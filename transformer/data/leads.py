@@ -9,9 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-from transformer.data import docstrings
+from transformer.data import docstrings, summaries
 from transformer.data.records import Records, Splits, code_identity
-from transformer.data.summaries import shortened
 
 MAX_CHARACTERS = 400
 _WORDS = range(3, 41)
@@ -28,7 +27,7 @@ def pairs_of(docstring: str) -> Iterator[tuple[str, str]]:
     text = " ".join(docstring.split())
     starts = [0, *(match.end() for match in _END.finditer(text))]
     for start in starts[:-1]:
-        passage = shortened(text[start:], MAX_CHARACTERS)
+        passage = summaries.shortened(text[start:], MAX_CHARACTERS)
         sentence = first_sentence(passage)
         if len(sentence.split()) in _WORDS and len(sentence) < len(passage):
             yield passage, sentence
@@ -47,5 +46,5 @@ def splits(corpus: docstrings.Corpus) -> Splits:
 
 def records() -> Records:
     """The dataset: fields body and summary."""
-    identity = code_identity([docstrings, sys.modules[__name__]], docstrings.versions())
+    identity = code_identity([docstrings, summaries, sys.modules[__name__]], docstrings.versions())
     return Records("leads", ("body", "summary"), identity, lambda: splits(docstrings.corpus()))

@@ -4,6 +4,7 @@ All keep the special tokens as plain rows at the beginning of the vocabulary. Th
 of a text does, so that neither a text nor a merge can spell them. The same texts give the same pieces.
 """
 
+import abc
 import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -73,7 +74,7 @@ class ByteLevelBPE(Library):
         return cls(bpe)
 
 
-class _SentencePiece(Library):
+class _SentencePiece(Library, abc.ABC):
     """SentencePiece's reading of a text: spaces are letters, a piece begins at one or within a word, never runs over.
 
     A text is spelled in a closed alphabet (letters.py) after a space, so that its first word is spelled as in the
@@ -102,8 +103,8 @@ class _SentencePiece(Library):
         return cls(library, letters)
 
     @staticmethod
-    def _learn(spelled: Iterable[str], vocab_size: int, specials: list[str], letters: str) -> models.Model:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def _learn(spelled: Iterable[str], vocab_size: int, specials: list[str], letters: str) -> models.Model: ...
 
     @classmethod
     def from_state(cls, state: dict[str, Any], specials: Sequence[str]) -> "Self":
