@@ -106,7 +106,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         return measure_cases(arguments, module, workdir)
     base_file = arguments.base or module.BASE
     base = load_file(FOLDER.parent / base_file if not Path(base_file).exists() else base_file)
-    settings = dict(parse_setting(text) for text in arguments.set)
+    settings = dict(getattr(module, "SETTINGS", {}) if arguments.base is None else {})
+    settings |= dict(parse_setting(text) for text in arguments.set)
     if arguments.steps is not None:
         settings["steps"] = arguments.steps
     base = override(base, settings)

@@ -1,9 +1,11 @@
 """Orbax checkpoints of the state, written in the background; and the average of the last few."""
 
 import logging
+import os
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ from transformer.training.sharding import path_of, shapes
 
 # What fails is raised, and said in a sentence here; Orbax logs it as well, with pages of traceback.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+
+
+MOMENTS = 100  # of 50 ms: how long a failed save is cleared away at most
 
 
 class Checkpoints:
@@ -181,10 +186,22 @@ class Checkpoints:
     def _say_failed(self, step: int | None, error: Exception) -> None:
         which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
         if self.owner:  # what was half-written takes up the room that is missing
-            for path in (self.workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(path, ignore_errors=True)
+            self._clear_unfinished()
         self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_first(error)})"
         print(f"{self.failed}: training goes on, and tries again at the next", file=sys.stderr, flush=True)
+
+    def _clear_unfinished(self) -> None:
+        """Removes what was half-written, until nothing more comes: those who write the other arrays hear of the failure
+        a moment later, and make its folders anew."""
+        gone = 0
+        for _ in range(MOMENTS):
+            left = list((self.workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+            for path in left:
+                shutil.rmtree(path, ignore_errors=True)
+            gone = 0 if left else gone + 1
+            if gone == 4:
+                return
+            time.sleep(0.05)
 
     def _check_model(self, step: int, like: Any) -> None:
         """UserError: the checkpoint holds arrays of other names or shapes."""
@@ -223,7 +240,7 @@ def _loss(metrics: dict[str, float]) -> float:
 
 def _first(error: Exception) -> str:
     """What the system said, or else the first line, cut to a readable length; storage libraries tell pages."""
-    if said := re.search(r"([^:]+) \[os_error", str(error)):
-        return said[1].strip()
+    if said := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(said[1]))
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]
