@@ -23,8 +23,9 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[test]'
 	@touch $@
 
+# A file of tests to one process: what its tests share is made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow'
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 ablation: $(STAMP)
 	$(BIN)/python -m experiments.run positions_and_windows --workdir=runs/positions_and_windows

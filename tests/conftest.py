@@ -12,6 +12,10 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+from collections.abc import Iterator
+
+import jax
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -25,3 +29,16 @@ install_import_hook(
 # the same on every run: a failure can be run again.
 settings.register_profile("transformer", deadline=None, max_examples=25, derandomize=True)
 settings.load_profile("transformer")
+
+# What these test is held to other implementations up to rounding, or to programs of its own kind: hundreds of tiny
+# programs that are run once, and whose machine code takes longer to optimise than to run.
+_NOT_OPTIMISED = {"model", "decoding", "analysis"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each file of tests begins without compiled programs: thousands of them took 5 GB in one process, and each takes
+    some of the mappings of memory that the system allows a process (65,530)."""
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in _NOT_OPTIMISED)
+    yield
+    jax.clear_caches()

@@ -161,7 +161,7 @@ def test_pairs_link_words() -> None:
     assert pairs(weights, [], [0]) == ""
 
 
-@pytest.mark.parametrize("task", ["translation", "language_model"])
+@pytest.mark.parametrize("task", [pytest.param("translation", marks=pytest.mark.slow), "language_model"])
 def test_a_single_line_is_told_while_it_is_written(task: str) -> None:
     for manner in (GREEDY, SAMPLE):
         texts = [generate(trained(task), [line], manner)[0] for line in ("ab", "c", "dd", "bad")]

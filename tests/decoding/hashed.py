@@ -11,7 +11,6 @@ from jax import Array
 from transformer.decoding import DECODERS, Decoded
 
 EOS, BOS, SLOTS = 2, 1, 12
-QUICK = {"xla_backend_optimization_level": 0}
 
 
 class State(NamedTuple):
@@ -68,7 +67,7 @@ def _program(name: str, most: int, rows: int, limit: int | None, options: tuple[
     def decode(table: Array, factors: Array, own: Array, more: dict[str, Any]) -> Decoded:
         return DECODERS[name](*start(table, factors, rows, own), most, limit, EOS, **dict(options), **more)
 
-    return jax.jit(decode, compiler_options=QUICK)
+    return jax.jit(decode)
 
 
 def outputs(decoded: Decoded, row: int) -> list[list[int]]:

@@ -61,7 +61,7 @@ def _trained(tmp_path: Path, fields: tuple[str, ...], **changes: Any) -> Trained
     return Trained(config, tokenizer, source, task, params, 0)
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("positions", [pytest.param("sinusoidal", marks=pytest.mark.slow), "learned"])
 def test_a_translation_is_measured_as_the_library_does(tmp_path: Path, positions: str) -> None:
     trained = _trained(tmp_path, ("en", "de"), model__positions=positions, data__max_len=16)
     found = measure(trained)

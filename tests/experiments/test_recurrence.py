@@ -86,6 +86,7 @@ def test_the_kinds_are_of_one_size(vocab: int) -> None:
         assert size == pytest.approx(sizes["Transformer"], rel=0.02)
 
 
+@pytest.mark.slow
 def test_a_step_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many loops as places: on each side, in each direction of differentiation. A share has as many."""
     monkeypatch.setattr(recurrence, "PLACES", 24)

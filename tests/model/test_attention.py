@@ -28,8 +28,6 @@ ON_CPU = ("dense", "blockwise", "banded")
 # The modules: `transformer.model.attention.banded` as an attribute is the function of that name.
 banded_backend = importlib.import_module("transformer.model.attention.banded")
 blockwise_backend = importlib.import_module("transformer.model.attention.blockwise")
-# These programs are tiny and compiled once: optimising their machine code takes longer than running it.
-QUICK = {"xla_backend_optimization_level": 0}
 Arrays = tuple[np.ndarray, ...]
 
 
@@ -106,7 +104,7 @@ def run(arrays: Arrays, where: dict[str, Any] | None = None, bias: Any = None, *
         return out, *jax.tree.leaves(pull(cotangent))
 
     where = jax.tree.map(jnp.asarray, where or {})
-    return jax.device_get(jax.jit(both, compiler_options=QUICK)(*map(jnp.asarray, arrays), where, bias))
+    return jax.device_get(jax.jit(both)(*map(jnp.asarray, arrays), where, bias))
 
 
 def close(found: Arrays, expected: Arrays, tolerance: float = 2e-5, says: str = "") -> None:
@@ -159,11 +157,9 @@ def test_jax_nn_has_the_same_window(
     cut(monkeypatch, 4)
     q, k, v, _ = tensors(2, 13, 13, 4, 2)
     v = v[..., :K]  # its values are as wide as its keys
-    theirs = jax.jit(
-        lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal, local_window_size=window), compiler_options=QUICK
-    )(q, k, v)
+    theirs = jax.jit(lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal, local_window_size=window))(q, k, v)
     for backend in ON_CPU if window is not None else ("dense", "blockwise"):
-        ours = jax.jit(partial(attend, causal=causal, window=window, backend=backend), compiler_options=QUICK)(q, k, v)
+        ours = jax.jit(partial(attend, causal=causal, window=window, backend=backend))(q, k, v)
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=backend)
 
 
@@ -224,7 +220,7 @@ def anywhere(draw: Callable[..., Any], length: int, keys: int) -> Arrays:
 TOLERANCE = {"float32": 2e-5, "bfloat16": 8 * 2.0**-8}
 
 
-@pytest.mark.parametrize("ids", ["in order", "packed", "anywhere"])
+@pytest.mark.parametrize("ids", [pytest.param("in order", marks=pytest.mark.slow), "packed", "anywhere"])
 @settings(max_examples=7, phases=[Phase.generate])  # to shrink a failure would compile hundreds of programs
 @given(st.data())
 def test_every_backend_is_the_loop(ids: str, data: st.DataObject) -> None:
@@ -420,7 +416,7 @@ class Slabs:
         x = np.random.default_rng(0).normal(size=(1, length, 1, 8)).astype(np.float32)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(masks, "visible", counted)
-            program = jax.jit(jax.grad(self.squares), static_argnames=options, compiler_options=QUICK)
+            program = jax.jit(jax.grad(self.squares), static_argnames=options)
             jax.block_until_ready(program(x, jax.tree_util.Partial(bias), **options))
         jax.effects_barrier()
 
@@ -498,7 +494,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(
 
         shapes = [(1, length, 2, 8)] * 3 + [(T5_BUCKETS, 2)]
         arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
-        program = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).lower(*arrays).compile(QUICK)
+        program = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3))).lower(*arrays).compile()
         return program.memory_analysis().temp_size_in_bytes
 
     short, long = (kept(length) for length in (512, 1024))

@@ -278,8 +278,15 @@ def losses_and_gradients(config: ModelConfig, params: Any) -> tuple[Any, Any]:
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "dots"])
-@pytest.mark.parametrize("family", CASES)
+# What is kept for the backward pass is of one kind of layer: a family more says it again.
+REMAT = [
+    pytest.param(family, remat, marks=[pytest.mark.slow] * (remat != "none" and family != "decoder_only"))
+    for family in CASES
+    for remat in ("none", "full", "dots")
+]
+
+
+@pytest.mark.parametrize(("family", "remat"), REMAT)
 def test_scanned_layers_are_the_same_layers(family: str, remat: str) -> None:
     """Parameters bit for bit; loss and gradients with dropout to rounding; and the conversion both ways."""
     config = tiny(family=family, dropout=0.3, **CASES[family])

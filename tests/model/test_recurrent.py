@@ -32,7 +32,6 @@ from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
 from transformer.tasks import TASKS
 
-QUICK = {"xla_backend_optimization_level": 0}
 D, V, N = 5, 11, 2
 SOURCES, TARGETS = (7, 1, 4), (3, 5, 2)  # tokens of each row
 TINY = ModelConfig(positions="none", num_layers=N, d_model=D, num_heads=1, dropout=0.0, vocab_size=V)
@@ -75,7 +74,7 @@ def run(config: ModelConfig) -> Callable[..., Any]:
 
 
 def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(f, compiler_options=QUICK)
+    return jax.jit(f)
 
 
 # --- Against float64 loops, one row and one place at a time
@@ -352,7 +351,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"task": "language_model", "model.family": "recurrent_language_model", "model.cell": "gru"},
     ],
     ids=["encoder_decoder", "language_model"],

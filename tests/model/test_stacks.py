@@ -20,7 +20,6 @@ from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
 
-QUICK = {"xla_backend_optimization_level": 0}
 V = 13
 LONG = 263  # enough that tiles over a narrow band hold less than half of the scores
 D = 8
@@ -35,7 +34,7 @@ def tiny(**changes: Any) -> ModelConfig:
 
 
 def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.jit(f, compiler_options=QUICK)
+    return jax.jit(f)
 
 
 def places(length: int, rows: int = 1) -> Tokens:

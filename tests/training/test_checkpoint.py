@@ -161,6 +161,7 @@ def test_no_wrong_bit_escapes_the_checksum() -> None:
         assert int(checksums({"x": other.view(np.float32)})["x"]) != whole
 
 
+@pytest.mark.slow
 def test_restored_onto_another_mesh_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     """Saved split by fsdp over 8, restored split by tensor over 2 x 4; and the next loss is the same to rounding."""
     meshes = [

@@ -52,6 +52,7 @@ def _finish(running: "list[subprocess.Popen[str]]") -> None:
         assert process.returncode == 0, said
 
 
+@pytest.mark.slow
 def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
     config = kill.make_config(tmp_path, steps=10, checkpoint_every=5)
     _finish([*_train_apart(config, tmp_path / "two", 2), *_train_apart(config, tmp_path / "one", 1)])
@@ -198,6 +199,7 @@ def test_outside_the_main_thread_there_is_no_signal() -> None:
     assert said == [False]
 
 
+@pytest.mark.slow
 def test_killed_runs_end_bit_for_bit_alike(tmp_path: Path) -> None:
     assert kill.run(tmp_path, kills=3, steps=60, checkpoint_every=5, seed=3) == []
 

@@ -97,6 +97,7 @@ def test_golden_step(family: str) -> None:
     assert {name: sums[name] for name in expected_sums} == pytest.approx(expected_sums, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_same_on_one_and_on_eight_devices() -> None:
     """Ragged rows, rows of padding only (whole devices of them), dropout and label smoothing; five steps."""
     config = _config(**{"model.dropout": 0.3, "model.positions": "learned", "model.num_layers": 1, "data.max_len": 7})
