@@ -16,14 +16,15 @@ REFERENCE = "base"
 
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:
-    """The rows for heads, layers, width, dropout, label smoothing and positions; each changes one thing of the base."""
+    """The rows for heads, layers, width, dropout, label smoothing and positions, each with one change of the base; none
+    for one head or one layer where the base has no more."""
     layers, width, heads = base.model.num_layers, base.model.d_model, base.model.num_heads
     paper = {"model.dropout": 0.1, "label_smoothing": 0.1, "model.positions": "sinusoidal"}
     changes: dict[str, dict[str, Any]] = {
         REFERENCE: {},
-        "heads-1": {"model.num_heads": 1},
+        **({"heads-1": {"model.num_heads": 1}} if heads > 1 else {}),
         "heads-double": {"model.num_heads": 2 * heads},
-        "layers-third": {"model.num_layers": max(1, layers // 3)},
+        **({"layers-third": {"model.num_layers": max(1, layers // 3)}} if layers > 1 else {}),
         "layers-more": {"model.num_layers": layers + max(1, layers // 3)},
         "width-half": {"model.d_model": width // 2},
         "width-double": {"model.d_model": 2 * width},

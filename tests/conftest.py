@@ -32,13 +32,17 @@ settings.load_profile("transformer")
 
 # What these test is held to other implementations up to rounding, or to programs of its own kind: hundreds of tiny
 # programs that are run once, and whose machine code takes longer to optimise than to run.
-_NOT_OPTIMISED = {"model", "decoding", "analysis"}
+_NOT_OPTIMISED = {"model", "decoding", "analysis", "experiments"}
+_NOT_OPTIMISED |= {f"test_{name}.py" for name in ("tasks", "heads", "verbs", "notebooks")}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each file of tests begins without compiled programs: thousands of them took 5 GB in one process, and each takes
     some of the mappings of memory that the system allows a process (65,530)."""
-    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in _NOT_OPTIMISED)
-    yield
+    quick = not _NOT_OPTIMISED.isdisjoint({request.path.parent.name, request.path.name})
+    jax.config.update("jax_disable_most_optimizations", quick)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", str(int(quick)))  # of the processes that they start
+        yield
     jax.clear_caches()

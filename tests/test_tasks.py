@@ -76,7 +76,7 @@ def tones(folder: Path) -> dict[str, Any]:
         with wave.open(str(folder / "recordings" / f"{digit}_{speaker}_{take}.wav"), "wb") as writer:
             writer.setparams((1, 2, 8000, 0, "NONE", ""))
             writer.writeframes(sound.astype(np.int16).tobytes())
-    return {"data.name": "fsdd", "data.dir": str(folder), "data.max_len": 64, "data.buckets": (32, 64)}
+    return {"data.name": "fsdd", "data.dir": str(folder), "data.max_len": 64, "data.buckets": (64,)}
 
 
 def strings(folder: Path) -> dict[str, Any]:

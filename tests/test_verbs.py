@@ -497,28 +497,20 @@ def test_a_workdir_of_another_config(small: Small, verb: Verb, argument: str, sa
 def test_a_run_begins_with_the_parameters_of_another(small: Small, verb: Verb, tmp_path: Path) -> None:
     from transformer.generate import restore
 
-    still = ("--config.seed=5", "--config.steps=1", "--config.optimizer.learning_rate=1e-12")
-    for name, more in (("drawn", ""), ("begun", f"--config.init_from={small.run}")):
-        workdir = f"--workdir={tmp_path / name}"
-        ended = verb("train", f"--config={small.config}", workdir, *still, *filter(None, [more]))
-        assert ended.code == 0, ended.err
-    before, begun, drawn = (
-        restore(path).params["params"]["decoder"]["layer_0"]["feed_forward"]["inner"]["kernel"]
-        for path in (small.run, tmp_path / "begun", tmp_path / "drawn")
-    )
-    assert abs(before - begun).max() < 1e-9
-    assert abs(before - drawn).max() > 1e-2
-    assert (tmp_path / "begun" / "tokenizer.json").read_bytes() == (small.run / "tokenizer.json").read_bytes()
-
-
-def test_a_run_goes_on_when_the_one_it_began_from_is_gone(small: Small, verb: Verb, tmp_path: Path) -> None:
     shutil.copytree(small.run, tmp_path / "first")
-    command = ("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}")
-    begun = f"--config.init_from={tmp_path / 'first'}"
-    assert verb(*command, begun, "--config.steps=1").code == 0
-    shutil.rmtree(tmp_path / "first")
-    ended = verb(*command, begun, "--config.steps=2")
+    command = ("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}", "--config.seed=5")
+    begun = (f"--config.init_from={tmp_path / 'first'}", "--config.optimizer.learning_rate=1e-12")
+    ended = verb(*command, *begun, "--config.steps=1")
     assert ended.code == 0, ended.err
+    before, after = (
+        restore(path).params["params"]["decoder"]["layer_0"]["feed_forward"]["inner"]["kernel"]
+        for path in (tmp_path / "first", tmp_path / "run")
+    )
+    assert abs(before - after).max() < 1e-9
+    assert (tmp_path / "run" / "tokenizer.json").read_bytes() == (small.run / "tokenizer.json").read_bytes()
+    shutil.rmtree(tmp_path / "first")
+    ended = verb(*command, *begun, "--config.steps=2")
+    assert ended.code == 0, f"the first run may be gone once this one has begun: {ended.err}"
 
 
 def test_a_run_cannot_begin_from_nothing_or_another_model(small: Small, verb: Verb, tmp_path: Path) -> None:

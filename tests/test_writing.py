@@ -40,7 +40,7 @@ def tokenizer() -> Tokenizer:
 def trained(task: str = "translation", seed: int = 2, devices: int = 1, **model: Any) -> Trained:
     """A run with random weights."""
     changes: dict[str, Any] = {"task": task, "model.family": TASKS[task].families[0], "data.buckets": [16, 32]}
-    changes |= {"data.max_len": 32, "model.num_layers": 2, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
+    changes |= {"data.max_len": 32, "model.num_layers": 1, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
     config = override(Config(), changes | {f"model.{key}": value for key, value in model.items()})
     config = dataclasses.replace(config, mesh=MeshConfig(data=devices))
     made = TASKS[task](config, tokenizer())
@@ -101,7 +101,7 @@ def rescored(run: Trained, line: str, output: Output, most: int) -> float:
     said = [*output.tokens, *([2] if len(output.tokens) < most else [])]
     sides = [jnp.array([ids]), jnp.array([[1, *said[:-1]]])]
     where = [Tokens(jnp.arange(x.shape[1])[None], jnp.ones_like(x)) for x in sides]
-    logits = run.task.model.apply(run.params, sides[0], where[0], sides[1], where[1])
+    logits = jax.jit(run.task.model.apply)(run.params, sides[0], where[0], sides[1], where[1])
     return float(jax.nn.log_softmax(logits[0])[np.arange(len(said)), np.array(said)].sum())
 
 
@@ -119,11 +119,11 @@ def test_scores_are_those_of_a_forward_pass_and_the_best_is_first() -> None:
 @pytest.mark.slow
 def test_a_model_with_scanned_layers_writes_the_same_by_beam_search() -> None:
     """Its encoder's memory has a first axis that is not the rows'."""
-    scanned = trained(scan_layers=True)
+    scanned, plain = (trained(num_layers=2, scan_layers=scan) for scan in (True, False))
     from transformer.model.stacks import stacked
 
-    scanned = dataclasses.replace(scanned, params=stacked(trained().params, 1))
-    assert generate(scanned, LINES[:3], BEAM) == generate(trained(), LINES[:3], BEAM)
+    scanned = dataclasses.replace(scanned, params=stacked(plain.params, 1))
+    assert generate(scanned, LINES[:3], BEAM) == generate(plain, LINES[:3], BEAM)
 
 
 @pytest.mark.slow
@@ -136,7 +136,7 @@ def test_an_ensemble_of_a_run_with_itself_is_that_run_and_with_another_is_not() 
 
 def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
     """One line alone, without padding; words in, words out."""
-    run = trained()
+    run = trained(num_layers=2)
     line = "ab cd"
     ((found,),) = outputs(run, [line], GREEDY, alignments=True)
     assert found.alignment
@@ -144,7 +144,7 @@ def test_alignments_are_the_cross_attention_of_the_last_layer_but_one() -> None:
     said = [1, *found.tokens]
     sides = [jnp.array([ids]), jnp.array([said])]
     where = [Tokens(jnp.arange(x.shape[1])[None], jnp.ones_like(x)) for x in sides]
-    weights = looks(run.task.model, run.params, sides[0], where[0], sides[1], where[1])[0]
+    weights = jax.jit(functools.partial(looks, run.task.model))(run.params, sides[0], where[0], sides[1], where[1])[0]
     assert alignment_layer(run.task.model_config) == 0, "of layers 0 and 1"
     np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-5)
     kept = np.asarray(weights)[: len(found.tokens), : len(ids) - 1].argmax(axis=1)
@@ -162,15 +162,15 @@ def test_pairs_link_words() -> None:
 
 
 @pytest.mark.parametrize("task", [pytest.param("translation", marks=pytest.mark.slow), "language_model"])
-def test_a_single_line_is_told_while_it_is_written(task: str) -> None:
-    for manner in (GREEDY, SAMPLE):
-        texts = [generate(trained(task), [line], manner)[0] for line in ("ab", "c", "dd", "bad")]
-        longest = max(texts, key=len)
-        told: list[str] = []
-        answer(trained(task), ("ab", "c", "dd", "bad")[texts.index(longest)], manner, told.append)
-        assert "".join(told) == longest + "\n"
-        pieces = len([piece for piece in told if piece])
-        assert pieces > 2 or longest.endswith("\ufffd"), "not all at once, but for what is never a whole letter"
+@pytest.mark.parametrize("manner", ["greedy", pytest.param("sample", marks=pytest.mark.slow)])
+def test_a_single_line_is_told_while_it_is_written(task: str, manner: str) -> None:
+    texts = [generate(trained(task), [line], MANNERS[manner])[0] for line in ("ab", "c", "dd", "bad")]
+    longest = max(texts, key=len)
+    told: list[str] = []
+    answer(trained(task), ("ab", "c", "dd", "bad")[texts.index(longest)], MANNERS[manner], told.append)
+    assert "".join(told) == longest + "\n"
+    pieces = len([piece for piece in told if piece])
+    assert pieces > 2 or longest.endswith("\ufffd"), "not all at once, but for what is never a whole letter"
 
 
 # --- Bad input

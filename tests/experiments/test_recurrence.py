@@ -194,6 +194,7 @@ def test_a_layer_in_small() -> None:
     assert all(row["milliseconds"] > 0 for row in rows.values())
 
 
+@pytest.mark.slow
 def test_what_reaches_what() -> None:
     """33 places: one layer sees all of them, a causal convolution of 3 two back a layer, a window of 16 sixteen."""
     rows = {row["kind"]: row for row in table_one.measure_case("reach", length=33, width=4)}

@@ -105,7 +105,13 @@ def alone() -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("mesh", "accumulate"), [("data 8", 4), ("fsdp 8", 1), ("tensor 8", 1), ("fsdp_tensor 2 x 2 x 2", 4)]
+    ("mesh", "accumulate"),
+    [
+        ("data 8", 4),
+        ("fsdp_tensor 2 x 2 x 2", 4),
+        pytest.param("fsdp 8", 1, marks=pytest.mark.slow),
+        pytest.param("tensor 8", 1, marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_losses_on_every_mesh(alone: np.ndarray, mesh: str, accumulate: int) -> None:
     """Dropout, ragged rows, devices with rows of padding only, micro-batches."""

@@ -167,7 +167,7 @@ def _equations(jaxpr: Any) -> Iterator[Any]:
                     yield from _equations(inner)
 
 
-@pytest.mark.parametrize("family", ["encoder_decoder", "decoder_only"])
+@pytest.mark.parametrize("family", [pytest.param("encoder_decoder", marks=pytest.mark.slow), "decoder_only"])
 def test_bfloat16_computes_products_in_it_and_the_rest_in_float32(family: str) -> None:
     task = "translation" if family == "encoder_decoder" else "language_model"
     # A smooth activation: a unit of a ReLU that is near 0 may flip, and then the gradient is another by a tenth.
