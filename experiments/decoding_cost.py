@@ -107,7 +107,9 @@ def measure_case(what: str, rows: int = 0, context: int = 0, sizes: Sizes = FULL
     else:
         kinds = _continuation(sizes, rows)
     written: dict[str, np.ndarray] = {}
-    keeping = {kind: functools.partial(_kept, written, kind, run) for kind, run in kinds.items()}
+    keeping: dict[str, Callable[[], Any]] = {
+        kind: functools.partial(_kept, written, kind, run) for kind, run in kinds.items()
+    }
     times = take_turns(keeping, sizes.seconds)
     ours = written[next(iter(kinds))]
     more = {}
