@@ -45,7 +45,7 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
             "with a larger model.max_positions, or evaluate another --split"
         )
     eval_step = step.make_eval_step(task.loss, sharding.make_layout(trained.config))
-    sums = [eval_step(trained.params, batch) for batch in batches.evaluation()]
+    sums = list(step.in_turn(eval_step, trained.params, batches.evaluation()))
     pairs = {name: np.array([jax.device_get(each[name]) for each in sums]).T for name in (sums[0] if sums else ())}
     if not isinstance(task, TokenTask):
         return {name: metrics.ratio(*pair) for name, pair in pairs.items() if name not in ("nll", "accuracy")}

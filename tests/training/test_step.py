@@ -13,7 +13,7 @@ from transformer.config import Config, override
 from transformer.tasks import TASKS
 from transformer.training import losses, sharding
 from transformer.training.optim import make_optimizer
-from transformer.training.step import State, make_eval_step, make_init, make_train_step
+from transformer.training.step import State, in_turn, make_eval_step, make_init, make_train_step
 
 VOCABULARY = SimpleNamespace(vocab_size=23)
 SMALL = {"num_layers": 2, "d_model": 12, "d_ff": 20, "num_heads": 3, "attention": ["window:2", "full"]}
@@ -199,3 +199,26 @@ def test_bfloat16_computes_products_in_it_and_the_rest_in_float32(family: str) -
         assert np.linalg.norm(left - right) <= 0.2 * np.linalg.norm(right)
     error = sum(np.linalg.norm(left - right) ** 2 for left, right in pairs)
     assert error <= 0.05**2 * sum(np.linalg.norm(right) ** 2 for _, right in pairs)
+
+
+def test_evaluation_has_one_batch_on_the_devices_and_makes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs of eight simulated devices can wait for each other, and XLA then ends the process."""
+    said: list[str] = []
+
+    def makes() -> Iterator[Any]:
+        for name in "abc":
+            said.append(f"make {name}")
+            yield name
+
+    def begins(_: Any, batch: Any) -> Any:
+        said.append(f"begin {batch}")
+        return {"nll": batch}
+
+    def waits(metrics: Any) -> Any:
+        said.append(f"wait for {metrics['nll']}")
+        return metrics
+
+    monkeypatch.setattr(jax, "block_until_ready", waits)
+    assert [metrics["nll"] for metrics in in_turn(begins, None, makes())] == ["a", "b", "c"]
+    begun = ["make a", "begin a", "make b", "wait for a", "begin b", "make c", "wait for b", "begin c", "wait for c"]
+    assert said == begun

@@ -1,6 +1,6 @@
 """The train state, and the compiled steps."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -119,10 +119,24 @@ def _rows(batch: Batch) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
+def in_turn(
+    eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]
+) -> Iterator[dict[str, Pair]]:
+    """Metrics of each batch. The devices have one batch at a time, and the next is made meanwhile: programs that do not
+    wait for each other's results may begin in another order on each device, and where the devices are threads of one
+    CPU they then wait for each other's sums until XLA aborts the process."""
+    metrics: dict[str, Pair] = {}
+    for batch in batches:
+        if metrics:
+            yield jax.block_until_ready(metrics)
+        metrics = eval_step(params, batch)
+    if metrics:
+        yield jax.block_until_ready(metrics)
+
+
 def total(eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]) -> dict[str, Pair]:
     """Metrics of all batches together; nothing where there is none."""
     added: dict[str, Pair] = {}
-    for batch in batches:
-        metrics = eval_step(params, batch)
+    for metrics in in_turn(eval_step, params, batches):
         added = losses.add(added, metrics) if added else metrics
     return added
