@@ -1,8 +1,9 @@
 # make install | test | ablation | notebooks | check | long | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
 PYTHON ?= python3
 VENV ?= .venv
-# Processes of the test suite; each holds one JAX.
+# Processes of the test suite; each holds one JAX, and has whole files of tests: what they share is made once.
 JOBS ?= 2
+SUITE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # The stamp names the Python version, so that another PYTHON makes a new environment.
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -23,9 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[test]'
 	@touch $@
 
-# A file of tests to one process: what its tests share is made once.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m 'not slow'
+	$(BIN)/python -m pytest $(SUITE) -m 'not slow'
 
 ablation: $(STAMP)
 	$(BIN)/python -m experiments.run positions_and_windows --workdir=runs/positions_and_windows
@@ -44,16 +44,16 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 check: lint
-	$(BIN)/python -m pytest -n $(JOBS) -m 'slow and not long'
+	$(BIN)/python -m pytest $(SUITE) -m 'slow and not long'
 
 # Fifty steps on every mesh, and thirty kills.
 long: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -m long
+	$(BIN)/python -m pytest $(SUITE) -m long
 
 # Outputs, gradients and decoding held to PyTorch's reference implementations, which are a large download.
 parity: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
-	$(BIN)/python -m pytest -n $(JOBS) tests/parity
+	$(BIN)/python -m pytest $(SUITE) tests/parity
 
 clean:
 	rm -rf $(VENV) .cache build dist *.egg-info
