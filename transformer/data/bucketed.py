@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import DataConfig, UserError
-from transformer.data.pipeline import Batch, Batches, _buckets, _cut, _permutation, _philox
+from transformer.data.pipeline import Batch, Batches, cut, permutation, philox, widths_needed
 
 
 class BucketedBatches(Batches):
@@ -31,7 +31,7 @@ class BucketedBatches(Batches):
         process_count: int,
     ) -> None:
         super().__init__(seed, data, process_index, process_count)
-        self._widths = _buckets(data)
+        self._widths = widths_needed(data)
         self._lengths, self._filled = lengths, filled
         self._kept = np.flatnonzero(self._lengths <= data.max_len)
         self._bucket_of = np.searchsorted(self._widths, self._lengths)
@@ -68,17 +68,17 @@ class BucketedBatches(Batches):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        bits = _philox(self.seed, epoch)
-        examples = self._kept[_permutation(bits, len(self._kept))]
+        bits = philox(self.seed, epoch)
+        examples = self._kept[permutation(bits, len(self._kept))]
         buckets = self._bucket_of[examples]
         plan: list[tuple[int, np.ndarray]] = []
         carried = examples[:0]
         for bucket, (width, count) in zip(self._used, self._counts, strict=True):
             rows = self._rows_of(width)
             members = np.concatenate([carried, examples[buckets == bucket]])
-            plan.extend((width, batch) for batch in _cut(members[: count * rows], rows))
+            plan.extend((width, batch) for batch in cut(members[: count * rows], rows))
             carried = members[count * rows :]
-        return [plan[i] for i in _permutation(bits, len(plan))]
+        return [plan[i] for i in permutation(bits, len(plan))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every example exactly once, from short to long; widths beyond the last bucket are multiples of it.
@@ -93,7 +93,7 @@ class BucketedBatches(Batches):
             -(-self._lengths // last) * last,
         )
         for width in np.unique(widths[self._lengths <= limit]).tolist():
-            for rows in _cut(np.flatnonzero((widths == width) & (self._lengths <= limit)), self._rows_of(width)):
+            for rows in cut(np.flatnonzero((widths == width) & (self._lengths <= limit)), self._rows_of(width)):
                 yield self._local(width, rows)
 
     def too_long(self, max_len: int) -> int:

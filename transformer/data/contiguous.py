@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import DataConfig, UserError
-from transformer.data.pipeline import Batch, Batches, Tokens, _cut, _permutation, _philox
+from transformer.data.pipeline import Batch, Batches, Tokens, cut, permutation, philox
 
 
 class ContiguousBatches(Batches):
@@ -55,15 +55,15 @@ class ContiguousBatches(Batches):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        width, bits = self.data.max_len, _philox(self.seed, epoch)
+        width, bits = self.data.max_len, philox(self.seed, epoch)
         slack = max(0, self._targets - self._rows * width)
-        starts = int(bits.random_raw()) % (slack + 1) + width * _permutation(bits, self._rows)
-        return [(width, rows) for rows in _cut(starts, self._rows_of(width))]
+        starts = int(bits.random_raw()) % (slack + 1) + width * permutation(bits, self._rows)
+        return [(width, rows) for rows in cut(starts, self._rows_of(width))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every token but the first exactly once as a target, in the order of the text. Rows have max_len tokens."""
         del max_len  # all rows have one length
-        for rows in _cut(np.arange(0, self._targets, self.data.max_len), self._rows_of(self.data.max_len)):
+        for rows in cut(np.arange(0, self._targets, self.data.max_len), self._rows_of(self.data.max_len)):
             yield self._local(self.data.max_len, rows)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:

@@ -6,7 +6,7 @@ import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.bucketed import BucketedBatches
-from transformer.data.pipeline import Batch, Tokens, _gather
+from transformer.data.pipeline import Batch, Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -40,7 +40,7 @@ class LabelledBatches(BucketedBatches):
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         room = min(width, self.data.max_len) - 2
-        text, lengths = _gather(self._tokens, rows, room)
+        text, lengths = gather(self._tokens, rows, room)
         lengths = np.minimum(lengths, room)
         real = np.flatnonzero(rows >= 0)
         inputs = np.zeros((len(rows), width), np.int32)

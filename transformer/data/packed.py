@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.config import DataConfig, UserError
-from transformer.data.pipeline import PACKING, Batch, Batches, Tokens, _cut, _permutation, _philox
+from transformer.data.pipeline import PACKING, Batch, Batches, Tokens, cut, permutation, philox
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -63,13 +63,13 @@ class Packed(Batches):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = _permutation(_philox(self.seed, epoch), len(self._first) - 1)
-        return [(self.data.max_len, rows) for rows in _cut(order, self._rows_of(self.data.max_len))]
+        order = permutation(philox(self.seed, epoch), len(self._first) - 1)
+        return [(self.data.max_len, rows) for rows in cut(order, self._rows_of(self.data.max_len))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every chunk exactly once, in the order of the packing. Rows have the length max_len of the config."""
         del max_len  # nothing is longer than a row
-        for rows in _cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
+        for rows in cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
             yield self._local(self.data.max_len, rows)
 
     def _filled(self, rows: np.ndarray) -> "Filled":
@@ -138,7 +138,7 @@ def pack(lengths: np.ndarray, width: int, seed: int) -> np.ndarray:
 
     Deterministic; the seed decides between equal lengths. About a microsecond a length.
     """
-    order = _permutation(_philox(seed, PACKING), len(lengths))
+    order = permutation(philox(seed, PACKING), len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     rows = np.zeros(len(lengths), np.int64)
     free: dict[int, list[int]] = {}  # room left -> rows with as much

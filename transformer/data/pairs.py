@@ -6,7 +6,7 @@ import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.bucketed import BucketedBatches
-from transformer.data.pipeline import Batch, Tokens, _gather
+from transformer.data.pipeline import Batch, Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -37,8 +37,8 @@ class PairBatches(BucketedBatches):
         super().__init__(np.maximum(source, target), source + target, seed, data, process_index, process_count)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
-        source, source_lengths = _gather(self._source, rows, width)
-        target, target_lengths = _gather(self._target, rows, width)
+        source, source_lengths = gather(self._source, rows, width)
+        target, target_lengths = gather(self._target, rows, width)
         return pair_batch(source, source_lengths, target, target_lengths, rows)
 
 

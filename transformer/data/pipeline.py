@@ -196,23 +196,25 @@ def _check(data: DataConfig, process_index: int, process_count: int) -> None:
         raise ValueError(f"process {process_index} of {process_count}")
 
 
-def _philox(seed: int, epoch: int) -> np.random.Philox:
-    # Only raw bits are drawn: their stream is the same in every NumPy version, that of the distributions is not.
+def philox(seed: int, epoch: int) -> np.random.Philox:
+    """The random bits of an epoch. Only raw ones are drawn: their stream is the same in every NumPy version, that of
+    the distributions is not."""
     return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64))
 
 
-def _permutation(bits: np.random.Philox, size: int) -> np.ndarray:
+def permutation(bits: np.random.Philox, size: int) -> np.ndarray:
+    """0 to size - 1 in a random order."""
     return np.argsort(bits.random_raw(size), kind="stable") if size else np.zeros(0, np.int64)
 
 
-def _cut(rows: np.ndarray, count: int) -> list[np.ndarray]:
+def cut(rows: np.ndarray, count: int) -> list[np.ndarray]:
     """Cuts into pieces of `count`, the last filled with -1."""
     padded = np.full(-(-len(rows) // count) * count, -1, np.int64)
     padded[: len(rows)] = rows
     return list(padded.reshape(-1, count))
 
 
-def _buckets(data: DataConfig) -> list[int]:
+def widths_needed(data: DataConfig) -> list[int]:
     """The widths that max_len needs. UserError: none is that wide."""
     buckets = sorted(set(data.buckets))
     if not buckets or buckets[0] < 1 or buckets[-1] < data.max_len:
@@ -222,7 +224,7 @@ def _buckets(data: DataConfig) -> list[int]:
     return buckets[: int(np.searchsorted(buckets, data.max_len)) + 1]
 
 
-def _gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+def gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids [B, width] of the texts `rows`, padded, and their lengths [B]; a row of -1 is empty."""
     starts = tokens.offsets[np.maximum(rows, 0)]
     lengths = np.where(rows >= 0, tokens.lengths[np.maximum(rows, 0)], 0)

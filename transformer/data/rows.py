@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.pipeline import Batch, Batches, _cut, _permutation, _philox
+from transformer.data.pipeline import Batch, Batches, cut, permutation, philox
 
 
 class RowBatches(Batches):
@@ -39,11 +39,11 @@ class RowBatches(Batches):
         }
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = _permutation(_philox(self.seed, epoch), self._count)
-        return [(self._width, rows) for rows in _cut(order, self._rows)]
+        order = permutation(philox(self.seed, epoch), self._count)
+        return [(self._width, rows) for rows in cut(order, self._rows)]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every example exactly once, in their own order."""
         del max_len  # all rows have one size
-        for rows in _cut(np.arange(self._count), self._rows):
+        for rows in cut(np.arange(self._count), self._rows):
             yield self._local(self._width, rows)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transformer.data.pipeline import Batch, Tokens, _gather
+from transformer.data.pipeline import Batch, Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -18,7 +18,7 @@ def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
 
     Every text is shorter than the width.
     """
-    text, lengths = _gather(tokens, rows, width)
+    text, lengths = gather(tokens, rows, width)
     real = rows >= 0
     targets = text.copy()
     targets[np.flatnonzero(real), lengths[real]] = Tokenizer.eos_id
