@@ -52,7 +52,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder: Path = tmp_path_factory.mktemp(request.param)
     torch.manual_seed(3)  # the weights' means stay
     theirs = {"gpt2": gpt2, "marian": marian}[request.param]().eval()
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for tensor in (p for p in theirs.parameters() if p.requires_grad):
             tensor.copy_(tensor.mean() + 0.3 * torch.randn(tensor.shape, generator=generator))
@@ -115,7 +115,7 @@ def outputs(decoded: Decoded) -> list[list[int]]:
 def test_greedy(both: Both, least: int) -> None:
     theirs, _ = they_write(both, min_new_tokens=least)
     assert outputs(we_write(both, functools.partial(greedy, min_new=least))) == theirs
-    assert len({tuple(row) for row in theirs}) >= 3, "the rows say different things"
+    assert len({tuple(row) for row in theirs}) > 3, "the rows say different things"
 
 
 @pytest.mark.parametrize("early", [False, True])
