@@ -9,6 +9,8 @@ SUITE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 STAMP := $(VENV)/installed-$(VERSION)
 BIN := $(VENV)/bin
+# pip warns of editable installs, which are what is wanted.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e
 
 .PHONY: install test ablation notebooks check long lint parity clean
 .DEFAULT_GOAL := install
@@ -21,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV) (Python $(VERSION)); about a minute, and the download.'
 	@test -x $(BIN)/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[test]'
+	$(INSTALL) '.[test]'
 	@touch $@
 
 test: $(STAMP)
@@ -32,7 +34,7 @@ ablation: $(STAMP)
 
 # In full, each as a page with its figures. PRETRAINED=FOLDER of a BERT model adds what 03 shows of one.
 notebooks: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[notebooks]'
+	$(INSTALL) '.[notebooks]'
 	@mkdir -p runs/notebooks
 	@for path in notebooks/*.py; do page=runs/notebooks/$$(basename $$path .py); echo $$page.html; \
 	  $(BIN)/jupytext --quiet --to ipynb --set-kernel python3 --run-path notebooks --execute -o $$page.ipynb $$path && \
@@ -52,7 +54,7 @@ long: $(STAMP)
 
 # Outputs, gradients and decoding held to PyTorch's reference implementations, which are a large download.
 parity: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,parity]'
+	$(INSTALL) '.[test,parity]'
 	$(BIN)/python -m pytest $(SUITE) tests/parity
 
 clean:
