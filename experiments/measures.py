@@ -21,7 +21,8 @@ SUMMARY = ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")  # wha
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """How a metric is shown: its values times `scale` are in `unit`; `better` is +1 where more is better."""
+    """How a metric is shown: its values times `scale` are in `unit`; `better` is +1 where more is better, -1 where less
+    is, 0 where neither is."""
 
     label: str
     unit: str = ""
@@ -50,6 +51,10 @@ METRICS = {
     "word_error_rate": Metric("word error rate", "%", 100.0, 2, -1),
     "answers": Metric("right answers", "%", 100.0, 2),
     "perplexity": Metric("perplexity", "", 1.0, 2, -1),
+    "bytes_per_token": Metric("bytes a token", "", 1.0, 2, 0),
+    "entropy": Metric("entropy of attention after training", "nats", 1.0, 2, 0),
+    "entropy_at_start": Metric("entropy of attention at the start", "nats", 1.0, 2, 0),
+    "gradient_at_start": Metric("gradient norm of queries and keys at the start", "", 1.0, 4, 0),
 }
 SPLIT_NAMES = {"longer": "longer sentences"}
 # Task -> what its reports compare; translation follows below.
@@ -220,16 +225,16 @@ def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> d
 def _language_model(trained: Any) -> dict[str, Any]:
     config, task = trained.config, trained.task
     scores = token_scores(trained)
-    size = config.data.max_len
+    context = config.data.max_len
     from transformer.evaluate import text_sizes
 
-    sums = np.zeros((3, size))  # by position: nll, tokens, tokens that are right
-    for batch in task.batches(trained.source, "test").evaluation(size):
+    sums = np.zeros((3, context))  # by position: nll, tokens, tokens that are right
+    for batch in task.batches(trained.source, "test").evaluation(context):
         nll, right = scores(batch)
         real = batch["target_segments"] > 0
         for row, values in enumerate((nll, np.ones_like(nll), right)):
-            sums[row] += np.bincount(batch["target_positions"][real], weights=values[real], minlength=size)[:size]
-    edges = [0] + [2**power for power in range(4, 32) if 2**power < size] + [size]  # 16, 32, 64, ...
+            sums[row] += np.bincount(batch["target_positions"][real], weights=values[real], minlength=context)[:context]
+    edges = [0] + [2**power for power in range(4, 32) if 2**power < context] + [context]  # 16, 32, 64, ...
     rows = []
     for low, high in itertools.pairwise(edges):
         nll, tokens, right = sums[:, low:high].sum(axis=1)
@@ -245,11 +250,12 @@ def _language_model(trained: Any) -> dict[str, Any]:
             "test/perplexity": math.exp(loss),
             "test/bits_per_byte": float(nll) / math.log(2) / max(size, 1),
             "test/token_accuracy": float(right / tokens),
+            "test/bytes_per_token": size / float(tokens),
         },
         "notes": [],
         "by_length": {
             "axis": "position of the predicted token in its context (tokens)",
-            "trained_to": size,
+            "trained_to": context,
             "limit": task.limit,
             "metrics": ["loss"],
             "rows": rows,

@@ -213,7 +213,7 @@ def _differences(sweep: Sweep) -> list[Block]:
                 rows.append([row, shown, effect, p, corrected_p, resampled or "–", str(d.n)])
         if rows:
             caption = f"{capital(metric.label)}{f', in{metric.points}' if metric.points else ''}"
-            caption += "; " + ("more" if metric.better > 0 else "less") + " is better"
+            caption += {1: "; more is better", -1: "; less is better", 0: ""}[metric.better]
             header = ["variant", "difference", "effect", "p", "p (Holm)", "bootstrap", "seeds"]
             blocks.append(Table(header, rows, caption))
             if name in sweep.answered and (text := visible(sweep, name)):

@@ -15,7 +15,7 @@ from transformer.config import Config
 BASE = "configs/docstrings.py"
 REFERENCE = "bpe-4096"
 SETTINGS = {"steps": 300, "model.num_layers": 2, "data.batch_tokens": 2048, "optimizer.warmup_steps": 50}
-MAIN_METRICS = ["test/bits_per_byte", "test/token_accuracy"]
+MAIN_METRICS = ["test/bits_per_byte", "test/bytes_per_token", "test/token_accuracy"]
 
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from experiments import attention_scale
 from experiments.measures import describe, main_metrics, measure
 from transformer.config import Config, override
 from transformer.data.tokenizers import Tokenizer
@@ -103,6 +104,7 @@ def test_a_language_model_is_measured_as_the_library_does(tmp_path: Path) -> Non
     size = sum(len(example["text"].encode()) for example in trained.source.split("test"))
     for bits in (own["bits_per_byte"], found["metrics"]["test/bits_per_byte"]):
         assert bits == pytest.approx(own["loss"] * tokens / math.log(2) / size, rel=1e-5)
+    assert found["metrics"]["test/bytes_per_token"] == pytest.approx(size / tokens)
     rows = found["by_length"]["rows"]
     assert [(row["low"], row["high"]) for row in rows] == [(0, 16), (16, 32), (32, 64)]
     assert sum(row["count"] for row in rows) == tokens
@@ -119,3 +121,16 @@ def test_metrics_are_named_for_readers() -> None:
     assert main_metrics(translation)[:2] == ["test/exact_match", "longer/bleu"]
     assert main_metrics(override(translation, {"data.name": "multi30k"}))[0] == "test/bleu"
     assert main_metrics(override(translation, {"task": "language_model"}))[0] == "test/loss"
+
+
+def test_unscaled_scores_make_attention_sharper_from_the_start(tmp_path: Path) -> None:
+    wide = {"model__d_model": 64, "model__num_heads": 1}
+    found = {
+        scaled: attention_scale.sharpness(_trained(tmp_path, ("en", "de"), model__scale_attention=scaled, **wide))
+        for scaled in (True, False)
+    }
+    for values in found.values():
+        assert 0 < values["test/entropy_at_start"] < math.log(16)
+        assert values["test/entropy"] == pytest.approx(values["test/entropy_at_start"], rel=1e-6), "seed 0, not trained"
+        assert values["test/gradient_at_start"] > 0
+    assert found[False]["test/entropy_at_start"] < 0.7 * found[True]["test/entropy_at_start"]
