@@ -9,16 +9,27 @@ Source: Beltagy et al. 2020, "Longformer", section 3.1 (arXiv 2004.05150); alter
 
 from typing import Any
 
+from experiments.attention_times import milliseconds
 from transformer.config import Config
 
 BASE = "configs/quantities.py"
 REFERENCE = "full"
 
 
-def variants(base: Config) -> dict[str, dict[str, Any]]:
-    """Windows of a tenth of the longest sentence, half and twice of it, and the narrowest on every second layer."""
+def widths(base: Config) -> tuple[int, int, int]:
+    """A tenth of the longest sentence, and half and twice of it."""
     middle = max(2, base.data.max_len // 10)
-    widths = (middle // 2, middle, 2 * middle)
-    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in widths}
-    alternating = {f"every-second-{widths[0]}": {"model.attention": [f"window:{widths[0]}", "full"]}}
+    return middle // 2, middle, 2 * middle
+
+
+def variants(base: Config) -> dict[str, dict[str, Any]]:
+    """Each width on all layers, and the narrowest on every second one."""
+    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in widths(base)}
+    narrowest = widths(base)[0]
+    alternating = {f"every-second-{narrowest}": {"model.attention": [f"window:{narrowest}", "full"]}}
     return {REFERENCE: {"model.attention": ["full"]}} | found | alternating
+
+
+def cost(base: Config) -> list[dict[str, Any]]:
+    """The times of each width as a band, beside full attention."""
+    return milliseconds({"full, dense": (None, "dense")} | {f"window {w}": (w, "banded") for w in widths(base)})

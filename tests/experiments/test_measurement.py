@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import attention_cost, receptive_field, run
+from experiments import attention_cost, attention_times, receptive_field, run
 from experiments.definitions import available, load
 
 HERE = Path(__file__).parent
@@ -167,3 +167,10 @@ def test_receptive_field_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     assert "guessing gives 25 %" in answer[0]
     assert (tmp_path / "receptive_field.png").exists()
     assert len(blocks) == 2
+
+
+def test_attention_is_timed_by_kind_and_length() -> None:
+    kinds = {"full, dense": (None, "dense"), "window 2": (2, "banded")}
+    rows = attention_times.milliseconds(kinds, lengths=(8, 24), seconds=0.1)
+    assert [(row["kind"], row["length"]) for row in rows] == [(kind, n) for n in (8, 24) for kind in kinds]
+    assert all(3 <= row["rounds"] <= attention_times.ROUNDS and row["milliseconds"] > 0 for row in rows)
