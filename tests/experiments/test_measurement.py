@@ -153,6 +153,7 @@ def test_recall_asks_for_what_is_stored() -> None:
     assert set(np.unique(answers)) == {-1, *range(r.VALUES)}
 
 
+@pytest.mark.slow
 def test_receptive_field_in_small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"LENGTH": 12, "STEPS": 150, "WARMUP": 10, "TEST_ROWS": 256}.items():
         monkeypatch.setattr(receptive_field, name, value)

@@ -78,7 +78,7 @@ def test_a_loop_without_a_length_is_no_number() -> None:
 # --- recurrence
 
 
-@pytest.mark.parametrize("vocab", [11, 64])
+@pytest.mark.parametrize("vocab", [11, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_kinds_are_of_one_size(vocab: int) -> None:
     sizes = {kind: recurrence.parameters(recurrence.same_size(kind, vocab)) for kind in recurrence.KINDS}
     assert len(sizes) == 3

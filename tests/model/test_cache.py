@@ -94,13 +94,14 @@ def same(got: Any, expected: Any, where: Any) -> None:
 
 def cases() -> list[Any]:
     """All rows of all registries. Of a decoder alone each encoding with the mixed pattern and one of the groupings, and
-    with each pattern without grouping run every time; a family adds what is the same for all of these: three encodings.
-    The others are slow."""
+    with full attention without grouping run every time; a family adds what is the same for all of these: three
+    encodings. The others are slow."""
     rows = []
     for case in itertools.product(WRITERS, POSITIONS, PATTERNS, (0, 1, 2)):
         family, positions, pattern, groups = case
         once = len(pattern) == 2 and groups == list(POSITIONS).index(positions) % 3
-        often = once or not groups if family == "decoder_only" else once and positions in ("sinusoidal", "rotary", "t5")
+        plain = pattern == ("full",) and not groups
+        often = once or plain if family == "decoder_only" else once and positions in ("sinusoidal", "rotary", "t5")
         name = f"{family}-{positions}-{'+'.join(pattern)}-{groups}"
         rows.append(pytest.param(*case, id=name, marks=() if often else pytest.mark.slow))
     return rows

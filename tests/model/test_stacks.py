@@ -396,7 +396,7 @@ def leaves(params: Any) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(params)}
 
 
-@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize("family", [pytest.param("encoder_decoder", marks=pytest.mark.slow), "decoder_only"])
 def test_shared_parameters_of_all_variants_start_equal(family: str) -> None:
     """Bit for bit: an ablation differs in the ablated key only."""
 

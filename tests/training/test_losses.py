@@ -67,7 +67,13 @@ def test_ties_count_as_right() -> None:
 
 
 # Around the slice: one slice, a whole number of slices, a rest, slices of one token, more rows than CHUNK.
-SHAPES = [(3, 5, 0.0), (2, CHUNK, 0.1), (2, CHUNK // 2 + 1, 0.1), (7, 3 * (CHUNK // 7) + 11, 0.0), (CHUNK + 1, 3, 0.1)]
+SHAPES = [
+    (3, 5, 0.0),
+    (2, CHUNK // 2 + 1, 0.1),
+    (7, 3 * (CHUNK // 7) + 11, 0.0),
+    pytest.param(2, CHUNK, 0.1, marks=pytest.mark.slow),
+    pytest.param(CHUNK + 1, 3, 0.1, marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("rows", "length", "smoothing"), SHAPES)
