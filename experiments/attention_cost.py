@@ -15,7 +15,7 @@ memory" (arXiv 2112.05682).
 
 import importlib.util
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ def measure_case(length: int) -> list[dict[str, Any]]:
 
 
 def take_turns(
-    runs: dict[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
+    runs: Mapping[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
     """Milliseconds of each run in each round: after one call of each that is not timed, the kinds take turns."""
     for run in runs.values():

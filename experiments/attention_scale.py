@@ -37,10 +37,14 @@ def sharpness(trained: Any) -> dict[str, float]:
 
     from transformer.analysis.attention import watch
     from transformer.analysis.heads import head_statistics
+    from transformer.training import optim, sharding, step
 
     task = trained.task
     batch = jax.tree.map(jnp.asarray, next(iter(task.batches(trained.source, "test").evaluation(task.limit))))
-    start = jax.jit(task.init)(jax.random.key(np.uint32(trained.config.seed), impl="threefry2x32"))
+    layout = sharding.make_layout(trained.config)
+    start = step.make_init(task.init, optim.make_optimizer(trained.config), layout)(
+        np.uint32(trained.config.seed)
+    ).params
 
     @jax.jit
     def watched(params: Any) -> Any:

@@ -1,14 +1,15 @@
 """What attention alone costs, by its window and its form: the gradient of its sum with respect to q, k and v."""
 
-import time
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from experiments.attention_cost import take_turns
 
 # One sequence, forward and backward, causal; the kinds take turns.
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 HEADS, HEAD_DIM = 4, 32
-ROUNDS = 7  # timings of each kind at each length, of which the median counts
-SECONDS = 30.0  # in all; where a round is slow, there are fewer of them, at least 3
+SECONDS = 30.0  # of rounds in all, most of them at the lengths that need it
 
 
 def milliseconds(
@@ -28,25 +29,18 @@ def milliseconds(
 
         return jax.jit(jax.grad(total, argnums=(0, 1, 2)))
 
+    def timed(run: Callable[..., Any], *arrays: Any) -> None:
+        jax.block_until_ready(run(*arrays))
+
     steps = {kind: step(*form) for kind, form in kinds.items()}
     rows = []
-    share = seconds / sum(length**2 for length in lengths)  # time goes to the lengths that need it
+    share = seconds / sum(length**2 for length in lengths)
     for length in lengths:
         rng = np.random.default_rng(length)
         q, k, v = jnp.asarray(rng.standard_normal((3, 1, length, HEADS, HEAD_DIM), dtype=np.float32))
-        for run in steps.values():
-            jax.block_until_ready(run(q, k, v))  # compiles
-        times: dict[str, list[float]] = {kind: [] for kind in steps}
-        end = time.perf_counter() + max(0.5, share * length**2)
-        for done in range(ROUNDS):
-            if done >= 3 and time.perf_counter() > end:
-                break
-            for kind, run in steps.items():
-                began = time.perf_counter()
-                jax.block_until_ready(run(q, k, v))
-                times[kind].append(1000 * (time.perf_counter() - began))
+        runs = {kind: functools.partial(timed, run, q, k, v) for kind, run in steps.items()}
         rows += [
             {"kind": kind, "length": length, "milliseconds": float(np.median(ms)), "rounds": len(ms)}
-            for kind, ms in times.items()
+            for kind, ms in take_turns(runs, max(0.5, share * length**2)).items()
         ]
     return rows

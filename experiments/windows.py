@@ -24,8 +24,8 @@ def widths(base: Config) -> tuple[int, int, int]:
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:
     """Each width on all layers, and the narrowest on every second one."""
-    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in widths(base)}
-    narrowest = widths(base)[0]
+    narrowest, *wider = widths(base)
+    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in (narrowest, *wider)}
     alternating = {f"every-second-{narrowest}": {"model.attention": [f"window:{narrowest}", "full"]}}
     return {REFERENCE: {"model.attention": ["full"]}} | found | alternating
 

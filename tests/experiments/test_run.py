@@ -238,6 +238,20 @@ def test_nothing_finished_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "none of the 18 runs" in capsys.readouterr().err
 
 
+def test_a_question_settles_its_own_base_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SETTINGS change the experiment's BASE, less than --set does; a --base is as its file says."""
+    question = load("tying")
+    monkeypatch.setattr(question, "SETTINGS", {"model.d_ff": 48, "steps": 7}, raising=False)
+    monkeypatch.setattr(run, "train", lambda *_: True)
+    for name, more in {"own": (), "set": ("--set", "steps=9"), "other": (f"--base={question.BASE}",)}.items():
+        with pytest.raises(SystemExit):  # nothing was trained
+            run.main(["tying", f"--workdir={tmp_path / name}", *more])
+    found = {name: json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("own", "set", "other")}
+    assert [found[name]["config"]["steps"] for name in found] == [7, 9, 1000]
+    assert [found[name]["config"]["model"]["d_ff"] for name in found] == [48, 48, 256]
+    assert found["other"]["settings"] == {}
+
+
 def test_two_sweeps_in_one_workdir_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with run.only_one(tmp_path), pytest.raises(SystemExit):
         _sweep(tmp_path)

@@ -2,6 +2,7 @@
 
 import resource
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,6 +141,19 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest
     checkpoints.save(3, _state(3), {})
     checkpoints.finish()
     assert checkpoints.latest == 3
+    checkpoints.close()
+
+
+def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path) -> None:
+    """Those who write the other arrays hear of the failure a moment later."""
+    checkpoints = Checkpoints(tmp_path, owner=True)
+    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    half.mkdir()
+    late = threading.Timer(0.1, lambda: (half / "state").mkdir(parents=True))
+    late.start()
+    checkpoints._say_failed(2, OSError("no room"))
+    late.join()
+    assert not half.exists()
     checkpoints.close()
 
 
