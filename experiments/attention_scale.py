@@ -55,7 +55,7 @@ def sharpness(trained: Any) -> dict[str, float]:
         return float(np.mean([head_statistics(found).entropy.mean() for found in kinds]))
 
     def loss(params: Any) -> Any:
-        total, weight = task.loss(params, batch, None, None)["loss"]
+        total, weight = task.loss(params, batch)["loss"]
         return total / weight
 
     leaves = jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(start))

@@ -122,7 +122,7 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
         def one(x: Any, target: Any) -> tuple[Any, Any]:
             metrics = cross_entropy((x @ table.T)[None, None], target[None, None], jnp.ones((1, 1)))
-            return metrics["nll"][0], metrics["token_accuracy"][0]
+            return metrics["nll"][0][0], metrics["token_accuracy"][0][0]
 
         # A row at a time: the logits of a whole batch would not stay in the processor's cache.
         return jax.lax.map(lambda row: jax.vmap(one)(*row), (features, batch["targets"]))

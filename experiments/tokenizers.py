@@ -13,16 +13,26 @@ from typing import Any
 from transformer.config import Config
 
 BASE = "configs/docstrings.py"
-REFERENCE = "bpe-4096"
-SETTINGS = {"steps": 300, "model.num_layers": 2, "data.batch_tokens": 2048, "optimizer.warmup_steps": 50}
+REFERENCE = "bpe"
+SETTINGS = {
+    "steps": 200,
+    "model.num_layers": 2,
+    "data.vocab_size": 2048,
+    "data.max_len": 256,
+    "data.buckets": (256,),
+    "data.batch_tokens": 2048,
+    "optimizer.warmup_steps": 40,
+}
 MAIN_METRICS = ["test/bits_per_byte", "test/bytes_per_token", "test/token_accuracy"]
 
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:
-    """Byte-level BPE of three sizes, unigram pieces, characters and bytes; all lossless."""
-    sizes = (1024, 4096, 16384)
-    return {f"bpe-{size}": {"data.tokenizer": "bpe", "data.vocab_size": size} for size in sizes} | {
-        "unigram-4096": {"data.tokenizer": "unigram", "data.vocab_size": 4096},
-        "characters": {"data.tokenizer": "characters", "data.vocab_size": 4096},
+    """Byte-level BPE with as many pieces as the base, a quarter and four times of them; unigram pieces, characters and
+    bytes. All are lossless."""
+    size = base.data.vocab_size
+    bpe = {REFERENCE: size, "bpe-quarter": size // 4, "bpe-fourfold": 4 * size}
+    return {name: {"data.tokenizer": "bpe", "data.vocab_size": pieces} for name, pieces in bpe.items()} | {
+        "unigram": {"data.tokenizer": "unigram", "data.vocab_size": size},
+        "characters": {"data.tokenizer": "characters", "data.vocab_size": size},
         "bytes": {"data.tokenizer": "bytes"},
     }

@@ -1,5 +1,6 @@
 """Every task from its data to its figures at toy size: trained by the one loop, evaluated and used as people do."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transformer import baselines
+from transformer import baselines, metrics
 from transformer.config import Config, UserError, override
 from transformer.data import recordings, series
-from transformer.evaluate import evaluate
+from transformer.evaluate import evaluate, measured
 from transformer.generate import generate, restore
-from transformer.tasks import TASKS
+from transformer.tasks import TASKS, task_class
 from transformer.train import train
 
 WORDS = {"uno": "one", "due": "two", "tre": "three", "sei": "six"}
@@ -195,6 +196,30 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
     else:
         with pytest.raises(UserError, match=f"task '{task}' turns no line into another"):
             generate(trained, lines_in)
+
+
+@pytest.mark.parametrize("task", ["translation", "text_classification", "language_model", "masked_language_model"])
+def test_statistics_are_of_examples_and_not_of_batches(task: str, tmp_path: Path) -> None:
+    """So an interval draws examples (rows of a packed text), and runs with other batches are compared pair by pair."""
+    train(configured(task, tmp_path / "data", steps=1, **{"data.buckets": (8, 32)}), tmp_path / "run", quiet=True)
+    trained = restore(tmp_path / "run")
+    config = override(trained.config, {"data.batch_tokens": 96, "data.buckets": (32,)})
+    other = dataclasses.replace(trained, config=config, task=task_class(task)(config, trained.tokenizer))
+    found, expected = measured(other), measured(trained)
+    assert found.keys() == expected.keys()
+    of_batches = {name: metric for name, metric in found.items() if metric.units is not None}
+    assert of_batches.keys() >= {"loss"} | ({"accuracy", "macro_f1"} & found.keys())
+    for name, metric in of_batches.items():
+        np.testing.assert_array_equal(metric.units, expected[name].units, err_msg=name)
+        np.testing.assert_allclose(metric.statistics, expected[name].statistics, rtol=1e-4, atol=1e-4, err_msg=name)
+    units = expected["loss"].units
+    assert units is not None
+    if task in ("translation", "text_classification"):
+        assert units.tolist() == list(range(30))
+    else:
+        assert len(units) == sum((batch["targets"] > 0).any(axis=1).sum() for batch in trained.task.batches(
+            trained.source, "test").evaluation()) > 1  # fmt: skip
+    assert metrics.bootstrap(expected["loss"], 100) != (expected["loss"].total,) * 2
 
 
 @pytest.mark.slow

@@ -5,34 +5,39 @@ of the reference; of what is a text also bits a byte and perplexity a word. Of c
 Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or by beam search: exact match, BLEU and
 chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
 --workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split;
---bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, by the same draws.
+--bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, by the same draws of
+examples, or of rows where texts are packed: neither of fewer than 10, and no losses where tokens or rows are others.
 """
 
 import json
 import math
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from transformer import command_line, metrics
 from transformer.config import UserError
+from transformer.data.pipeline import Batch
 from transformer.generate import Trained, define_manner, generate, restore, restore_from_flags, transcribe
 from transformer.metrics import Measured
 from transformer.writing import GREEDY, Manner
 
 FLAGS = flags.FLAGS
 RESAMPLES = 1000  # of a comparison, where --bootstrap says no number
+MIN_UNITS = 10  # examples, or rows, that are drawn from; of fewer, draws are too much alike, and intervals too narrow
 
 
 def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
-    """What the loss of the task counts, over every token, example or value of a split, each once. Intervals draw whole
-    batches, each of sentences of one length, and are wider than if they drew sentences.
+    """What the loss of the task counts, over every token, example or value of a split, each once. Statistics are of
+    examples; of rows where texts are packed or cut into rows.
 
     Raises UserError where the split holds a sequence longer than the model takes.
     """
     import jax
-    import numpy as np
 
     from transformer.tasks import LanguageModel, SpanCorruption, TokenTask, Translation
     from transformer.training import sharding, step
@@ -44,25 +49,52 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
             f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
             "with a larger model.max_positions, or evaluate another --split"
         )
-    eval_step = step.make_eval_step(task.loss, sharding.make_layout(trained.config))
-    sums = list(step.in_turn(eval_step, trained.params, batches.evaluation()))
-    pairs = {name: np.array([jax.device_get(each[name]) for each in sums]).T for name in (sums[0] if sums else ())}
+    units: list[np.ndarray] = []
+
+    def noted() -> Iterator[Batch]:
+        for batch in batches.evaluation():
+            units.append(_units(trained.task, batch))
+            yield batch
+
+    eval_step = step.make_eval_step(task.row_metrics, sharding.make_layout(trained.config))
+    rows = [jax.device_get(each) for each in step.in_turn(eval_step, trained.params, noted())]
+    if not rows:
+        raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
+    pairs = {name: np.concatenate([np.stack(each[name]) for each in rows], axis=1) for name in rows[0]}
     if not isinstance(task, TokenTask):
-        return {name: metrics.ratio(*pair) for name, pair in pairs.items() if name not in ("nll", "accuracy")}
+        found = {name: metrics.ratio(*pair) for name, pair in pairs.items() if name not in ("nll", "accuracy")}
+        return _in_order(found, units)
     nll, counts = pairs["nll"]
     found = {
         "loss": metrics.ratio(nll, counts),
         "perplexity": metrics.ratio(nll, counts, _perplexity),
         "token_accuracy": metrics.ratio(*pairs["token_accuracy"]),
     }
-    if isinstance(task, LanguageModel | Translation) and not isinstance(
-        task, SpanCorruption
-    ):  # what is written is a text
+    of_text = isinstance(task, LanguageModel | Translation) and not isinstance(task, SpanCorruption)
+    if of_text:  # what is written is one
         size, words = text_sizes(trained, split)
         tokens = float(counts.sum())
         found["bits_per_byte"] = metrics.ratio(nll, counts, lambda x: x / math.log(2) * tokens / max(size, 1))
         found["word_perplexity"] = metrics.ratio(nll, counts, lambda x: _perplexity(x * tokens / max(words, 1)))
-    return found
+    return _in_order(found, units)
+
+
+def _units(task: Any, batch: Batch) -> np.ndarray:
+    """What tells the rows of a batch apart: the numbers of their examples, or else one of their text; -1 is padding."""
+    if "example_ids" in batch:
+        return np.asarray(batch["example_ids"], np.int64)
+    texts = np.array([zlib.crc32(row.tobytes()) for row in batch["targets"]], np.int64)
+    return np.where(np.asarray(task.weights(batch)).any(axis=1), texts, -1)
+
+
+def _in_order(found: dict[str, Measured], units: list[np.ndarray]) -> dict[str, Measured]:
+    """Metrics over the rows of all batches, padding left out, in an order that no batch decides."""
+    unit = np.concatenate(units)
+    order = np.argsort(unit, kind="stable")
+    order = order[unit[order] >= 0]
+    return {
+        name: metric._replace(statistics=metric.statistics[order], units=unit[order]) for name, metric in found.items()
+    }
 
 
 def _perplexity(nats: float) -> float:
@@ -80,15 +112,15 @@ def text_sizes(trained: Trained, split: str) -> tuple[int, int]:
 def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     """Accuracy and macro F1."""
     import jax
-    import numpy as np
 
     predict = jax.jit(trained.task.predict)
-    labels, found = [], []
+    labels, guesses, units = [], [], []
     for batch in trained.task.batches(trained.source, split).evaluation():
-        real = batch["example_ids"] >= 0
-        labels.append(batch["labels"][real])
-        found.append(np.asarray(predict(trained.params, batch)).argmax(axis=1)[real])
-    return metrics.classes(np.concatenate(labels), np.concatenate(found), trained.task.model_config.num_classes)
+        labels.append(batch["labels"])
+        guesses.append(np.asarray(predict(trained.params, batch)).argmax(axis=1))
+        units.append(_units(trained.task, batch))
+    count = trained.task.model_config.num_classes
+    return _in_order(metrics.classes(np.concatenate(labels), np.concatenate(guesses), count), units)
 
 
 def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> dict[str, Measured]:
@@ -149,7 +181,11 @@ def _told(trained: Trained, split: str, found: dict[str, Measured], resamples: i
     if "bleu" in found:
         told |= metrics.signatures()
     if resamples:
-        told["intervals"] = {name: metrics.bootstrap(metric, resamples) for name, metric in found.items()}
+        told["intervals"] = {
+            name: metrics.bootstrap(metric, resamples)
+            for name, metric in found.items()
+            if len(metric.statistics) >= MIN_UNITS
+        }
     return told
 
 
@@ -184,8 +220,10 @@ def _against(
 
 
 def _of_the_same(a: Measured, b: Measured) -> bool:
-    """Whether the statistics are of the same examples: losses are not where the tokens or the batches are others."""
-    if a.statistics.shape != b.statistics.shape:
+    """Whether the statistics are of the same units, and of enough: losses are not where tokens or rows are others."""
+    if a.statistics.shape != b.statistics.shape or len(a.statistics) < MIN_UNITS:
+        return False
+    if a.units is not None and b.units is not None and (a.units != b.units).any():
         return False
     return a.statistics.shape[1] != 2 or bool((a.statistics[:, 1] == b.statistics[:, 1]).all())
 

@@ -11,10 +11,14 @@ LEVEL = 0.95  # of every interval
 
 
 class Measured(NamedTuple):
-    """A metric over n examples: their statistics [n, k] add up, and `value(sums [k])` is the metric."""
+    """A metric over n examples: their statistics [n, k] add up, and `value(sums [k])` is the metric.
+
+    `units` [n] tells the examples apart where they are not simply all of a split in its order.
+    """
 
     statistics: np.ndarray
     value: Callable[[np.ndarray], float]
+    units: np.ndarray | None = None
 
     @property
     def total(self) -> float:

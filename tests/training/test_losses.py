@@ -1,12 +1,14 @@
 """Losses against float64 sums over explicit distributions, and the sliced output loss against the whole one."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer.training import losses
-from transformer.training.losses import CHUNK, cross_entropy, output_cross_entropy
+from transformer.training.losses import CHUNK, cross_entropy, output_cross_entropy, squared_error
 
 
 def _batch(seed: int, rows: int, length: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -17,19 +19,19 @@ def _batch(seed: int, rows: int, length: int, vocabulary: int) -> tuple[np.ndarr
     return logits, targets, weights
 
 
-def _explicit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float) -> dict[str, float]:
-    """-Σ q log p token by token, q an explicit distribution that sums to 1."""
+def _explicit(logits: np.ndarray, targets: np.ndarray, weights: np.ndarray, smoothing: float) -> dict[str, np.ndarray]:
+    """-Σ q log p of each row, token by token, q an explicit distribution that sums to 1."""
     vocabulary = logits.shape[-1]
-    sums = {"loss": 0.0, "nll": 0.0, "token_accuracy": 0.0}
+    sums = {name: np.zeros(len(logits)) for name in ("loss", "nll", "token_accuracy")}
     for row, place in np.argwhere(weights > 0):
         z = logits[row, place].astype(np.float64)
         log_p = z - np.log(np.exp(z - z.max()).sum()) - z.max()
         q = np.full(vocabulary, smoothing / vocabulary)
         q[targets[row, place]] += 1 - smoothing
         assert q.sum() == pytest.approx(1)
-        sums["loss"] -= (q * log_p).sum()
-        sums["nll"] -= log_p[targets[row, place]]
-        sums["token_accuracy"] += np.argmax(z) == targets[row, place]
+        sums["loss"][row] -= (q * log_p).sum()
+        sums["nll"][row] -= log_p[targets[row, place]]
+        sums["token_accuracy"][row] += np.argmax(z) == targets[row, place]
     return sums
 
 
@@ -41,7 +43,7 @@ def test_cross_entropy_is_the_sum_over_an_explicit_distribution(smoothing: float
     assert set(found) == set(expected)
     for name, (total, weight) in found.items():
         np.testing.assert_allclose(total, expected[name], rtol=2e-6, err_msg=name)
-        assert weight == weights.sum()
+        np.testing.assert_array_equal(weight, weights.sum(axis=1))
 
 
 def test_the_smoothed_loss_is_least_where_the_model_gives_the_smoothed_distribution() -> None:
@@ -50,7 +52,7 @@ def test_the_smoothed_loss_is_least_where_the_model_gives_the_smoothed_distribut
     q = np.full(vocabulary, smoothing / vocabulary)
     q[3] += 1 - smoothing
     logits = jnp.log(jnp.asarray(q, jnp.float32))[None, None]
-    gradient = jax.grad(lambda z: cross_entropy(z, jnp.array([[3]]), jnp.ones((1, 1)), smoothing)["loss"][0])(logits)
+    gradient = jax.grad(lambda z: cross_entropy(z, jnp.array([[3]]), jnp.ones((1, 1)), smoothing)["loss"][0][0])(logits)
     np.testing.assert_allclose(gradient, 0, atol=1e-7)
 
 
@@ -63,7 +65,7 @@ def test_large_logits_stay_finite() -> None:
 
 def test_ties_count_as_right() -> None:
     found = cross_entropy(jnp.zeros((1, 2, 3)), jnp.array([[0, 2]]), jnp.ones((1, 2)))
-    assert losses.means(found)["token_accuracy"] == 1
+    assert losses.means(jax.tree.map(jnp.sum, found))["token_accuracy"] == 1
 
 
 # Around the slice: one slice, a whole number of slices, a rest, slices of one token, more rows than CHUNK.
@@ -85,11 +87,12 @@ def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: flo
     weights[: rows // 2] = 0  # rows of padding only
     targets, weights = jnp.asarray(targets), jnp.asarray(weights)
 
-    def whole(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, losses.Pair]]:
+    def whole(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         found = cross_entropy(x @ table.T, targets, weights, smoothing)
+        found["loss"] = jax.tree.map(jnp.sum, found["loss"])
         return 1.7 * found["loss"][0], found
 
-    def sliced(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, losses.Pair]]:
+    def sliced(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
         found = output_cross_entropy(x, table, targets, weights, smoothing)
         return 1.7 * found["loss"][0], found
 
@@ -109,7 +112,7 @@ def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: flo
 def test_a_batch_of_padding_only_is_zero_and_not_nan() -> None:
     x, table, zeros = jnp.ones((2, 3, 4)), jnp.ones((5, 4)), jnp.zeros((2, 3))
     found = output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)
-    assert losses.means(found) == {"loss": 0, "nll": 0, "token_accuracy": 0}
+    assert losses.means(jax.tree.map(jnp.sum, found)) == {"loss": 0, "nll": 0, "token_accuracy": 0}
     loss = lambda x: output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)["loss"][0]  # noqa: E731
     assert not np.any(jax.grad(loss)(x))
 
@@ -118,11 +121,21 @@ def test_a_batch_of_padding_only_is_zero_and_not_nan() -> None:
 def test_sums_add_over_parts(cuts: list[int]) -> None:
     """The metrics of a batch are those of its rows in any grouping: added, and divided once."""
     logits, targets, weights = _batch(3, 6, 4, 5)
-    compute = jax.jit(cross_entropy, static_argnums=3)
-    whole = losses.means(compute(logits, targets, weights, 0.1))
+    compute = jax.jit(lambda *batch: jax.tree.map(jnp.sum, cross_entropy(*batch, 0.1)))
+    whole = losses.means(compute(logits, targets, weights))
     total: dict[str, losses.Pair] = {}
     for rows in np.split(np.arange(6), cuts):
         if len(rows):
-            part = compute(logits[rows], targets[rows], weights[rows], 0.1)
+            part = compute(logits[rows], targets[rows], weights[rows])
             total = losses.add(total, part) if total else part
     assert losses.means(total) == pytest.approx(whole, rel=1e-6)
+
+
+def test_squared_errors_are_of_rows_that_count() -> None:
+    random = np.random.default_rng(7)
+    forecasts, targets = random.normal(size=(2, 3, 5, 2)).astype(np.float32)
+    found = squared_error(jnp.asarray(forecasts), jnp.asarray(targets), jnp.array([True, False, True]))
+    for name, errors in (("loss", (forecasts - targets) ** 2), ("mae", np.abs(forecasts - targets))):
+        expected = [errors[0].sum(), 0, errors[2].sum()]
+        np.testing.assert_allclose(found[name][0], expected, rtol=1e-6)
+        np.testing.assert_array_equal(found[name][1], [10, 0, 10])

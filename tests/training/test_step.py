@@ -115,7 +115,7 @@ def test_the_loss_is_per_token_of_the_whole_batch_and_not_per_device() -> None:
     config = _config(**{"model.num_layers": 1})
     task = TASKS["translation"](config, VOCABULARY)  # type: ignore[arg-type]
     params, batch = jax.jit(task.init)(jax.random.key(0)), _ragged(0)
-    loss = jax.jit(lambda row: task.loss(params, row, None, None)["loss"])
+    loss = jax.jit(lambda row: task.loss(params, row)["loss"])
     rows = [{key: value[i : i + 1] for key, value in batch.items()} for i in range(8)]
     total: Any = None
     for row in rows:

@@ -7,6 +7,7 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.data.bucketed import BucketedBatches
 from transformer.data.pipeline import Batch, Tokens, gather
+from transformer.data.targets import decoder_arrays, places
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -47,26 +48,13 @@ def pair_batch(
 ) -> Batch:
     """The batch of padded texts [B, width], whose rows are at least one shorter than the width.
 
-    EOS is written after each, and BOS before the targets as the decoder reads them. The arrays are taken over.
+    EOS is written after each, and BOS before the targets as the decoder reads them. The sources are taken over.
     """
-    width = source.shape[1]
     real = rows >= 0
-    inputs, targets = source, target.copy()
-    inputs[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
-    targets[np.flatnonzero(real), target_lengths[real]] = Tokenizer.eos_id
-    target_inputs = np.zeros_like(target)
-    target_inputs[:, 1:] = target[:, :-1]
-    target_inputs[real, 0] = Tokenizer.bos_id
-    position = np.arange(width, dtype=np.int32)
-    input_segments = (position < (source_lengths + real)[:, None]).astype(np.int32)
-    target_segments = (position < (target_lengths + real)[:, None]).astype(np.int32)
+    source[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
     return {
-        "inputs": inputs,
-        "input_positions": position * input_segments,
-        "input_segments": input_segments,
-        "target_inputs": target_inputs,
-        "targets": targets,
-        "target_positions": position * target_segments,
-        "target_segments": target_segments,
+        "inputs": source,
+        **places("input", source_lengths + real, source.shape[1]),
+        **decoder_arrays(target, target_lengths, rows),
         "example_ids": rows.astype(np.int32),
     }

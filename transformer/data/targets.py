@@ -14,15 +14,19 @@ def places(side: str, lengths: np.ndarray, width: int) -> Batch:
 
 
 def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
-    """What a decoder reads (BOS first) and should say (EOS last) of the texts `rows`, each [B, width]; -1 is none.
+    """`decoder_arrays` of the texts `rows`, of which -1 is none; every text is shorter than the width."""
+    return decoder_arrays(*gather(tokens, rows, width), rows)
 
-    Every text is shorter than the width.
+
+def decoder_arrays(text: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Batch:
+    """What a decoder reads (BOS first) and should say (EOS last) of padded texts [B, width], each [B, width].
+
+    Every text is shorter than the width; where `rows` is -1 there is none.
     """
-    text, lengths = gather(tokens, rows, width)
     real = rows >= 0
     targets = text.copy()
     targets[np.flatnonzero(real), lengths[real]] = Tokenizer.eos_id
     inputs = np.zeros_like(text)
     inputs[:, 1:] = text[:, :-1]
     inputs[real, 0] = Tokenizer.bos_id
-    return {"target_inputs": inputs, "targets": targets} | places("target", lengths + real, width)
+    return {"target_inputs": inputs, "targets": targets} | places("target", lengths + real, text.shape[1])

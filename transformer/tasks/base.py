@@ -18,7 +18,7 @@ from transformer.model.families import build, init, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import Noise, step_noise
 from transformer.model.positions import longest
-from transformer.training.losses import Pair, output_cross_entropy
+from transformer.training.losses import Pair, RowPair, output_cross_entropy
 
 Batch = dict[str, Any]
 
@@ -127,25 +127,40 @@ class Task(abc.ABC):
         """What the model is called with."""
 
     def loss(
-        self, params: Any, batch: Batch, seed: Array | None, step: Array | None, rows: Array | None = None
+        self,
+        params: Any,
+        batch: Batch,
+        seed: Array | None = None,
+        step: Array | None = None,
+        rows: Array | None = None,
     ) -> dict[str, Pair]:
         """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed.
 
         `rows`: the numbers of its rows in the global batch, where it is a part of one.
         """
         if seed is None or step is None:
-            return self.metrics(params, batch, None, 0.0)
+            return jax.tree.map(jnp.sum, self.metrics(params, batch, None, 0.0))
         rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0]) if rows is None else rows
-        return self.metrics(params, batch, step_noise(seed, step, rows), self.config.label_smoothing)
+        found = self.metrics(params, batch, step_noise(seed, step, rows), self.config.label_smoothing)
+        return jax.tree.map(jnp.sum, found)
+
+    def row_metrics(self, params: Any, batch: Batch) -> dict[str, RowPair]:
+        """(sum, weight) pairs of each row [B], deterministic and not smoothed; (0, 0) of rows of padding."""
+        return self.metrics(params, batch, None, 0.0)
 
     @abc.abstractmethod
-    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]: ...
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Any]:
+        """(sum, weight) pairs, of each row or of the batch. The gradient is that of the sum of "loss"."""
 
 
 class TokenTask(Task):
     """A task whose model gives a token at each place."""
 
-    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+    def row_metrics(self, params: Any, batch: Batch) -> dict[str, RowPair]:
+        found = super().row_metrics(params, batch)
+        return found | {"loss": found["nll"]}  # the same where nothing is smoothed; the loss is a sum over the batch
+
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Any]:
         features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = self.weights(batch).astype(jnp.float32)
         return output_cross_entropy(features, output_table(params), batch["targets"], weights, smoothing)

@@ -14,7 +14,7 @@ from transformer.data.speech_batches import SpeechBatches
 from transformer.model.layers import Tokens
 from transformer.model.noise import Noise
 from transformer.tasks.base import Batch, Task, frames
-from transformer.training.losses import Pair, cross_entropy
+from transformer.training.losses import RowPair, cross_entropy
 
 
 class Classification(Task):
@@ -23,7 +23,7 @@ class Classification(Task):
     families = ("encoder_only",)
     has_classes = True
 
-    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, RowPair]:
         logits = cast(Array, self.model.apply(params, *self.arguments(batch), noise))
         weights = (batch["example_ids"] >= 0).astype(jnp.float32)
         found = cross_entropy(logits[:, None], batch["labels"][:, None], weights[:, None], smoothing)

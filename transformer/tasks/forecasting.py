@@ -12,7 +12,7 @@ from transformer.data.series_batches import SeriesBatches
 from transformer.data.source import Source
 from transformer.model.noise import Noise
 from transformer.tasks.base import Batch, Task
-from transformer.training.losses import Pair, squared_error
+from transformer.training.losses import RowPair, squared_error
 
 
 class Forecasting(Task):
@@ -41,6 +41,6 @@ class Forecasting(Task):
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return (batch["inputs"],)
 
-    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Pair]:
+    def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, RowPair]:
         forecast = cast(Array, self.model.apply(params, *self.arguments(batch), noise))
         return squared_error(forecast, batch["targets"], batch["example_ids"] >= 0)

@@ -1,4 +1,4 @@
-"""Losses and metrics as (sum, weight) pairs, which are added over batches and devices and divided once, globally."""
+"""Losses and metrics as (sum, weight) pairs, which are added over rows, batches and devices and divided once."""
 
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.training.sharding import row_shards
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
+RowPair = tuple[Float[Array, " B"], Float[Array, " B"]]
 
 
 def cross_entropy(
@@ -18,8 +19,8 @@ def cross_entropy(
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
-) -> dict[str, Pair]:
-    """Metrics of a batch, each a (sum, weight) pair over the tokens with weight 1.
+) -> dict[str, RowPair]:
+    """Metrics of each row, each a (sum, weight) pair over the tokens with weight 1.
 
     `loss` is the smoothed cross-entropy (Szegedy et al. 2016; paper, section 5.4) against the distribution
     q = (1 - ε) · onehot + ε / V, in closed form, with no one-hot array:
@@ -39,21 +40,18 @@ def cross_entropy(
         loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * logits.mean(axis=-1)
     # The target is the most likely token where nothing is above it (ties count as right).
     correct = target_logit >= logits.max(axis=-1)
-    total = weights.sum()
-    return {
-        "loss": ((loss * weights).sum(), total),
-        "nll": ((nll * weights).sum(), total),
-        "token_accuracy": ((correct * weights).sum(), total),
-    }
+    total = weights.sum(axis=1)
+    each = {"loss": loss, "nll": nll, "token_accuracy": correct}
+    return {name: ((values * weights).sum(axis=1), total) for name, values in each.items()}
 
 
 def squared_error(
     forecasts: Float[Array, "B T C"], targets: Float[Array, "B T C"], rows: Bool[Array, " B"]
-) -> dict[str, Pair]:
-    """`loss` (mean squared error) and `mae` (mean absolute error) over all values of the rows that count."""
+) -> dict[str, RowPair]:
+    """`loss` (mean squared error) and `mae` (mean absolute error) of each row, over all its values if it counts."""
     error = jnp.where(rows[:, None, None], forecasts.astype(jnp.float32) - targets, 0)
-    values = rows.sum().astype(jnp.float32) * (error.shape[1] * error.shape[2])
-    return {"loss": ((error**2).sum(), values), "mae": (jnp.abs(error).sum(), values)}
+    values = rows.astype(jnp.float32) * (error.shape[1] * error.shape[2])
+    return {"loss": ((error**2).sum(axis=(1, 2)), values), "mae": (jnp.abs(error).sum(axis=(1, 2)), values)}
 
 
 # Tokens whose logits exist at once. On two cores the logits of 512 tokens and 6,000 pieces stay in the cache: loss and
@@ -67,12 +65,13 @@ def output_cross_entropy(
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
-) -> dict[str, Pair]:
+) -> dict[str, Pair | RowPair]:
     """`cross_entropy` of the logits x · table^T, without ever holding them all.
 
-    A scan over slices of the length axis; the gradient of "loss" is taken in the same pass ("nll" and "token_accuracy"
-    have none). Where the rows are split over devices, each share has a scan of its own over a whole table, and they are
-    added once at the end: one running sum for all would be added up over the devices in every slice.
+    A scan over slices of the length axis; the gradient of "loss" is taken in the same pass, so that it is one sum over
+    the batch; "nll" and "token_accuracy" are of each row, and have no gradient. Where the rows are split over devices,
+    each share has a scan of its own over a whole table, and they are added once at the end: one running sum for all
+    would be added up over the devices in every slice.
     """
     batch, length = targets.shape
     shares = row_shards()
@@ -88,9 +87,10 @@ def output_cross_entropy(
     tables = jnp.broadcast_to(nn.with_logical_constraint(table, ("vocabulary", None)), (shares, *table.shape))
     tables = nn.with_logical_constraint(tables, ("rows", "vocabulary", None))
     each = jax.vmap(lambda *share: _sliced(*share, label_smoothing))
-    sums = each(cut(x), tables, cut(targets), cut(weights))
-    names = ("loss", "nll", "token_accuracy")
-    return {name: (total.sum(), weights.sum()) for name, total in zip(names, sums, strict=True)}
+    loss, nll, correct = each(cut(x), tables, cut(targets), cut(weights))
+    total = weights.sum(axis=1)
+    rows = {"nll": (nll.reshape(batch), total), "token_accuracy": (correct.reshape(batch), total)}
+    return {"loss": (loss.sum(), total.sum()), **rows}
 
 
 def _slice_loss(
@@ -99,7 +99,13 @@ def _slice_loss(
     flat, table = x.reshape(-1, x.shape[-1]), table.astype(x.dtype)
     logits = jnp.matmul(flat, table.T, preferred_element_type=jnp.float32).reshape(*targets.shape, -1)
     metrics = cross_entropy(logits, targets, weights, label_smoothing)
-    return metrics["loss"][0], (metrics["nll"][0], metrics["token_accuracy"][0])
+    return metrics["loss"][0].sum(), (metrics["nll"][0], metrics["token_accuracy"][0])
+
+
+def _nothing(targets: Array) -> tuple[Array, Array, Array]:
+    """Sums to begin with, for slices [slice, row, place]."""
+    of_rows = jnp.zeros(targets.shape[1])
+    return jnp.zeros(()), of_rows, of_rows
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -108,7 +114,7 @@ def _sliced(x: Array, table: Array, targets: Array, weights: Array, label_smooth
         loss, others = _slice_loss(part[0], table, part[1], part[2], label_smoothing)
         return jax.tree.map(jnp.add, sums, (loss, *others)), None
 
-    return jax.lax.scan(one, (jnp.zeros(()),) * 3, (x, targets, weights))[0]
+    return jax.lax.scan(one, _nothing(targets), (x, targets, weights))[0]
 
 
 def _sliced_forward(
@@ -121,7 +127,7 @@ def _sliced_forward(
         )
         return (jax.tree.map(jnp.add, sums, (loss, *others)), table_gradient + more), x_gradient
 
-    start = ((jnp.zeros(()),) * 3, jnp.zeros_like(table))
+    start = (_nothing(targets), jnp.zeros_like(table))
     (sums, table_gradient), x_gradient = jax.lax.scan(one, start, (x, targets, weights))
     return sums, (x_gradient, table_gradient)
 

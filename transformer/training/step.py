@@ -105,12 +105,13 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
 
 
-def make_eval_step(loss: Loss, layout: Layout) -> Callable[[Any, Batch], dict[str, Pair]]:
-    """Metrics of a batch, deterministic. The parameters are taken as they lie."""
+def make_eval_step(metrics: Callable[[Any, Any], dict[str, Any]], layout: Layout) -> Callable[[Any, Batch], Any]:
+    """Metrics of a batch, of all of it (`Task.loss`) or of each row (`Task.row_metrics`). The parameters are taken as
+    they lie."""
 
-    def eval_step(params: Any, batch: Batch) -> dict[str, Pair]:
+    def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
         with layout.tracing():
-            return loss(params, batch, None, None)
+            return metrics(params, batch)
 
     return jax.jit(eval_step, in_shardings=(None, layout.rows), out_shardings=layout.replicated)
 
@@ -120,12 +121,12 @@ def _rows(batch: Batch) -> int:
 
 
 def in_turn(
-    eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]
-) -> Iterator[dict[str, Pair]]:
+    eval_step: Callable[[Any, Batch], dict[str, Any]], params: Any, batches: Iterable[Batch]
+) -> Iterator[dict[str, Any]]:
     """Metrics of each batch. The devices have one batch at a time, and the next is made meanwhile: programs that do not
     wait for each other's results may begin in another order on each device, and where the devices are threads of one
     CPU they then wait for each other's sums until XLA aborts the process."""
-    metrics: dict[str, Pair] = {}
+    metrics: dict[str, Any] = {}
     for batch in batches:
         if metrics:
             yield jax.block_until_ready(metrics)
