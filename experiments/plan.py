@@ -1,5 +1,6 @@
-"""What a sweep would do and cost, from a few timed steps of each variant; nothing of it is kept."""
+"""What a sweep would do and cost, and what a step of each variant takes, from short runs; nothing of them is kept."""
 
+import contextlib
 import dataclasses
 import math
 import random
@@ -7,7 +8,7 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from transformer.config import UserError
 
 STEPS = 40  # of a pilot run; the first lines of them compile
 SEEDS = (101, 102)  # the second finds the programs that the first has compiled, as all but the first seed of a sweep do
+
+# A budget of seconds stands and falls with the times of the steps: lines of ten, the median of them in each run, and
+# the fastest of the runs of a variant, since other work only adds time. One pilot was up to 1.7 times too slow.
+TIMED, LINE, ROUNDS = 160, 10, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +82,22 @@ class Pilot:
 
 
 @dataclasses.dataclass(frozen=True)
+class Timing:
+    """A short run of one variant for the time of its steps only."""
+
+    short: Run
+    name: str
+
+    @property
+    def folder(self) -> Path:
+        return self.short.folder
+
+    def run(self) -> dict[str, Any]:
+        self.short.train()
+        return {"seconds_per_step": self.short.seconds_per_step()}
+
+
+@dataclasses.dataclass(frozen=True)
 class Expected:
     """One variant of the plan."""
 
@@ -110,12 +131,11 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
         first.setdefault(run.variant, run)
     found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in first}
     rate = random.uniform(0.99, 1.0)  # a schedule that no earlier pilot had: else its program were compiled already
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
+    with _place(folder) as place:
         for seed in SEEDS:  # all firsts before the seconds
             tasks = [
                 Pilot(
-                    _short(run, seed, rate, Path(place) / run.variant / str(seed)),
+                    _short(run, seed, STEPS, STEPS // 4, place / run.variant / str(seed), rate),
                     bool(run.config.logging.evaluate_every),
                     f"pilot of {run.variant}",
                 )
@@ -129,10 +149,38 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
     return {variant: (own[0], own[1]) for variant, own in found.items() if len(own) == len(SEEDS)}
 
 
-def _short(run: Run, seed: int, rate: float, folder: Path) -> Run:
-    steps = min(STEPS, run.config.steps)
+def step_seconds(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> dict[str, float]:
+    """Seconds a step of each of the runs' variants, all on the same batches. What fails is said, and left out."""
+    times: dict[str, list[float]] = {run.variant: [] for run in runs}
+    with _place(folder) as place:
+        for turn in range(ROUNDS):
+            tasks = [
+                Timing(_short(run, SEEDS[0], TIMED, LINE, place / run.variant / str(turn)), f"timing of {run.variant}")
+                for run in runs
+            ]
+            execute(tasks, _Quiet())
+            for task in tasks:
+                result, _ = outcome(task.folder, ("seconds_per_step",))
+                if result is not None and result["seconds_per_step"] is not None:
+                    times[task.short.variant].append(result["seconds_per_step"])
+    return {variant: min(own) for variant, own in times.items() if own}
+
+
+@contextlib.contextmanager
+def _place(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="pilots-") as place:
+        yield Path(place)
+
+
+def _short(run: Run, seed: int, steps: int, log_every: int, folder: Path, rate: float = 1.0) -> Run:
+    """The run with fewer steps; `rate` times its learning rate."""
+    steps = min(steps, run.config.steps)
     logging = dataclasses.replace(
-        run.config.logging, log_every=max(1, steps // 4), evaluate_every=0, checkpoint_every=steps
+        run.config.logging,
+        log_every=max(1, min(log_every, steps // 4)),
+        evaluate_every=0,
+        checkpoint_every=steps,
     )
     optimizer = dataclasses.replace(run.config.optimizer, learning_rate=rate * run.config.optimizer.learning_rate)
     config = dataclasses.replace(run.config, steps=steps, seed=seed, optimizer=optimizer, logging=logging)

@@ -19,7 +19,7 @@ from experiments import cluster, measurement, report, workers
 from experiments.budgets import BUDGETS, equalise
 from experiments.definitions import FOLDER, available, build, load, parse_setting
 from experiments.measures import main_metrics
-from experiments.plan import Pilots, expect, pilot, table
+from experiments.plan import expect, pilot, step_seconds, table
 from experiments.progress import Progress
 from experiments.results import flat, outcome, read_plan
 from experiments.single import Cost, Run
@@ -114,7 +114,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     configs = build(module, base)
     execute = executor(arguments, workdir)
     with only_one(workdir):
-        configs, budget, pilots = equal_budgets(arguments, module, configs, workdir, execute)
+        configs, budget = equal_budgets(arguments, module, configs, workdir, execute)
         plan = {
             "experiment": Path(arguments.experiment).stem,
             "docstring": module.__doc__,
@@ -133,7 +133,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         runs = planned(arguments.experiment, configs, plan["variants"], plan["seeds"], workdir)
         missing = [run for run in runs if outcome(run.folder)[0] is None]
         if arguments.dry_run:
-            expected = expect(missing, pilots or pilot(missing, execute, workdir))
+            expected = expect(missing, pilot(missing, execute, workdir))
             print(table(expected, len(missing), arguments.jobs))
             return 0 if len(expected) == len({run.variant for run in missing}) else 1
         if not arguments.report_only:
@@ -179,15 +179,15 @@ def planned(
 
 def equal_budgets(
     arguments: argparse.Namespace, module: ModuleType, configs: dict[str, Config], workdir: Path, execute: Execute
-) -> tuple[dict[str, Config], dict[str, Any], Pilots]:
-    """The variants with the steps of the budget, what sweep.json keeps of it, and the pilots where it took any.
+) -> tuple[dict[str, Config], dict[str, Any]]:
+    """The variants with the steps of the budget, and what sweep.json keeps of it.
 
     Time is measured once, and then read from sweep.json, so that a resumed sweep has the same steps.
 
     Raises:
         UserError: the sweep has begun with another budget or of other variants, or a variant could not be timed.
     """
-    old, budget, pilots = held(workdir), arguments.budget, dict[str, Any]()
+    old, budget = held(workdir), arguments.budget
     kept = (old or {}).get("budget", STEPS)
     if old and kept["kind"] != budget:
         raise UserError(
@@ -205,12 +205,12 @@ def equal_budgets(
     else:
         print("timing each variant for a budget of equal seconds", file=sys.stderr, flush=True)
         variants: dict[str, Any] = {name: {} for name in configs}
-        pilots = pilot(planned(arguments.experiment, configs, variants, [0], workdir), execute, workdir)
-        if lost := set(configs) - set(pilots):
+        runs = planned(arguments.experiment, configs, variants, [0], workdir)
+        seconds = step_seconds(runs, execute, workdir)
+        if lost := set(configs) - set(seconds):
             raise UserError(f"no time could be taken of {', '.join(sorted(lost))}: see above, or use another --budget")
-        seconds = {name: warm["seconds_per_step"] for name, (_, warm) in pilots.items()}
         configs = equalise(configs, module.REFERENCE, budget, seconds)
-    return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}, pilots
+    return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}
 
 
 def train(runs: Sequence[Run], missing: Sequence[Run], cost: Cost | None, execute: Execute) -> bool:

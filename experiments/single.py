@@ -34,17 +34,28 @@ class Run:
     def name(self) -> str:
         return f"{self.variant} seed {self.seed}"
 
-    def run(self) -> dict[str, Any]:
-        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
+    def train(self) -> None:
+        """Trains, or goes on with it."""
         module = load(self.experiment)
-        resumed = (self.folder / "metrics.jsonl").exists()
-        began = time.monotonic()
         if hasattr(module, "train"):
             module.train(self.config, self.folder)
         else:
             from transformer.train import train
 
             train(self.config, self.folder)
+
+    def seconds_per_step(self) -> float | None:
+        """The median over the lines of metrics.jsonl; None where there is only the first, which compiles."""
+        lines = read_lines(self.folder / "metrics.jsonl")
+        times = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]
+        return statistics.median(times) if times else None
+
+    def run(self) -> dict[str, Any]:
+        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
+        module = load(self.experiment)
+        resumed = (self.folder / "metrics.jsonl").exists()
+        began = time.monotonic()
+        self.train()
         trained_after = time.monotonic() - began
         if hasattr(module, "restore"):
             trained = module.restore(self.folder)
@@ -65,7 +76,6 @@ class Run:
         import jax
 
         lines = read_lines(self.folder / "metrics.jsonl")
-        steps = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]  # the first one compiles
         data = self.folder / "data.json"
         leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params["params"])
         known = self.config
@@ -79,7 +89,7 @@ class Run:
             "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
             "flops": self.config.steps * step_flops(known, shapes),  # of the training
             "parameters": sum(map(math.prod, shapes.values())),
-            "seconds_per_step": statistics.median(steps) if steps else None,
+            "seconds_per_step": self.seconds_per_step(),
             "train_seconds": trained_after,
             "measure_seconds": time.monotonic() - began - trained_after,
             "resumed": resumed,

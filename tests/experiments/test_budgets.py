@@ -77,7 +77,7 @@ def test_a_sweep_of_equal_seconds(
     assert "the budget of the reference in training time" in text
     assert "| learned-full | 1,064 | 50 |" in text
 
-    monkeypatch.setattr(run, "pilot", None)  # a second time nothing is timed
+    monkeypatch.setattr(run, "step_seconds", None)  # a second time nothing is timed
     monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
     (tmp_path / "runs/learned-window/seed0/result.json").unlink()
     capsys.readouterr()

@@ -1,7 +1,9 @@
 """What a sweep would cost, said before it is begun."""
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,3 +63,32 @@ def test_a_variant_that_fails_is_said(
     captured = capsys.readouterr()
     assert "pilot of none-full: FAILED: ValueError" in captured.err
     assert "none-window" in captured.out
+
+
+def test_the_time_of_a_step_is_that_of_the_quietest_of_several_runs(tmp_path: Path) -> None:
+    """Other work only adds time; and a run of which nothing is known leaves its variant out."""
+    config = override(Config(), {"steps": 1000, "seed": 7})
+    variants = [Run(FAKE, name, 0, config, {}, tmp_path / name) for name in ("wide", "deep", "lost")]
+    times = {"wide": iter([0.9, 0.2, 0.3]), "deep": iter([0.5, 0.6, 0.4])}
+    seen = []
+
+    def execute(tasks: Any, watcher: Any) -> None:
+        for task in tasks:
+            seen.append((task.short.config.steps, task.short.config.seed, task.short.config.logging.log_every))
+            if task.short.variant in times:
+                task.folder.mkdir(parents=True)
+                result = {"seconds_per_step": next(times[task.short.variant])}
+                (task.folder / "result.json").write_text(json.dumps(result))
+
+    assert plan.step_seconds(variants, execute, tmp_path) == {"wide": 0.2, "deep": 0.4}
+    assert seen == [(plan.TIMED, plan.SEEDS[0], plan.LINE)] * 9, "all on the same batches"
+    assert not list(tmp_path.glob("pilots*"))
+
+
+def test_a_timing_is_the_median_of_its_lines_but_the_first(tmp_path: Path) -> None:
+    own = dataclasses.replace(runs(1, steps=7)[0], folder=tmp_path / "own")
+    assert own.seconds_per_step() is None
+    own.folder.mkdir()
+    lines = [{"step": i, "seconds_per_step": value} for i, value in enumerate([9.0, 0.1, 0.5, 0.2])]
+    (own.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert own.seconds_per_step() == 0.2
