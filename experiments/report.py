@@ -220,11 +220,11 @@ def _differences(sweep: Sweep) -> list[Block]:
                 blocks.append(Paragraph(text))
     if blocks:
         text = (
-            "Paired over seeds: runs of one seed share their parameters at step 0, their batches and their dropout "
-            "masks. p is the paired t test's; Holm's correction is over the variants of one table. The effect is the "
-            "mean over its spread from seed to seed (Cohen's d of pairs, with Hedges' correction). The bootstrap's "
-            "interval is a second opinion from ten seeds on: of three it only reaches from the lowest to the highest, "
-            "and holds the truth 75 % of the time where 95 % is meant."
+            "Paired over seeds: runs of one seed share batches, dropout masks and parameters at step 0, as far as "
+            "their data and shapes are the same. p is the paired t test's; Holm's correction is over the variants of "
+            "one table. The effect is the mean over its spread from seed to seed (Cohen's d of pairs, with Hedges' "
+            "correction). The bootstrap's interval is a second opinion from ten seeds on: of three it only reaches "
+            "from the lowest to the highest, and holds the truth 75 % of the time where 95 % is meant."
         )
         if factors(sweep, sweep.main[0]):
             text += (
