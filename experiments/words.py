@@ -139,8 +139,8 @@ def visible(sweep: Sweep, name: str) -> str | None:
     more = next((n for n in MORE_SEEDS if n > seeds), 2 * seeds)
     among = f" as one of {len(found)} comparisons (Holm)" if len(found) > 1 else ""
     text = (
-        f"With {seeds} seeds a difference in {metric.label} under {size(seeds, len(found))} cannot be seen: it is the "
-        f"smallest that is found in four sweeps of five{among}, where paired differences vary by "
+        f"With {seeds} seeds a difference in {metric.label} under {size(seeds, len(found))} may well be missed: "
+        f"that is the smallest that is found in four sweeps of five{among}, where paired differences vary by "
         f"{number(spread, metric)}{metric.points} from seed to seed."
     )
     if among:
