@@ -243,7 +243,7 @@ def _language_model(trained: Any) -> dict[str, Any]:
                      "token_accuracy": float(right / tokens) if known else None})  # fmt: skip
     nll, tokens, right = sums.sum(axis=1)
     loss = float(nll / tokens)
-    size, _ = text_sizes(trained, "test")
+    size = int(text_sizes(trained, "test")[0].sum())
     return {
         "metrics": {
             "test/loss": loss,

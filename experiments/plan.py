@@ -5,6 +5,7 @@ import dataclasses
 import math
 import random
 import resource
+import statistics
 import sys
 import tempfile
 import time
@@ -21,8 +22,8 @@ from transformer.config import UserError
 STEPS = 40  # of a pilot run; the first lines of them compile
 SEEDS = (101, 102)  # the second finds the programs that the first has compiled, as all but the first seed of a sweep do
 
-# A budget of seconds stands and falls with the times of the steps: lines of ten, the median of them in each run, and
-# the fastest of the runs of a variant, since other work only adds time. One pilot was up to 1.7 times too slow.
+# A budget of seconds stands and falls with the times of the steps: medians of lines of ten, and the median of a
+# variant's runs, beside whom another one runs each time. One pilot alone was up to 1.7 times too slow.
 TIMED, LINE, ROUNDS = 160, 10, 3
 
 
@@ -152,18 +153,22 @@ def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], fo
 def step_seconds(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> dict[str, float]:
     """Seconds a step of each of the runs' variants, all on the same batches. What fails is said, and left out."""
     times: dict[str, list[float]] = {run.variant: [] for run in runs}
+    left = list(runs)
     with _place(folder) as place:
         for turn in range(ROUNDS):
-            tasks = [
-                Timing(_short(run, SEEDS[0], TIMED, LINE, place / run.variant / str(turn)), f"timing of {run.variant}")
-                for run in runs
-            ]
+            tasks = []
+            for run in left:
+                steps = min(TIMED, max(4 * LINE, run.config.steps // 4))
+                short = _short(run, SEEDS[0], steps, LINE, place / run.variant / str(turn))
+                tasks.append(Timing(short, f"timing of {run.variant}"))
             execute(tasks, _Quiet())
             for task in tasks:
                 result, _ = outcome(task.folder, ("seconds_per_step",))
                 if result is not None and result["seconds_per_step"] is not None:
                     times[task.short.variant].append(result["seconds_per_step"])
-    return {variant: min(own) for variant, own in times.items() if own}
+            left = [run for run in left if len(times[run.variant]) == turn + 1]
+            left = [*left[1:], *left[:1]]  # another one is the last, which may have nobody beside it
+    return {run.variant: statistics.median(times[run.variant]) for run in left}
 
 
 @contextlib.contextmanager

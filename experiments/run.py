@@ -208,7 +208,10 @@ def equal_budgets(
         runs = planned(arguments.experiment, configs, variants, [0], workdir)
         seconds = step_seconds(runs, execute, workdir)
         if lost := set(configs) - set(seconds):
-            raise UserError(f"no time could be taken of {', '.join(sorted(lost))}: see above, or use another --budget")
+            raise UserError(
+                f"no time could be taken of {', '.join(sorted(lost))}: they failed, or have too few --steps: mend "
+                "that, or use another --budget"
+            )
         configs = equalise(configs, module.REFERENCE, budget, seconds)
     return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}
 

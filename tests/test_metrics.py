@@ -141,6 +141,43 @@ def test_no_difference_is_found_where_there_is_none() -> None:
     assert claims <= 20  # 10 are to be expected
 
 
+def test_few_examples_have_no_interval() -> None:
+    """Draws of two alike would claim certainty."""
+    few, enough = (metrics.mean(np.arange(count)) for count in (metrics.MIN_UNITS - 1, metrics.MIN_UNITS))
+    assert metrics.bootstrap(few, 100) is None
+    assert metrics.bootstrap(enough, 100) is not None
+    assert metrics.paired(few, metrics.mean(np.ones(9)), 100) == (few.total - 1, None, None, None)
+
+
+def test_examples_come_in_their_order_and_padding_in_none() -> None:
+    metric = metrics.ratio([5, 0, 7, 6], [1, 0, 1, 2])
+    found = metrics.in_order({"loss": metric}, np.array([5, -1, 7, 6]))["loss"]
+    assert found.statistics.tolist() == [[5, 1], [6, 2], [7, 1]]
+    assert found.units is not None
+    assert found.units.tolist() == [5, 6, 7]
+    assert found.total == metric.total
+    other = metrics.in_order({"loss": metric}, np.array([5, -1, 8, 6]))["loss"]
+    assert metrics.comparable(found, found)
+    assert not metrics.comparable(found, other), "of other examples"
+    assert not metrics.comparable(found, found._replace(statistics=found.statistics + 1)), "of other tokens"
+
+
+def test_neighbours_that_are_alike_are_drawn_together() -> None:
+    """A forecast of H values from each place of a series: drawn one by one, forecasts pretend to be H times as many."""
+    rng, horizon, held = np.random.default_rng(8), 12, {1: 0, 24: 0}
+    for seed in range(150):
+        errors = rng.normal(size=700 + horizon) ** 2
+        windows = np.lib.stride_tricks.sliding_window_view(errors, horizon).sum(axis=1)
+        metric = metrics.ratio(windows, np.full(len(windows), horizon))
+        for size in held:
+            blocks = metrics.in_blocks({"loss": metric}, size)["loss"]
+            assert blocks.total == pytest.approx(metric.total)
+            low, high = metrics.bootstrap(blocks, 100, seed)  # type: ignore[misc]
+            held[size] += low <= 1 <= high
+    assert held[1] < 0.6 * 150
+    assert held[24] > 0.85 * 150
+
+
 def test_a_pair_is_of_the_same_examples() -> None:
     with pytest.raises(ValueError, match="3 examples against 4"):
         metrics.paired(metrics.mean([1, 2, 3]), metrics.mean([1, 2, 3, 4]), 10)

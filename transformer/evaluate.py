@@ -6,11 +6,12 @@ Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or 
 chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
 --workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split;
 --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, by the same draws of
-examples, or of rows where texts are packed: neither of fewer than 10, and no losses where tokens or rows are others.
+examples, or of rows where texts are packed. Fewer than ten give null.
 """
 
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,85 +29,94 @@ from transformer.writing import GREEDY, Manner
 
 FLAGS = flags.FLAGS
 RESAMPLES = 1000  # of a comparison, where --bootstrap says no number
-MIN_UNITS = 10  # examples, or rows, that are drawn from; of fewer, draws are too much alike, and intervals too narrow
+BLOCK = 2  # horizons of windows that are drawn together: those less than one apart forecast some of the same values
 
 
 def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
-    """What the loss of the task counts, over every token, example or value of a split, each once. Statistics are of
-    examples; of rows where texts are packed or cut into rows.
+    """What the loss of the task counts, over every token, example or value of a split, each once.
 
-    Raises UserError where the split holds a sequence longer than the model takes.
+    Statistics are of examples; where texts are packed or cut into rows, of rows, which are drawn as if neighbours had
+    nothing in common; and of series, whose windows overlap, of blocks of windows.
+
+    Raises UserError where the split holds no example, or a sequence longer than the model takes.
     """
     import jax
 
-    from transformer.tasks import LanguageModel, SpanCorruption, TokenTask, Translation
+    from transformer.tasks import Forecasting, LanguageModel, SpanCorruption, TokenTask, Translation
     from transformer.training import sharding, step
 
     task = trained.task
+    if not len(trained.source.split(split)):
+        raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
     batches = task.batches(trained.source, split)
     if task.limit is not None and (long := batches.too_long(task.limit)):
         raise UserError(
             f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
             "with a larger model.max_positions, or evaluate another --split"
         )
-    units: list[np.ndarray] = []
+    numbers: list[np.ndarray] = []
 
     def noted() -> Iterator[Batch]:
         for batch in batches.evaluation():
-            units.append(_units(trained.task, batch))
+            numbers.append(_units(task, batch))
             yield batch
 
     eval_step = step.make_eval_step(task.row_metrics, sharding.make_layout(trained.config))
     rows = [jax.device_get(each) for each in step.in_turn(eval_step, trained.params, noted())]
-    if not rows:
-        raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
     pairs = {name: np.concatenate([np.stack(each[name]) for each in rows], axis=1) for name in rows[0]}
+    units = np.concatenate(numbers)
     if not isinstance(task, TokenTask):
         found = {name: metrics.ratio(*pair) for name, pair in pairs.items() if name not in ("nll", "accuracy")}
-        return _in_order(found, units)
+        found = metrics.in_order(found, units)
+        return metrics.in_blocks(found, BLOCK * task.config.data.horizon) if isinstance(task, Forecasting) else found
     nll, counts = pairs["nll"]
     found = {
         "loss": metrics.ratio(nll, counts),
         "perplexity": metrics.ratio(nll, counts, _perplexity),
         "token_accuracy": metrics.ratio(*pairs["token_accuracy"]),
     }
+    found = metrics.in_order(found, units)
     of_text = isinstance(task, LanguageModel | Translation) and not isinstance(task, SpanCorruption)
-    if of_text:  # what is written is one
-        size, words = text_sizes(trained, split)
-        tokens = float(counts.sum())
-        found["bits_per_byte"] = metrics.ratio(nll, counts, lambda x: x / math.log(2) * tokens / max(size, 1))
-        found["word_perplexity"] = metrics.ratio(nll, counts, lambda x: _perplexity(x * tokens / max(words, 1)))
-    return _in_order(found, units)
+    return found | _by_size(found["loss"], *text_sizes(trained, split)) if of_text else found
+
+
+def _by_size(loss: Measured, sizes: np.ndarray, words: np.ndarray) -> dict[str, Measured]:
+    """The cost of a text a byte and a word: of each example by its own size; of rows, which hold parts of texts, by
+    those of the whole split, shared out by tokens."""
+    assert loss.units is not None, "they were put in order"
+    (nll, tokens), units = loss.statistics.T, loss.units >> 32
+    if not np.array_equal(units, np.arange(len(sizes))):
+        units = loss.units
+        sizes, words = (tokens * (each.sum() / tokens.sum()) for each in (sizes, words))
+    return {
+        "bits_per_byte": metrics.ratio(nll, sizes, lambda x: x / math.log(2))._replace(units=units),
+        "word_perplexity": metrics.ratio(nll, words, _perplexity)._replace(units=units),
+    }
 
 
 def _units(task: Any, batch: Batch) -> np.ndarray:
-    """What tells the rows of a batch apart: the numbers of their examples, or else one of their text; -1 is padding."""
-    if "example_ids" in batch:
+    """Which examples the rows of a batch are, [B]: the number of the example, if rows have one, above 32 bits of what
+    is to be said of it, so that the same example in other tokens is another; -1 is padding."""
+    from transformer.tasks import TokenTask
+
+    if not isinstance(task, TokenTask):
         return np.asarray(batch["example_ids"], np.int64)
-    texts = np.array([zlib.crc32(row.tobytes()) for row in batch["targets"]], np.int64)
-    return np.where(np.asarray(task.weights(batch)).any(axis=1), texts, -1)
-
-
-def _in_order(found: dict[str, Measured], units: list[np.ndarray]) -> dict[str, Measured]:
-    """Metrics over the rows of all batches, padding left out, in an order that no batch decides."""
-    unit = np.concatenate(units)
-    order = np.argsort(unit, kind="stable")
-    order = order[unit[order] >= 0]
-    return {
-        name: metric._replace(statistics=metric.statistics[order], units=unit[order]) for name, metric in found.items()
-    }
+    said = np.asarray(task.weights(batch))
+    texts = [zlib.crc32(row[places].tobytes()) for row, places in zip(batch["targets"], said, strict=True)]
+    numbers = np.asarray(batch.get("example_ids", 0), np.int64)
+    return np.where(said.any(axis=1), (numbers << 32) | np.array(texts, np.int64), -1)
 
 
 def _perplexity(nats: float) -> float:
     return math.exp(min(nats, 700.0))
 
 
-def text_sizes(trained: Trained, split: str) -> tuple[int, int]:
-    """Bytes of UTF-8, and words between white space: units of cost that do not depend on the tokenizer. The ends of
-    the texts are counted in the cost and not in the units."""
+def text_sizes(trained: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of UTF-8, and words between white space, of each text: units of cost that do not depend on the tokenizer.
+    The ends of the texts are counted in the cost and not in the units."""
     field = trained.source.field(trained.config.data.target)
     texts = [example[field] for example in trained.source.split(split)]
-    return sum(len(text.encode()) for text in texts), sum(len(text.split()) for text in texts)
+    return np.array([len(text.encode()) for text in texts]), np.array([len(text.split()) for text in texts])
 
 
 def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
@@ -114,13 +124,14 @@ def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     import jax
 
     predict = jax.jit(trained.task.predict)
-    labels, guesses, units = [], [], []
+    labels, guesses, numbers = [], [], []
     for batch in trained.task.batches(trained.source, split).evaluation():
         labels.append(batch["labels"])
         guesses.append(np.asarray(predict(trained.params, batch)).argmax(axis=1))
-        units.append(_units(trained.task, batch))
+        numbers.append(_units(trained.task, batch))
     count = trained.task.model_config.num_classes
-    return _in_order(metrics.classes(np.concatenate(labels), np.concatenate(guesses), count), units)
+    found = metrics.classes(np.concatenate(labels), np.concatenate(guesses), count)
+    return metrics.in_order(found, np.concatenate(numbers))
 
 
 def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> dict[str, Measured]:
@@ -181,11 +192,12 @@ def _told(trained: Trained, split: str, found: dict[str, Measured], resamples: i
     if "bleu" in found:
         told |= metrics.signatures()
     if resamples:
-        told["intervals"] = {
-            name: metrics.bootstrap(metric, resamples)
-            for name, metric in found.items()
-            if len(metric.statistics) >= MIN_UNITS
-        }
+        told["intervals"] = {name: metrics.bootstrap(metric, resamples) for name, metric in found.items()}
+        few = [name for name, metric in found.items() if len(metric.statistics) < metrics.MIN_UNITS]
+        if few:
+            _say(
+                f"no interval of {', '.join(few)}: fewer than {metrics.MIN_UNITS} examples, rows or blocks to draw from"
+            )
     return told
 
 
@@ -211,21 +223,17 @@ def _against(
     """Each metric less that of another run, on the same examples. UserError: they are not the same."""
     if other.config.task != trained.config.task or other.source.fingerprint != trained.source.fingerprint:
         raise UserError(f"--against={FLAGS.against} is a run of another task or other data: name one of the same")
-    resamples = FLAGS.bootstrap or RESAMPLES
-    return {
-        name: metrics.paired(found[name], metric, resamples)._asdict()
-        for name, metric in measured(other, split, manner).items()
-        if name in found and _of_the_same(found[name], metric)  # an ensemble has no losses
-    }
+    resamples, theirs = FLAGS.bootstrap or RESAMPLES, measured(other, split, manner)
+    shared = [name for name in found if name in theirs]  # an ensemble has no losses
+    same = [name for name in shared if metrics.comparable(found[name], theirs[name])]
+    if len(same) < len(shared):
+        others = ", ".join(name for name in shared if name not in same)
+        _say(f"not compared: {others}: their tokens or rows are not the same in {FLAGS.against}")
+    return {name: metrics.paired(found[name], theirs[name], resamples)._asdict() for name in same}
 
 
-def _of_the_same(a: Measured, b: Measured) -> bool:
-    """Whether the statistics are of the same units, and of enough: losses are not where tokens or rows are others."""
-    if a.statistics.shape != b.statistics.shape or len(a.statistics) < MIN_UNITS:
-        return False
-    if a.units is not None and b.units is not None and (a.units != b.units).any():
-        return False
-    return a.statistics.shape[1] != 2 or bool((a.statistics[:, 1] == b.statistics[:, 1]).all())
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEVEL = 0.95  # of every interval
+MIN_UNITS = 10  # examples to draw from: draws of fewer are too much alike, and intervals of them too narrow
 
 
 class Measured(NamedTuple):
     """A metric over n examples: their statistics [n, k] add up, and `value(sums [k])` is the metric.
 
-    `units` [n] tells the examples apart where they are not simply all of a split in its order.
+    `units` [n] says which examples they are, where they are not simply all of a split in its order.
     """
 
     statistics: np.ndarray
@@ -27,12 +28,12 @@ class Measured(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """a - b on the same examples, its interval, and the two-sided p of no difference."""
+    """a - b on the same examples, its interval, and the two-sided p of no difference; None of too few examples."""
 
     difference: float
-    low: float
-    high: float
-    p: float
+    low: float | None
+    high: float | None
+    p: float | None
 
 
 def ratio(tops: Any, bottoms: Any, value: Callable[[float], float] = float) -> Measured:
@@ -46,8 +47,40 @@ def mean(values: Any, scale: float = 1.0) -> Measured:
     return ratio(values, np.ones(len(values)), lambda x: scale * x)
 
 
-def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float, float]:
-    """The interval of a metric: percentiles of its values on `resamples` draws of n examples, with replacement."""
+def in_order(found: dict[str, Measured], units: np.ndarray) -> dict[str, Measured]:
+    """Metrics whose statistics are of these units [n], in the order of the units, without those under 0 (padding)."""
+    order = np.argsort(units, kind="stable")
+    order = order[units[order] >= 0]
+    return {
+        name: metric._replace(statistics=metric.statistics[order], units=units[order]) for name, metric in found.items()
+    }
+
+
+def in_blocks(found: dict[str, Measured], size: int) -> dict[str, Measured]:
+    """Metrics whose units are blocks of `size` consecutive examples: to draw by where neighbours are alike (the block
+    bootstrap; Künsch 1989, "The jackknife and the bootstrap for general stationary observations")."""
+    return {
+        name: metric._replace(
+            statistics=np.add.reduceat(metric.statistics, np.arange(0, len(metric.statistics), size)), units=None
+        )
+        for name, metric in found.items()
+    }
+
+
+def comparable(a: Measured, b: Measured) -> bool:
+    """Whether the statistics are of the same examples: losses are not where the tokens or the rows are others."""
+    if a.statistics.shape != b.statistics.shape:
+        return False
+    if a.units is not None and b.units is not None and (a.units != b.units).any():
+        return False
+    return a.statistics.shape[1] != 2 or bool((a.statistics[:, 1] == b.statistics[:, 1]).all())
+
+
+def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float, float] | None:
+    """The interval of a metric: percentiles of its values on `resamples` draws of n examples, with replacement; None
+    of fewer than MIN_UNITS."""
+    if len(measured.statistics) < MIN_UNITS:
+        return None
     values = [measured.value(measured.statistics[drawn].sum(axis=0)) for drawn in _draws(measured, resamples, seed)]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
@@ -61,12 +94,14 @@ def paired(a: Measured, b: Measured, resamples: int, seed: int = 0) -> Differenc
     """
     if len(a.statistics) != len(b.statistics):
         raise ValueError(f"{len(a.statistics)} examples against {len(b.statistics)}: a pair is of the same ones")
+    real = a.total - b.total
+    if len(a.statistics) < MIN_UNITS:
+        return Difference(real, None, None, None)
     values = np.array(
         [a.value(a.statistics[drawn].sum(axis=0)) - b.value(b.statistics[drawn].sum(axis=0))
          for drawn in _draws(a, resamples, seed)]
     )  # fmt: skip
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    real = a.total - b.total
     as_far = int((np.abs(values - values.mean()) > abs(real)).sum()) if real else resamples
     return Difference(real, float(low), float(high), (as_far + 1) / (resamples + 1))
 

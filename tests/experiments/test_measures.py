@@ -10,7 +10,7 @@ import pytest
 
 from experiments import attention_scale
 from experiments.measures import describe, main_metrics, measure
-from transformer.config import Config, override
+from transformer.config import Config, UserError, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.evaluate import Trained, loss_metrics
 from transformer.tasks import task_class
@@ -90,6 +90,13 @@ def test_a_translation_is_measured_as_the_library_does(tmp_path: Path, positions
     else:
         assert found["metrics"]["longer/loss"] == pytest.approx(loss_metrics(trained, "longer")["loss"].total, rel=1e-5)
         assert found["notes"] == []
+
+
+def test_a_split_of_nothing_is_a_sentence(tmp_path: Path) -> None:
+    trained = _trained(tmp_path, ("en", "de"))
+    trained.source._examples["empty"] = _Examples()
+    with pytest.raises(UserError, match="'empty' holds no example to evaluate on: name another --split"):
+        loss_metrics(trained, "empty")
 
 
 def test_a_language_model_is_measured_as_the_library_does(tmp_path: Path) -> None:

@@ -2,10 +2,10 @@
 
 import resource
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import pytest
 
 from tests.training.tiny import DECODER, Made, ragged, tiny
 from transformer.config import UserError, override
+from transformer.training import checkpoint
 from transformer.training.checkpoint import Checkpoints, checksums
 
 
@@ -144,16 +145,22 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest
     checkpoints.close()
 
 
-def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path) -> None:
+def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those who write the other arrays hear of the failure a moment later."""
     checkpoints = Checkpoints(tmp_path, owner=True)
     half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     half.mkdir()
-    late = threading.Timer(0.1, lambda: (half / "state").mkdir(parents=True))
-    late.start()
-    checkpoints._say_failed(2, OSError("no room"))
-    late.join()
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(half.exists())
+        if len(waits) == 3:
+            (half / "state").mkdir(parents=True)
+
+    monkeypatch.setattr(checkpoint, "time", SimpleNamespace(sleep=sleep))
+    checkpoints._clear_unfinished()
     assert not half.exists()
+    assert len(waits) > 3
     checkpoints.close()
 
 

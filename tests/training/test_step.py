@@ -121,9 +121,13 @@ def test_the_loss_is_per_token_of_the_whole_batch_and_not_per_device() -> None:
     for row in rows:
         pair = loss(row)
         total = pair if total is None else jax.tree.map(jnp.add, total, pair)
-    whole = make_eval_step(task.loss, sharding.make_layout(override(config, {"mesh.data": 8})))(params, batch)["loss"]
+    layout = sharding.make_layout(override(config, {"mesh.data": 8}))
+    whole = make_eval_step(task.loss, layout)(params, batch)["loss"]
     assert float(total[1]) == float(whole[1]) == (batch["target_segments"] > 0).sum()
     assert float(total[0]) == pytest.approx(float(whole[0]), rel=1e-5)
+    each = make_eval_step(task.row_metrics, layout)(params, batch)["loss"]
+    np.testing.assert_allclose(each[0], [float(loss(row)[0]) for row in rows], rtol=1e-5)
+    np.testing.assert_array_equal(each[1], (batch["target_segments"] > 0).sum(axis=1))
 
 
 def test_what_stands_in_padding_changes_nothing() -> None:
