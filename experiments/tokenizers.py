@@ -26,11 +26,15 @@ SETTINGS = {
 MAIN_METRICS = ["test/bits_per_byte", "test/bytes_per_token", "test/token_accuracy"]
 
 
+FEWEST = 300  # pieces that byte-level BPE can have with some merges: 256 are bytes, and some are special
+
+
 def variants(base: Config) -> dict[str, dict[str, Any]]:
-    """Byte-level BPE with as many pieces as the base, a quarter (at least 512) and four times of them; unigram pieces,
-    characters and bytes. All are lossless."""
+    """Byte-level BPE with as many pieces as the base, a quarter and four times of them; unigram pieces, characters and
+    bytes. All are lossless. A quarter only where that is enough for BPE."""
     size = base.data.vocab_size
-    bpe = {REFERENCE: size, "bpe-quarter": max(size // 4, 512), "bpe-fourfold": 4 * size}
+    quarter = {"bpe-quarter": size // 4} if size // 4 >= FEWEST else {}
+    bpe = {REFERENCE: size, **quarter, "bpe-fourfold": 4 * size}
     return {name: {"data.tokenizer": "bpe", "data.vocab_size": pieces} for name, pieces in bpe.items()} | {
         "unigram": {"data.tokenizer": "unigram", "data.vocab_size": size},
         "characters": {"data.tokenizer": "characters", "data.vocab_size": size},

@@ -263,7 +263,7 @@ def held_to_the_loop_anyhow(ids: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("ids", ["packed", "anywhere"])
-@settings(max_examples=4, phases=[Phase.generate])  # to shrink a failure would compile hundreds of programs
+@settings(max_examples=3, phases=[Phase.generate])  # to shrink a failure would compile hundreds of programs
 @given(st.data())
 def test_every_backend_is_the_loop(ids: str, data: st.DataObject) -> None:
     held_to_the_loop_anyhow(ids, data)
