@@ -22,8 +22,9 @@ from transformer.config import UserError
 STEPS = 40  # of a pilot run; the first lines of them compile
 SEEDS = (101, 102)  # the second finds the programs that the first has compiled, as all but the first seed of a sweep do
 
-# A budget of seconds stands and falls with the times of the steps: medians of lines of ten, and the median of a
-# variant's runs, beside whom another one runs each time. One pilot alone was up to 1.7 times too slow.
+# A budget of seconds stands and falls with the times of the steps: of so many steps, in lines of ten, the median line;
+# of so many runs of a variant, among which the order of the variants rotates, the median run. One pilot alone was up to
+# 1.7 times too slow.
 TIMED, LINE, ROUNDS = 160, 10, 3
 
 

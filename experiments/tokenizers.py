@@ -24,8 +24,6 @@ SETTINGS = {
     "optimizer.warmup_steps": 40,
 }
 MAIN_METRICS = ["test/bits_per_byte", "test/bytes_per_token", "test/token_accuracy"]
-
-
 FEWEST = 300  # pieces that byte-level BPE can have with some merges: 256 are bytes, and some are special
 
 

@@ -24,8 +24,9 @@ def widths(base: Config) -> tuple[int, int, int]:
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:
     """Each width on all layers, and the narrowest on every second one."""
-    narrowest, *wider = widths(base)
-    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in (narrowest, *wider)}
+    chosen = widths(base)
+    narrowest = chosen[0]
+    found = {f"window-{w}": {"model.attention": [f"window:{w}"]} for w in chosen}
     alternating = {f"every-second-{narrowest}": {"model.attention": [f"window:{narrowest}", "full"]}}
     return {REFERENCE: {"model.attention": ["full"]}} | found | alternating
 

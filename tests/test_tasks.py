@@ -183,6 +183,10 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
     assert EXPECTED.get(task, set()) < test.keys()
     again = evaluate(trained, "validation")
     assert again["loss"] == pytest.approx(next(line["validation_loss"] for line in lines if "validation_loss" in line))
+    if task == "forecasting":  # windows that overlap are drawn together
+        windows = sum((batch["example_ids"] >= 0).sum() for batch in trained.task.batches(
+            trained.source, "test").evaluation())  # fmt: skip
+        assert len(measured(trained)["loss"].statistics) == -(-windows // (2 * config.data.horizon)) < windows
     found = baselines.baselines(trained, "test")
     assert found.keys() == BASELINES.get(task, set())
     lines_in = ["uno due", "", "tre"]
@@ -226,6 +230,10 @@ def test_statistics_are_of_examples_and_not_of_batches(
     else:
         assert len(units) == sum((batch["targets"] > 0).any(axis=1).sum() for batch in trained.task.batches(
             trained.source, "test").evaluation()) > 1  # fmt: skip
+    if task == "translation":
+        texts = [example["en"] for example in trained.source.split("test")]
+        assert expected["bits_per_byte"].statistics[:, 1].tolist() == [len(text.encode()) for text in texts]
+        assert expected["word_perplexity"].statistics[:, 1].tolist() == [len(text.split()) for text in texts]
     if task == "masked_language_model":
         assert len(units) < 10
         assert evaluate(trained, "test", resamples=20)["intervals"] == dict.fromkeys(found)
