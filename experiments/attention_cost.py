@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments import figures
-from experiments.render import Block, Table
+from experiments.lab import figures
+from experiments.lab.render import Block, Table
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 HEADS, HEAD_DIM, WINDOW = 8, 64, 128

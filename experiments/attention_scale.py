@@ -8,7 +8,7 @@ Source: Vaswani et al. 2017, section 3.2.1 and its footnote 4 (arXiv 1706.03762)
 
 from typing import Any
 
-from experiments import measures
+from experiments.lab import measures
 from transformer.config import Config
 
 BASE = "configs/quantities.py"

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.attention_cost import take_turns
-from experiments.render import Block, Table
+from experiments.lab.render import Block, Table
 from transformer.config import ModelConfig
 from transformer.decoding import beam, greedy
 from transformer.model.families import build

@@ -13,7 +13,7 @@ Beltagy et al. 2020, "Longformer" (arXiv 2004.05150); no positions: Kazemnejad e
 import math
 from typing import Any
 
-from experiments.attention_times import milliseconds
+from experiments.lab.attention_times import milliseconds
 from transformer.config import Config
 
 BASE = "configs/quantities.py"

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from experiments.render import Block, Picture, Table
-from experiments.statistics import mean_interval
+from experiments.lab.render import Block, Picture, Table
+from experiments.lab.statistics import mean_interval
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 

@@ -31,9 +31,9 @@ import numpy as np
 
 from experiments import receptive_field
 from experiments.attention_cost import exponent, take_turns
-from experiments.render import Block, Picture, Table
-from experiments.single import provenance
-from experiments.statistics import mean_interval
+from experiments.lab.render import Block, Picture, Table
+from experiments.lab.single import provenance
+from experiments.lab.statistics import mean_interval
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 

@@ -15,16 +15,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
-from experiments import cluster, measurement, report, workers
-from experiments.budgets import BUDGETS, equalise
-from experiments.definitions import FOLDER, available, build, load, parse_setting
-from experiments.measures import main_metrics
-from experiments.plan import expect, pilot, step_seconds, table
-from experiments.progress import Progress
-from experiments.results import flat, outcome, read_plan
-from experiments.single import Cost, Run
+from experiments.lab import cluster, measurement, report, workers
+from experiments.lab.budgets import BUDGETS, equalise
+from experiments.lab.definitions import FOLDER, available, build, load, parse_setting
+from experiments.lab.measures import main_metrics
+from experiments.lab.plan import expect, pilot, step_seconds, table
+from experiments.lab.progress import Progress
+from experiments.lab.results import flat, outcome, read_plan
+from experiments.lab.single import Cost, Run
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, UserError, differences, load_file, override, to_dict
+from transformer.config import MAY_CHANGE, Config, differences, load_file, override, to_dict
+from transformer.errors import UserError
 
 GOING_ON = (
     "the jobs go on: `squeue --me` shows them, `scancel {jobs}` ends them; the same command waits for them, and "

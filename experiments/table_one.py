@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.attention_cost import exponent, take_turns
+from experiments.lab.render import Block, Picture, Table
 from experiments.recurrence import clock, loops
-from experiments.render import Block, Picture, Table
 from transformer.analysis import plots
 
 LENGTHS, WIDTHS = (256, 512, 1024, 2048), (64, 128, 256, 512)

@@ -9,7 +9,7 @@ Source: Beltagy et al. 2020, "Longformer", section 3.1 (arXiv 2004.05150); alter
 
 from typing import Any
 
-from experiments.attention_times import milliseconds
+from experiments.lab.attention_times import milliseconds
 from transformer.config import Config
 
 BASE = "configs/quantities.py"

@@ -17,7 +17,7 @@ import numpy as np
 ROOT = Path() if Path("experiments").is_dir() else Path("..")
 sys.path.insert(0, str(ROOT))  # experiments are run from the checkout, and are not installed
 
-from experiments.statistics import holm, mean_interval, paired_difference
+from experiments.lab.statistics import holm, mean_interval, paired_difference
 from transformer.analysis import plots
 
 with open(os.environ.get("RESULTS", ROOT / "notebooks" / "05_results.csv"), encoding="utf-8") as file:

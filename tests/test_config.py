@@ -15,7 +15,6 @@ from transformer import config as module
 from transformer.config import (
     MAY_CHANGE,
     Config,
-    UserError,
     defaults,
     differences,
     flatten,
@@ -27,6 +26,7 @@ from transformer.config import (
     to_config_dict,
     to_dict,
 )
+from transformer.errors import UserError
 
 KEYS = list(flatten(Config()))
 

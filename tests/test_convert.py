@@ -14,10 +14,10 @@ import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import UserError
 from transformer.convert import convert
-from transformer.data.llama2c import read_vocabulary, to_tokenizer
+from transformer.data.tokenizers.llama2c import read_vocabulary, to_tokenizer
 from transformer.decoding.greedy import greedy
+from transformer.errors import UserError
 from transformer.model.layers import Tokens
 from transformer.model.pretrained import load
 

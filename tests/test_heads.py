@@ -11,8 +11,9 @@ import pytest
 from absl import flags
 
 from transformer import heads
-from transformer.config import Config, ModelConfig, UserError, override
+from transformer.config import Config, ModelConfig, override
 from transformer.data.tokenizers import MASK, Tokenizer
+from transformer.errors import UserError
 from transformer.generate import Trained
 from transformer.model.families import build, init
 from transformer.model.layers import Tokens

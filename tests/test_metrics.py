@@ -8,7 +8,7 @@ import sacrebleu
 from sacrebleu.significance import estimate_ci
 from sklearn.metrics import f1_score
 
-from transformer import metrics
+from transformer.evaluation import metrics
 
 
 def _totals(found: dict[str, metrics.Measured]) -> dict[str, float]:

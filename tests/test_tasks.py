@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from transformer import baselines
-from transformer.config import Config, UserError, override
-from transformer.data import recordings, series
+from transformer.config import Config, override
+from transformer.data.sources import recordings, series
+from transformer.errors import UserError
 from transformer.evaluate import evaluate, measured
+from transformer.evaluation import baselines
 from transformer.generate import generate, restore
 from transformer.tasks import TASKS, task_class
 from transformer.train import train

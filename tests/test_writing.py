@@ -17,8 +17,9 @@ import pytest
 from transformer import generate as generate_module
 from transformer import writing
 from transformer.analysis.alignment import alignment_layer, looks, pairs
-from transformer.config import Config, MeshConfig, UserError, override
+from transformer.config import Config, MeshConfig, override
 from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
 from transformer.generate import Trained, answer, generate, outputs
 from transformer.model.layers import Tokens
 from transformer.tasks import TASKS

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from transformer.config import Config, UserError, check_key, from_config_dict, load_file
+from transformer.config import Config, check_key, from_config_dict, load_file
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 

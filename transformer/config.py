@@ -16,9 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-
-class UserError(Exception):
-    """A mistake of the user's: one sentence that says what to do. The verbs print it without a traceback."""
+from transformer.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 from absl import flags
 
 from transformer import command_line
-from transformer.config import UserError
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 
 
 def convert(weights: Path, vocabulary: Path, folder: Path) -> None:
     """Both files are read and checked before anything is written. UserError: one of them is not what it should be."""
-    from transformer.data.llama2c import read_vocabulary, to_tokenizer
+    from transformer.data.tokenizers.llama2c import read_vocabulary, to_tokenizer
     from transformer.model.pretrained.files import write_folder
     from transformer.model.pretrained.llama2c import read_llama2c
 

@@ -15,7 +15,8 @@ from typing import Any, cast
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, UserError, override
+from transformer.config import Config, override
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 COMPILE_UP_TO = 64  # simulated devices; a program for more takes minutes to compile

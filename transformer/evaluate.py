@@ -20,11 +20,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from transformer import command_line, metrics
-from transformer.config import UserError
-from transformer.data.pipeline import Batch
+from transformer import command_line
+from transformer.data.batches.base import Batch
+from transformer.errors import UserError
+from transformer.evaluation import metrics
+from transformer.evaluation.metrics import Measured
 from transformer.generate import Trained, define_manner, generate, restore, restore_from_flags, transcribe
-from transformer.metrics import Measured
 from transformer.writing import GREEDY, Manner
 
 FLAGS = flags.FLAGS
@@ -211,7 +212,7 @@ def main() -> None:
     if other is not None:
         told["against"] = {"workdir": FLAGS.against} | _against(trained, other, FLAGS.split, found, manner)
     if FLAGS.baselines:
-        from transformer.baselines import baselines
+        from transformer.evaluation.baselines import baselines
 
         told["baselines"] = baselines(trained, FLAGS.split)
     print(json.dumps(told))

@@ -21,7 +21,8 @@ from typing import Any, cast
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, MeshConfig, UserError
+from transformer.config import Config, MeshConfig
+from transformer.errors import UserError
 from transformer.writing import (
     GREEDY,
     Classifier,

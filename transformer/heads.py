@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from transformer import command_line
-from transformer.config import UserError
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -67,7 +67,7 @@ def of_run(trained: Any, text: str, target: str | None) -> Reading:
 def of_folder(folder: Path, text: str) -> Reading:
     """A text as a BERT model in a folder of Hugging Face's format reads it. UserError: it holds none."""
     from transformer.data.tokenizers import Tokenizer
-    from transformer.data.words import read_vocab_txt
+    from transformer.data.tokenizers.words import read_vocab_txt
     from transformer.model.positions import longest
     from transformer.model.pretrained import load
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from absl import flags
 
 from transformer import command_line
-from transformer.config import UserError
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 
 
 def main() -> None:
     """The verb, with its flags parsed."""
-    from transformer.data.parallel import lines_of
+    from transformer.data.sources.parallel import lines_of
     from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
 
     if not FLAGS.input or not FLAGS.output:

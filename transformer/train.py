@@ -18,7 +18,8 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, DataConfig, UserError, differences, from_dict, to_dict
+from transformer.config import MAY_CHANGE, Config, DataConfig, differences, from_dict, to_dict
+from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from transformer.config import UserError
+from transformer.errors import UserError
 
 if TYPE_CHECKING:
     from transformer.generate import Trained

@@ -13,7 +13,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from transformer.analysis.attention import ablated, attention_maps, watch
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.attention import choose, masks
 from transformer.model.families import build, init
 from transformer.model.layers import MultiHeadAttention, Tokens

@@ -12,7 +12,7 @@ import pytest
 from tests import chromium
 from transformer.analysis import head_page as pages
 from transformer.analysis.attention import Attention
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.model.layers import Tokens
 
 N, H, L, S = 2, 3, 5, 4

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from transformer.data import docstrings, quantities
-from transformer.data import quantity_words as words
-from transformer.data.embedded import Docstrings, Quantities
-from transformer.data.quantity_frames import FRAMES, Frame
-from transformer.data.quantity_words import parts_of
+from transformer.data.builtin import docstrings, quantities
+from transformer.data.builtin import quantity_words as words
+from transformer.data.builtin.embedded import Docstrings, Quantities
+from transformer.data.builtin.quantity_frames import FRAMES, Frame
+from transformer.data.builtin.quantity_words import parts_of
 
 SMALL = {"train": 1500, "validation": 20, "test": 20, "longer": 20}
 HELD_OUT = ("validation", "test", "longer")

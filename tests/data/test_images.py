@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from transformer.config import DataConfig, UserError
-from transformer.data import images
-from transformer.data.augmentation import uniforms
-from transformer.data.image_batches import ImageBatches
-from transformer.data.source import Source, quiet
-from transformer.data.sources import load_source
+from transformer.config import DataConfig
+from transformer.data.batches.augmentation import uniforms
+from transformer.data.batches.images import ImageBatches
+from transformer.data.sources import images, load_source
+from transformer.data.sources.source import Source, quiet
+from transformer.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 STEMS = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
@@ -215,7 +215,7 @@ READ = """
     import sys
     import numpy as np
     from transformer.config import DataConfig
-    from transformer.data.image_batches import ImageBatches
+    from transformer.data.batches.images import ImageBatches
     from transformer.data.sources import load_source
 
     data = DataConfig(name="tiny_images", dir=sys.argv[1], cache=sys.argv[2], batch_tokens=8)

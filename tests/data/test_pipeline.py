@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig, UserError
-from transformer.data import pipeline
-from transformer.data.packed import PackedBatches, pack
-from transformer.data.pairs import PairBatches
-from transformer.data.pipeline import Batches, Tokens, tokenize
+from transformer.config import DataConfig
+from transformer.data.batches import base as pipeline
+from transformer.data.batches.base import Batches, Tokens, tokenize
+from transformer.data.batches.packed import PackedBatches, pack
+from transformer.data.batches.pairs import PairBatches
 from transformer.data.sources import load_source
 from transformer.data.tokenizers import Tokenizer, load_or_train
+from transformer.errors import UserError
 
 PAD, BOS, EOS = Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id
 PAIRS = DataConfig(max_len=20, buckets=(4, 8, 16, 32, 64), batch_tokens=64, row_multiple=4)

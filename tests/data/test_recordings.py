@@ -11,13 +11,14 @@ import scipy.signal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig, UserError
-from transformer.data import log_mel, recordings
-from transformer.data.augmentation import augmented_audio, longest_augmented, masked_frames
-from transformer.data.source import Source
-from transformer.data.sources import load_source
-from transformer.data.speech_batches import SpeechBatches
+from transformer.config import DataConfig
+from transformer.data.batches import log_mel
+from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
+from transformer.data.batches.recordings import SpeechBatches
+from transformer.data.sources import load_source, recordings
+from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer, load_or_train
+from transformer.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 DIGITS, SPEAKERS, TAKES = (1, 4, 7), ("ann", "bo_b"), (0, 3, 5, 9, 10, 11, 40)

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer.config import DataConfig, UserError
-from transformer.data import series
-from transformer.data.arrays import ArrayData, ArrayDataset
-from transformer.data.series_batches import SeriesBatches
-from transformer.data.source import Source, from_builder, prepare
-from transformer.data.sources import load_source
+from transformer.config import DataConfig
+from transformer.data.batches.series import SeriesBatches
+from transformer.data.sources import load_source, series
+from transformer.data.sources.arrays import ArrayData, ArrayDataset
+from transformer.data.sources.source import Source, from_builder, prepare
+from transformer.errors import UserError
 
 OF_ETT = series.ETT_ROWS
 ROWS = {"train": 61, "validation": 23, "test": 29}

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from transformer.config import DataConfig, UserError
-from transformer.data import parallel, source, sources
-from transformer.data.sources import load_source
+from transformer.config import DataConfig
+from transformer.data import sources
+from transformer.data.sources import load_source, parallel, source
+from transformer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 SPLITS = ("train", "validation", "test")
@@ -263,7 +264,9 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path, monkeypatch:
 COMMAND = """
 import os, sys
 from transformer.config import DataConfig
-from transformer.data import parallel, pipeline, sources, tokenizers
+from transformer.data.sources import parallel
+from transformer.data.batches import base as pipeline
+from transformer.data import sources, tokenizers
 
 data = DataConfig(name="multi30k", dir=sys.argv[1], cache=sys.argv[2], vocab_size=270)
 if sys.argv[3] == "die":
@@ -414,8 +417,9 @@ def test_a_dataset_without_text(tmp_path: Path) -> None:
 def test_importing_the_data_room_stays_light() -> None:
     code = textwrap.dedent("""
         import sys
-        import transformer.data.pipeline, transformer.data.sources, transformer.data.tokenizers
-        print(sorted({"tensorflow", "torch", "transformer.model", "transformer.data.embedded"} & set(sys.modules)))
+        import transformer.data.batches.base, transformer.data.sources, transformer.data.tokenizers
+        names = {"tensorflow", "torch", "transformer.model", "transformer.data.builtin.embedded"}
+        print(sorted(names & set(sys.modules)))
     """)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     printed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)

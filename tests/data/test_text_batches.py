@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig, UserError
-from transformer.data.contiguous import ContiguousBatches
-from transformer.data.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed
-from transformer.data.labelled import LabelledBatches
-from transformer.data.pipeline import Batches, Tokens, read_labels
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batches, Tokens, read_labels
+from transformer.data.batches.contiguous import ContiguousBatches
+from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed
+from transformer.data.batches.labelled import LabelledBatches
 from transformer.data.sources import load_source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
+from transformer.errors import UserError
 
 PAD, BOS, EOS = Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id
 DATA = DataConfig(max_len=23, buckets=(8, 16, 32), batch_tokens=128, row_multiple=4)

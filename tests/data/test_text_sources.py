@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformer.config import Config, DataConfig, UserError, override
-from transformer.data import docstrings, languages, leads, prompts, summaries
-from transformer.data.contiguous import ContiguousBatches
-from transformer.data.pipeline import tokenize
-from transformer.data.records import Records, fingerprint, share
+from transformer.config import Config, DataConfig, override
+from transformer.data.batches.base import tokenize
+from transformer.data.batches.contiguous import ContiguousBatches
+from transformer.data.builtin import docstrings, languages, leads, prompts, summaries
 from transformer.data.sources import load_source
+from transformer.data.sources.records import Records, fingerprint, share
 from transformer.data.tokenizers import load_or_train
+from transformer.errors import UserError
 from transformer.tasks import LanguageModel
 
 SPLITS = ("train", "validation", "test")

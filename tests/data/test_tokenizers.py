@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig, UserError
+from transformer.config import DataConfig
 from transformer.data import tokenizers
-from transformer.data.letters import BYTES
 from transformer.data.sources import load_source
-from transformer.data.subwords import ByteLevelBPE
 from transformer.data.tokenizers import MASK, SPECIALS, TOKENIZERS, Tokenizer, holes, load_or_train
-from transformer.data.words import UNKNOWN
+from transformer.data.tokenizers.letters import BYTES
+from transformer.data.tokenizers.subwords import ByteLevelBPE
+from transformer.data.tokenizers.words import UNKNOWN
+from transformer.errors import UserError
 
 TEXTS = ["Ein Haus am See.", "A house by the lake.", "Häuser, Häuser und noch mehr Häuser!", "ğ 語 🏡", "a  b\tc\n"] * 5
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.decoding.hashed import BOS, EOS, Hashed, outputs
-from transformer.config import UserError
 from transformer.decoding import DECODERS, Decoded
 from transformer.decoding.beam import RULES, beam
+from transformer.errors import UserError
 
 ROWS = 3
 

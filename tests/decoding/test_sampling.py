@@ -9,9 +9,9 @@ import pytest
 from scipy.stats import chisquare
 
 from tests.decoding.hashed import EOS, Hashed
-from transformer.config import UserError
 from transformer.decoding.hypotheses import Decoded
 from transformer.decoding.sampling import sample, sentence_keys
+from transformer.errors import UserError
 
 LOGITS = np.array([0.4, -1.0, -2.0, 2.0, 1.1, 0.4, -0.3])
 DRAWS = 4000

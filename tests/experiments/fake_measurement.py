@@ -8,7 +8,7 @@ Source: made up, with known answers.
 from pathlib import Path
 from typing import Any
 
-from experiments.render import Block, Table
+from experiments.lab.render import Block, Table
 
 MEASURED: list[str] = []  # by this process
 

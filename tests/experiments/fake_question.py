@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import Config, UserError, from_dict, to_dict
+from transformer.config import Config, from_dict, to_dict
+from transformer.errors import UserError
 
 BASE = "configs/quantities.py"
 REFERENCE = "sinusoidal-full"

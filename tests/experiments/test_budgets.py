@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments import budgets, run, workers
+from experiments import run
+from experiments.lab import budgets, workers
 from transformer.config import Config, override
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))

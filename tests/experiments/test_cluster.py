@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from experiments import cluster, run
-from experiments.single import Run
-from transformer.config import Config, UserError, override
+from experiments import run
+from experiments.lab import cluster
+from experiments.lab.single import Run
+from transformer.config import Config, override
+from transformer.errors import UserError
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))
 SLURM = Path(__file__).with_name("fake_slurm.py")

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import attention_cost, attention_times, receptive_field, run
-from experiments.definitions import available, load
+from experiments import attention_cost, receptive_field, run
+from experiments.lab import attention_times
+from experiments.lab.definitions import available, load
 
 HERE = Path(__file__).parent
 

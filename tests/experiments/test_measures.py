@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from experiments import attention_scale
-from experiments.measures import describe, main_metrics, measure
-from transformer.config import Config, UserError, override
+from experiments.lab.measures import describe, main_metrics, measure
+from transformer.config import Config, override
 from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
 from transformer.evaluate import Trained, loss_metrics
 from transformer.tasks import task_class
 

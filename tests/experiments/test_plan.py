@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from experiments import plan, run
-from experiments.single import Run
+from experiments import run
+from experiments.lab import plan
+from experiments.lab.single import Run
 from transformer.config import Config, override
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))

@@ -12,8 +12,8 @@ import pytest
 from jax import lax
 
 from experiments import attention_cost, receptive_field, recurrence, table_one
-from experiments.definitions import available, load
-from experiments.results import table_csv
+from experiments.lab.definitions import available, load
+from experiments.lab.results import table_csv
 
 
 @pytest.fixture(autouse=True)

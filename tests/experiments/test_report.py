@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
-from experiments import figures, report, words
-from experiments.measures import Metric
-from experiments.render import Bullets, Heading, Paragraph, Picture, Table, markdown, page
-from experiments.results import compare, factors, read
-from experiments.statistics import smallest_seen
+from experiments.lab import figures, report, words
+from experiments.lab.measures import Metric
+from experiments.lab.render import Bullets, Heading, Paragraph, Picture, Table, markdown, page
+from experiments.lab.results import compare, factors, read
+from experiments.lab.statistics import smallest_seen
 from transformer.analysis import plots
-from transformer.config import Config, UserError, to_dict
+from transformer.config import Config, to_dict
+from transformer.errors import UserError
 
 VARIANTS = {
     "a-x": {"model.positions": "sinusoidal"},

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments import run
-from experiments.definitions import available, build, load, parse_setting
-from experiments.results import read
-from experiments.single import Run
-from transformer.config import Config, UserError, load_file, override
+from experiments.lab.definitions import available, build, load, parse_setting
+from experiments.lab.results import read
+from experiments.lab.single import Run
+from transformer.config import Config, load_file, override
+from transformer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 FAKE = str(Path(__file__).with_name("fake_question.py"))

@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 from statsmodels.stats.power import TTestPower
 
-from experiments import statistics
-from experiments.statistics import (
+from experiments.lab import statistics
+from experiments.lab.statistics import (
     Difference,
     bootstrap_interval,
     holm,
@@ -18,7 +18,7 @@ from experiments.statistics import (
     smallest_seen,
     verdicts,
 )
-from transformer.config import UserError
+from transformer.errors import UserError
 
 
 @pytest.mark.parametrize("n", [3, 5, 10])

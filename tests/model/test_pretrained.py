@@ -18,7 +18,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.families import build
 from transformer.model.pretrained import ARCHITECTURES, load, model_config, parameter_shapes, save
 from transformer.model.stacks import stacked

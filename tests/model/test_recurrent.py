@@ -14,18 +14,10 @@ import numpy as np
 import pytest
 
 from transformer import train as verb
-from transformer.config import (
-    Config,
-    DataConfig,
-    LoggingConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    UserError,
-    override,
-)
+from transformer.config import Config, DataConfig, LoggingConfig, MeshConfig, ModelConfig, OptimizerConfig, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.describe import backends
+from transformer.errors import UserError
 from transformer.generate import generate, restore
 from transformer.model.families import build, output_table
 from transformer.model.layers import Tokens

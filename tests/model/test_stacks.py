@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.attention import Choice, choose
 from transformer.model.embedders import TokenEmbedder
 from transformer.model.families import FAMILIES, build

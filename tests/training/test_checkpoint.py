@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, Made, ragged, tiny
-from transformer.config import UserError, override
+from transformer.config import override
+from transformer.errors import UserError
 from transformer.training import checkpoint
 from transformer.training.checkpoint import Checkpoints, checksums
 

@@ -7,7 +7,8 @@ import pytest
 
 from tests.training.tiny import DECODER, MESHES, Made, on, tiny
 from transformer import describe
-from transformer.config import Config, UserError, load_file, override
+from transformer.config import Config, load_file, override
+from transformer.errors import UserError
 from transformer.training.collectives import collectives
 from transformer.training.plan import ACCELERATORS, Accelerator, longest_batch, make_plan, step_flops
 from transformer.training.sharding import make_layout

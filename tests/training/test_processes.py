@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.training import kill
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.training.processes import _roll_call, alone_in, any_process, join, stop_signal
 
 

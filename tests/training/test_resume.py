@@ -17,8 +17,9 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from transformer import train as verb
-from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, UserError, override
-from transformer.data.pairs import PairBatches
+from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, override
+from transformer.data.batches.pairs import PairBatches
+from transformer.errors import UserError
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Diverged
 from transformer.training.writer import Writer

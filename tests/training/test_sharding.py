@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, MESHES, ROWS, Made, copied, on, ragged, tiny, train
-from transformer.config import UserError, override
+from transformer.config import override
+from transformer.errors import UserError
 from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms

@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.model.layers import MultiHeadAttention, Tokens
 from transformer.model.stacks import Stack, unstacked
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from transformer.analysis.attention import Attention
 from transformer.analysis.heads import head_statistics
-from transformer.config import UserError
+from transformer.errors import UserError
 
 # Of weights, two bytes each before they are written in base64: about what a browser still opens at once.
 MAX_BYTES = 48 * 2**20

@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformer.config import DataConfig, UserError
+from transformer.config import DataConfig
+from transformer.errors import UserError
 
 
 def cache_root(data: DataConfig) -> Path:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import UserError
 from transformer.decoding.hypotheses import Decoded, Step, room, without_eos
+from transformer.errors import UserError
 
 
 class Rule(NamedTuple):

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt32
 
-from transformer.config import UserError
 from transformer.decoding.greedy import write
 from transformer.decoding.hypotheses import Decoded, Step
+from transformer.errors import UserError
 
 
 def sentence_keys(seed: int, numbers: Int[Array, " B"]) -> Key[Array, " B"]:

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from transformer.config import ModelConfig, UserError, head_width
+from transformer.config import ModelConfig, head_width
+from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model import embedders
 from transformer.model.embedders import EMBEDDERS, TokenEmbedder

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.embedders import TokenEmbedder
 from transformer.model.layers import Linear, Tokens
 from transformer.model.noise import Dropout, Noise

@@ -5,7 +5,7 @@ The verbs hand a task's pieces (init, loss, batches) to training and decoding, w
 
 import difflib
 
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.tasks.base import Beginning, Task, TokenTask, WritingTask
 from transformer.tasks.classification import (
     Classification,

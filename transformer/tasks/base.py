@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
-from transformer.config import Config, ModelConfig, UserError
-from transformer.data.pipeline import Batches, tokenize
-from transformer.data.source import Source
+from transformer.config import Config, ModelConfig
+from transformer.data.batches.base import Batches, tokenize
+from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
 from transformer.model.families import build, init, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import Noise, step_noise

@@ -5,12 +5,13 @@ from typing import Any, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from transformer.config import Config, UserError
-from transformer.data.image_batches import ImageBatches
-from transformer.data.labelled import LabelledBatches
-from transformer.data.pipeline import Batches, read_labels
-from transformer.data.source import Source
-from transformer.data.speech_batches import SpeechBatches
+from transformer.config import Config
+from transformer.data.batches.base import Batches, read_labels
+from transformer.data.batches.images import ImageBatches
+from transformer.data.batches.labelled import LabelledBatches
+from transformer.data.batches.recordings import SpeechBatches
+from transformer.data.sources.source import Source
+from transformer.errors import UserError
 from transformer.model.layers import Tokens
 from transformer.model.noise import Noise
 from transformer.tasks.base import Batch, Task, frames

@@ -6,10 +6,11 @@ from typing import Any, cast
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from transformer.config import ModelConfig, UserError
-from transformer.data.pipeline import Batches
-from transformer.data.series_batches import SeriesBatches
-from transformer.data.source import Source
+from transformer.config import ModelConfig
+from transformer.data.batches.base import Batches
+from transformer.data.batches.series import SeriesBatches
+from transformer.data.sources.source import Source
+from transformer.errors import UserError
 from transformer.model.noise import Noise
 from transformer.tasks.base import Batch, Task
 from transformer.training.losses import RowPair, squared_error

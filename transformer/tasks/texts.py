@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transformer.config import Config
-from transformer.data.contiguous import ContiguousBatches
-from transformer.data.corrupted import MaskedBatches, SpanBatches, holes_needed
-from transformer.data.packed import PackedBatches
-from transformer.data.pairs import PairBatches
-from transformer.data.pipeline import Batches
-from transformer.data.source import Source
+from transformer.data.batches.base import Batches
+from transformer.data.batches.contiguous import ContiguousBatches
+from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed
+from transformer.data.batches.packed import PackedBatches
+from transformer.data.batches.pairs import PairBatches
+from transformer.data.batches.recordings import SpeechBatches
 from transformer.data.sources import CONTIGUOUS
-from transformer.data.speech_batches import SpeechBatches
+from transformer.data.sources.source import Source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.model.layers import Tokens
 from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 from orbax.checkpoint import checkpoint_managers as policies
 
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.training.processes import every_process
 from transformer.training.sharding import path_of, shapes
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from transformer.config import Config, UserError, head_width, parse_pattern
+from transformer.config import Config, head_width, parse_pattern
+from transformer.errors import UserError
 from transformer.training.losses import CHUNK
 from transformer.training.sharding import Layout
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transformer.config import UserError
+from transformer.errors import UserError
 
 AGREE_EVERY = 8  # steps between the questions that several processes ask each other; each costs a round trip
 

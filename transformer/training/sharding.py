@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from transformer.config import Config, UserError
+from transformer.config import Config
+from transformer.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 ROW_AXES = ("data", "fsdp")  # a batch is split over both

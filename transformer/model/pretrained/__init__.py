@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from transformer.config import ModelConfig, UserError, head_width
+from transformer.config import ModelConfig, head_width
+from transformer.errors import UserError
 from transformer.model.families import build
 from transformer.model.layers import Tokens, key_heads, value_width
 from transformer.model.pretrained.bert import BERT

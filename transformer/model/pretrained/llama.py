@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from transformer.config import ModelConfig, UserError, head_width
+from transformer.config import ModelConfig, head_width
+from transformer.errors import UserError
 from transformer.model.layers import key_heads
 from transformer.model.pretrained.files import Settings
 from transformer.model.pretrained.rows import (

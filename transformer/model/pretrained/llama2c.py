@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from transformer.config import UserError
+from transformer.errors import UserError
 from transformer.model.pretrained.llama import ROPE
 
 HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from transformer.config import ModelConfig, UserError
+from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.pretrained.files import Settings
 from transformer.model.pretrained.rows import (
     ACTIVATION_NAMES,

@@ -1,0 +1,1 @@
+"""The engine of the experiments: sweeps, budgets, workers, statistics and reports."""

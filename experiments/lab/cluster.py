@@ -1,0 +1,149 @@
+"""Runs as jobs of a SLURM cluster, through submitit: the same tasks, and the same files, as in `workers`.
+
+Every task is one element of a job array and one process, on whatever node SLURM gives it; the folder of the sweep
+must be one that all nodes see. `job.json` in a task's folder says which job has it, so that the same command finds it
+again and submits nothing twice.
+"""
+
+import ast
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.definitions import nearest
+from experiments.lab.workers import Watcher, last_words, perform, write_json
+from transformer.errors import UserError
+
+MINUTES = 240  # that a job may take, unless --submit time=MINUTES says more; submitit's own default is 5
+POLL_SECONDS = 2.0  # between two looks at the files that jobs leave
+ASK_SECONDS = 30.0  # between two questions to SLURM, which is where a job that died without a word is found
+
+
+def parse_option(text: str) -> tuple[str, Any]:
+    """'partition=gpu' -> ("partition", "gpu"). UserError: no value, or no option of submitit's SLURM executor."""
+    key, equals, value = text.partition("=")
+    known = sorted(_submitit().SlurmExecutor._valid_parameters())
+    if key not in known:
+        raise UserError(f"--submit {text!r} is no option of sbatch here: {nearest(key, known)}")
+    if not equals or not value:
+        raise UserError(f"--submit {text!r} has no value: write --submit {key}=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def run_all(
+    tasks: Sequence[Any],
+    jobs: int,
+    watcher: Watcher,
+    folder: Path,
+    options: dict[str, Any] | None = None,
+    cluster: str = "slurm",
+) -> None:
+    """Submits what no job has yet as one array, at most `jobs` of it at a time, and waits for all of it.
+
+    Args:
+        tasks: as of `workers.run_all`; what they leave in their folders is the same.
+        jobs: how many run at the same time.
+        watcher: told what happens.
+        folder: of submitit: scripts, pickles and what jobs print before and after their task.
+        options: sbatch's, such as {"partition": "gpu", "time": 60}.
+        cluster: "slurm", or submitit's "local" (processes) or "debug" (this process).
+
+    Raises:
+        UserError: there is no SLURM, it takes no such job, or it cannot be known whether a job still runs.
+    """
+    earlier = [_submitted(task, folder) if cluster == "slurm" else None for task in tasks]
+    waiting = [(task, job) for task, job in zip(tasks, earlier, strict=True) if job is not None]
+    fresh = [task for task, job in zip(tasks, earlier, strict=True) if job is None]
+    waiting += zip(fresh, _submit(fresh, jobs, folder, options or {}, cluster), strict=True)
+    asked = time.monotonic()
+    while waiting:
+        ask = time.monotonic() - asked > ASK_SECONDS
+        asked = time.monotonic() if ask else asked
+        ended = []
+        for place, (task, job) in enumerate(waiting):
+            if job.done(force_check=ask and place == 0):  # one answer is for all jobs
+                ended.append(place)
+                _tell(task, job, watcher)
+        waiting = [pair for place, pair in enumerate(waiting) if place not in ended]
+        watcher.tick([task for task, _ in waiting if (task.folder / "metrics.jsonl").exists()])
+        if waiting:
+            time.sleep(POLL_SECONDS)
+
+
+def queued(tasks: Sequence[Any]) -> list[str]:
+    """The ids of the jobs that were submitted for these tasks, as far as they have not ended."""
+    paths = [task.folder / "job.json" for task in tasks]
+    return [json.loads(path.read_text(encoding="utf-8"))["id"] for path in paths if path.exists()]
+
+
+def _submitit() -> Any:
+    """The package; its own set-up of logging would close the handlers of everyone else."""
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
+    import submitit
+
+    logging.getLogger("submitit").setLevel(logging.ERROR)
+    return submitit
+
+
+def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, Any], cluster: str) -> list[Any]:
+    if not tasks:
+        return []
+    submitit = _submitit()
+    try:
+        executor = submitit.AutoExecutor(folder.absolute(), cluster=cluster)
+        executor.update_parameters(
+            name="experiment",
+            timeout_min=MINUTES,
+            slurm_array_parallelism=jobs,
+            **{f"slurm_{key}": value for key, value in options.items()},
+        )
+        for task in tasks:
+            task.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
+                (task.folder / name).unlink(missing_ok=True)
+        found = executor.map_array(perform, tasks)
+    except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"SLURM takes no jobs here: {text}; --executor=local runs them on this machine") from error
+    if cluster == "slurm":
+        for task, job in zip(tasks, found, strict=True):
+            write_json(task.folder / "job.json", {"id": job.job_id})
+    return found
+
+
+def _submitted(task: Any, folder: Path) -> Any:
+    """The job of an earlier command that still has the task; None where it has ended or there was none."""
+    path = task.folder / "job.json"
+    if not path.exists():
+        return None
+    job = _submitit().SlurmJob(folder.absolute(), json.loads(path.read_text(encoding="utf-8"))["id"])
+    state = job.get_info(mode="force").get("State", "UNKNOWN")
+    if state == "UNKNOWN":
+        raise UserError(
+            f"SLURM does not know whether job {job.job_id} of {task.name} still runs: ask again in a minute, or delete "
+            f"{str(path)!r} to submit it again"
+        )
+    if job.done():
+        path.unlink()
+        return None
+    return job
+
+
+def _tell(task: Any, job: Any, watcher: Watcher) -> None:
+    """Tells how a task ended, by the files in its folder; of a job that died it writes error.txt."""
+    result, error = task.folder / "result.json", task.folder / "error.txt"
+    if result.exists():
+        watcher.finished(task, json.loads(result.read_text(encoding="utf-8")))
+    else:
+        if not error.exists():
+            why = f"its job {job.job_id} ended as {job.state} without a result"
+            error.write_text(last_words(why, task.folder / "log.txt", job.paths.stderr) + "\n", encoding="utf-8")
+        watcher.failed(task, error.read_text(encoding="utf-8").strip())
+    (task.folder / "job.json").unlink(missing_ok=True)

@@ -1,0 +1,110 @@
+"""Experiments as files: found by name, checked, and turned into one configuration a variant."""
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from transformer.config import Config, check_key, differences, override
+from transformer.errors import UserError
+
+FOLDER = Path(__file__).parent.parent  # of the questions
+
+
+def available() -> list[str]:
+    """The experiments of this folder: its files with `variants()` or `cases()`."""
+    form = re.compile(r"^def (variants|cases)\(", re.M)
+    return sorted(path.stem for path in FOLDER.glob("*.py") if form.search(path.read_text("utf-8")))
+
+
+def load(name: str) -> ModuleType:
+    """The experiment of a name, or of a path that ends in .py. UserError: there is none."""
+    if name.endswith(".py"):
+        path = Path(name)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        if not path.is_file() or spec is None or spec.loader is None:
+            raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    else:
+        names = available()
+        if name not in names:
+            raise UserError(f"there is no experiment {name!r}: {nearest(name, names)}")
+        module = importlib.import_module(f"experiments.{name}")
+    parts = ("cases", "measure_case", "findings") if hasattr(module, "cases") else ("variants", "BASE", "REFERENCE")
+    missing = [part for part in parts if not hasattr(module, part)]
+    if missing:
+        raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
+    if not (module.__doc__ or "").strip():
+        raise UserError(f"experiment {name!r} has no docstring: it states the question and the hypothesis")
+    return module
+
+
+# What a base has no use for: variants that differ in nothing else would be the same model.
+ATTENTION_ONLY = {
+    f"model.{key}"
+    for key in ("attention", "positions", "num_heads", "num_kv_heads", "head_dim", "value_dim", "scale_attention",
+                "attention_bias", "d_ff", "activation", "gated", "feed_forward_bias", "norm", "norm_type")
+}  # fmt: skip
+RECURRENT_ONLY = {"model.cell", "model.recurrent_attention"}
+TEXT_ONLY = {"data.tokenizer", "data.vocab_size"}
+NO_TEXT = ("image_classification", "speech_classification", "forecasting")
+NO_OUTPUT_TABLE = (*NO_TEXT, "text_classification")
+
+
+def lacking(config: Config) -> set[str]:
+    """The keys that mean nothing to a config's model and task, of those that experiments vary."""
+    without = set(ATTENTION_ONLY if config.model.family.startswith("recurrent") else RECURRENT_ONLY)
+    if config.task in NO_TEXT:
+        without |= TEXT_ONLY
+    if config.task in NO_OUTPUT_TABLE:
+        without |= {"model.tied"}
+    if config.task == "forecasting":
+        without |= {"label_smoothing"}
+    return without
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """The end of a message about a name that is none of `names`."""
+    near = difflib.get_close_matches(name, names, 1)
+    return f"{f'did you mean {near[0]!r}? There are: ' if near else 'choose one of: '}{', '.join(names)}"
+
+
+def build(module: ModuleType, base: Config) -> dict[str, Config]:
+    """Variant -> its configuration.
+
+    Raises:
+        UserError: an unknown key, an impossible value, a key that this base has no use for, a name that is no folder's.
+    """
+    variants = module.variants(base)
+    for name in variants:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(f"variant {name!r} cannot name a folder: use letters, digits, '-', '_', '+' and '.'")
+    if module.REFERENCE not in variants:
+        raise UserError(f"REFERENCE is {module.REFERENCE!r}, which is no variant: choose one of {', '.join(variants)}")
+    configs = {name: override(base, changes) for name, changes in variants.items()}
+    for name, config in configs.items():
+        changed = set(differences(configs[module.REFERENCE], config))
+        if changed and changed <= lacking(config):
+            raise UserError(
+                f"variant {name!r} differs in {', '.join(sorted(changed))}, which means nothing to a model of family "
+                f"{config.model.family!r} for {config.task}: choose another --base"
+            )
+    return configs
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """'model.d_model=64' -> ("model.d_model", 64); what is no Python literal is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--set {text!r} has no value: write --set KEY=VALUE, such as --set model.d_model=64")
+    check_key(key)
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value

@@ -1,0 +1,156 @@
+"""One run of a sweep, and one measurement of cost: what a worker does."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.lab.budgets import step_flops
+from experiments.lab.definitions import FOLDER, load
+from transformer.config import Config, override, to_dict
+from transformer.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "sacrebleu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One variant with one seed."""
+
+    experiment: str
+    variant: str
+    seed: int
+    config: Config
+    difference: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.variant} seed {self.seed}"
+
+    def train(self) -> None:
+        """Trains, or goes on with it."""
+        module = load(self.experiment)
+        if hasattr(module, "train"):
+            module.train(self.config, self.folder)
+        else:
+            from transformer.train import train
+
+            train(self.config, self.folder)
+
+    def seconds_per_step(self) -> float | None:
+        """The median over the lines of metrics.jsonl; None where there is only the first, which compiles."""
+        lines = read_lines(self.folder / "metrics.jsonl")
+        times = [line["seconds_per_step"] for line in lines if "seconds_per_step" in line][1:]
+        return statistics.median(times) if times else None
+
+    def run(self) -> dict[str, Any]:
+        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
+        module = load(self.experiment)
+        resumed = (self.folder / "metrics.jsonl").exists()
+        began = time.monotonic()
+        self.train()
+        trained_after = time.monotonic() - began
+        if hasattr(module, "restore"):
+            trained = module.restore(self.folder)
+        else:
+            from transformer.generate import restore
+
+            trained = restore(self.folder)
+        if hasattr(module, "measure"):
+            measured = module.measure(trained)
+        else:
+            from experiments.lab.measures import measure
+
+            measured = measure(trained)
+        for name, value in measured["metrics"].items():
+            if value is not None and not math.isfinite(value):
+                raise UserError(f"{name} is {value}: the run diverged, so lower optimizer.learning_rate")
+
+        import jax
+
+        lines = read_lines(self.folder / "metrics.jsonl")
+        data = self.folder / "data.json"
+        leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params["params"])
+        known = self.config
+        if (tokenizer := getattr(trained, "tokenizer", None)) is not None:
+            known = override(known, {"model.vocab_size": tokenizer.vocab_size})
+        shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+        return {
+            "variant": self.variant,
+            "seed": self.seed,
+            **measured,
+            "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
+            "flops": self.config.steps * step_flops(known, shapes),  # of the training
+            "parameters": sum(map(math.prod, shapes.values())),
+            "seconds_per_step": self.seconds_per_step(),
+            "train_seconds": trained_after,
+            "measure_seconds": time.monotonic() - began - trained_after,
+            "resumed": resumed,
+            "difference": self.difference,
+            "config": to_dict(self.config),
+            "fingerprint": json.loads(data.read_text()).get("fingerprint") if data.exists() else None,
+            **provenance(),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """The experiment's own measurement of cost, in a worker with all cores, after the runs."""
+
+    experiment: str
+    base: Config
+    folder: Path
+    name: str = "the cost measurement"
+
+    def run(self) -> dict[str, Any]:
+        return {"rows": load(self.experiment).cost(self.base), **provenance()}
+
+
+def provenance() -> dict[str, Any]:
+    """What the figures came from: commit, versions, device."""
+    import jax
+
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = jax.devices()[0]
+    return {
+        "commit": commit(),
+        "versions": versions,
+        "device": f"{platform.machine()} processor" if device.platform == "cpu" else device.device_kind,
+        "cores": cores,
+    }
+
+
+def commit() -> str | None:
+    """The git commit of this code, with "+" where files differ from it; None outside a repository."""
+    try:
+        git = ["git", "-C", str(FOLDER)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head[:12] + ("+" if changed.stdout.strip() else "")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; a last line that is still being written is left out."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines

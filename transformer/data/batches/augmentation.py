@@ -1,0 +1,74 @@
+"""Training examples changed at random, as a pure function of (seed, epoch, example)."""
+
+import numpy as np
+
+from transformer.data.batches.log_mel import RATE
+
+SHIFT = 14  # an image moves by up to a 14th of its side, and by up to one pixel at least: 2 of MNIST's 28, 1 of 8
+
+
+SPEED = (0.9, 1.1)
+LEAD = RATE // 10  # samples of silence, at most, before a recording
+NOISE = (15.0, 40.0)  # decibels of the recording above the noise
+MASKED = 5  # at most a fifth of the bands, and of the frames, is hidden
+
+
+def uniforms(seed: int, epoch: int, examples: np.ndarray, count: int) -> np.ndarray:
+    """Numbers in [0, 1), float64 [B, count], that belong to the examples [B] in one epoch.
+
+    A hash of (seed, epoch, example, place), so that it does not matter which examples share a batch.
+    """
+    state = _mixed(np.array([seed % 2**64], np.uint64), epoch)
+    state = _mixed(_mixed(state, examples)[:, None], np.arange(count))
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
+def _mixed(state: np.ndarray, number: np.ndarray | int) -> np.ndarray:
+    """The output of SplitMix64 (Steele, Lea and Flood, 2014) `number` + 1 steps after `state`."""
+    number = np.atleast_1d(number).astype(np.uint64)
+    x = state + (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # overflow is meant
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarray) -> np.ndarray:
+    """Each image [H, W, C] of [B, H, W, C] moved by a few pixels up or down and left or right; zeros move in."""
+    count, height, width, _ = images.shape
+    most = max(1, max(height, width) // SHIFT)
+    padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
+    top, left = (uniforms(seed, epoch, examples, 2) * (2 * most + 1)).astype(int).T
+    rows, columns = top[:, None] + np.arange(height), left[:, None] + np.arange(width)
+    return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def longest_augmented(samples: np.ndarray) -> np.ndarray:
+    """Samples, at most, that recordings of so many have after `augmented_audio`."""
+    return (samples / SPEED[0]).astype(np.int64) + 1 + LEAD
+
+
+def augmented_audio(audio: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:
+    """A recording [T] played faster or slower, after a pause and with white noise: float64, of another length.
+
+    Samples between samples are interpolated linearly.
+    """
+    longest = int(longest_augmented(np.array(len(audio))))
+    draws = uniforms(seed, epoch, np.array([example]), 7 + longest)[0]  # 3 to 6 are those of `masked_frames`
+    speed = SPEED[0] + (SPEED[1] - SPEED[0]) * draws[0]
+    places = np.arange(0, len(audio) - 1 + 1e-9, speed)
+    played = np.interp(places, np.arange(len(audio)), audio.astype(np.float64))
+    louder = 10 ** ((NOISE[0] + (NOISE[1] - NOISE[0]) * draws[2]) / 20)
+    amplitude = np.sqrt(3 * np.mean(played**2)) / louder  # noise in [-a, a) has the variance a^2 / 3
+    shifted = np.concatenate([np.zeros(int(draws[1] * (LEAD + 1))), played])
+    return shifted + amplitude * (2 * draws[7 : 7 + len(shifted)] - 1)
+
+
+def masked_frames(frames: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:
+    """Frames [T, mels] with a run of frames and one of bands set to 0, their mean (SpecAugment, Park et al., 2019)."""
+    draws = uniforms(seed, epoch, np.array([example]), 7)[0, 3:]  # the first three are those of `augmented_audio`
+    masked = frames.copy()
+    for axis, (size, place) in enumerate(draws.reshape(2, 2)):
+        width = int(size * (frames.shape[axis] // MASKED + 1))
+        start = int(place * (frames.shape[axis] - width + 1))
+        masked[(slice(None),) * axis + (slice(start, start + width),)] = 0
+    return masked

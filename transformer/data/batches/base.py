@@ -1,0 +1,236 @@
+"""Examples -> cached tokens -> batches, where a batch is a pure function of (seed, step).
+
+An epoch is a plan over token lengths: made from (seed, epoch), never from what was read before. So a checkpoint needs
+only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global batch.
+All arrays of a batch of texts are int32; segment 0 is padding. What a batch looks like is in the files beside this one.
+"""
+
+import abc
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources import Source
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+
+Batch = dict[str, np.ndarray]
+
+# These stand in the place of the epoch in the key of random numbers: of the packing, and of what evaluation hides.
+PACKING = 2**64 - 1
+EVALUATION = 2**64 - 2
+MAP_ABOVE = 2**28  # bytes; larger token files are mapped into memory instead of read
+
+
+# --- Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """Token ids of many texts, end to end, without special tokens: text i is flat[offsets[i]:offsets[i + 1]]."""
+
+    flat: np.ndarray  # int32
+    offsets: np.ndarray  # int64, one more than there are texts
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "Tokens":
+        lengths = [len(sequence) for sequence in sequences]
+        flat = np.fromiter((i for sequence in sequences for i in sequence), np.int32, count=sum(lengths))
+        return cls(flat, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.offsets)
+
+
+def tokenize(
+    source: Source, split: str, fields: Sequence[str], tokenizer: Tokenizer, data: DataConfig
+) -> dict[str, Tokens]:
+    """Tokens of the fields of a split, in that order, from the cache where they have been made before."""
+    names = [source.field(field) for field in fields]
+    examples = source.split(split)  # before the cache is asked, for its UserError
+    identity = json.dumps([source.fingerprint, split, names, tokenizer.fingerprint])
+    folder = cache_root(data) / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    with locked(folder):
+        if not folder.exists():
+            parts: dict[str, list[Tokens]] = {name: [] for name in names}
+            for start in range(0, len(examples), 4096):
+                chunk = examples.many(range(start, min(start + 4096, len(examples))))
+                for name in names:
+                    parts[name].append(Tokens.of(tokenizer.encode_batch([example[name] for example in chunk])))
+            with writing(folder) as temporary:
+                temporary.mkdir()
+                for number, name in enumerate(names):
+                    lengths = np.concatenate([part.lengths for part in parts[name]])
+                    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+                    np.save(temporary / f"{number}.offsets.npy", offsets)
+                    np.save(temporary / f"{number}.flat.npy", np.concatenate([part.flat for part in parts[name]]))
+    tokens = {}
+    for number, name in enumerate(names):
+        flat = folder / f"{number}.flat.npy"
+        ids = np.load(flat, mmap_mode="r") if flat.stat().st_size > MAP_ABOVE else np.load(flat)
+        tokens[name] = Tokens(ids, np.load(folder / f"{number}.offsets.npy"))
+    return tokens
+
+
+def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
+    """The class of every example of a split [examples], int32, from the cache where they have been read before.
+
+    UserError: the source has no classes, or examples of none of them.
+    """
+    if not source.classes:
+        raise UserError(f"{source.name} has no classes: choose a dataset of labelled texts in data.name.")
+    examples = source.split(split)
+    identity = json.dumps([source.fingerprint, split, "label"])
+    path = cache_root(data) / "labels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
+    with locked(path):
+        if not path.exists():
+            labels = np.array([example["label"] for example in examples], np.int32)
+            with writing(path) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, labels)
+    labels = np.load(path)
+    without = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
+    if len(without):  # -1 stands for no label, as in the test split of GLUE
+        raise UserError(
+            f"Example {without[0] + 1} of {split} of {source.name} has the label {labels[without[0]]}, which is no "
+            "class: choose another split, or take it out."
+        )
+    return labels
+
+
+# --- Batches
+
+
+class Batches(abc.ABC):
+    """Batches of one split. Subclasses say which rows a step has (`_epoch`) and what a row looks like (`_make`).
+
+    A row is a number, -1 for a row of padding only; a plan is a list of (width, rows), one entry a step.
+    """
+
+    def __init__(self, seed: int, data: DataConfig, process_index: int, process_count: int) -> None:
+        _check(data, process_index, process_count)
+        self.seed = seed
+        self.data = data
+        self._process = (process_index, process_count)
+        # Two epochs, as a prefetching thread may be one ahead.
+        self._plan = functools.lru_cache(maxsize=2)(self._epoch)
+
+    @property
+    @abc.abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch, the same number in each. UserError: there is no example to train on."""
+
+    @property
+    @abc.abstractmethod
+    def report(self) -> dict[str, Any]:
+        """Of the training batches: examples `kept`, `dropped` for length, `fill` (the share of positions that are not
+        padding), `shapes` (rows, width) over all processes, and `steps_per_epoch`."""
+
+    @abc.abstractmethod
+    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]: ...
+
+    @abc.abstractmethod
+    def _make(self, width: int, rows: np.ndarray) -> Batch: ...
+
+    @abc.abstractmethod
+    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
+        """Every example exactly once, in a few fixed shapes; the last rows of a shape may be padding."""
+
+    def too_long(self, max_len: int) -> int:
+        """How many examples `evaluation` gives that are longer than `max_len`, special tokens included."""
+        return 0
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of the global batch of a step (0, 1, ...); depends on the seed and the step only."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        return self._local(*self._plan(epoch)[index])
+
+    def iterate(
+        self, start: int, stop: int, place: Callable[[Batch], Any] = lambda batch: batch
+    ) -> grain.DatasetIterator[Any]:
+        """The batches of steps start, ..., stop - 1, made ahead by one thread, which ends with the iterator.
+
+        The thread also calls `place`, which brings a batch to the devices: 0.15 ms, of steps that may take 5.
+        `close()` ends it early. Its own state is not needed for resuming: the step is enough.
+        """
+        steps = grain.MapDataset.range(start, stop).map(self.batch).map(place)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+    def _local(self, width: int, rows: np.ndarray) -> Batch:
+        return self._make(width, self._share(rows))
+
+    def _share(self, rows: np.ndarray) -> np.ndarray:
+        """The rows of this process."""
+        index, count = self._process
+        share = len(rows) // count
+        return rows[index * share : (index + 1) * share]
+
+    def _rows_of(self, width: int) -> int:
+        """Rows of a batch of that width: about batch_tokens positions, and a multiple of row_multiple."""
+        multiple = self.data.row_multiple
+        return max(multiple, self.data.batch_tokens // width // multiple * multiple)
+
+
+def _check(data: DataConfig, process_index: int, process_count: int) -> None:
+    if data.max_len < 2 or data.row_multiple < 1 or data.batch_tokens < 1:
+        raise UserError(
+            f"data.max_len={data.max_len}, data.batch_tokens={data.batch_tokens} and data.row_multiple="
+            f"{data.row_multiple} must be positive, max_len at least 2."
+        )
+    if data.row_multiple % process_count:
+        raise UserError(
+            f"data.row_multiple={data.row_multiple} cannot be shared by {process_count} processes: make it a multiple "
+            f"of {process_count}."
+        )
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process {process_index} of {process_count}")
+
+
+def philox(seed: int, epoch: int) -> np.random.Philox:
+    """The random bits of an epoch. Only raw ones are drawn: their stream is the same in every NumPy version, that of
+    the distributions is not."""
+    return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64))
+
+
+def permutation(bits: np.random.Philox, size: int) -> np.ndarray:
+    """0 to size - 1 in a random order."""
+    return np.argsort(bits.random_raw(size), kind="stable") if size else np.zeros(0, np.int64)
+
+
+def cut(rows: np.ndarray, count: int) -> list[np.ndarray]:
+    """Cuts into pieces of `count`, the last filled with -1."""
+    padded = np.full(-(-len(rows) // count) * count, -1, np.int64)
+    padded[: len(rows)] = rows
+    return list(padded.reshape(-1, count))
+
+
+def widths_needed(data: DataConfig) -> list[int]:
+    """The widths that max_len needs. UserError: none is that wide."""
+    buckets = sorted(set(data.buckets))
+    if not buckets or buckets[0] < 1 or buckets[-1] < data.max_len:
+        raise UserError(
+            f"data.buckets={data.buckets} does not cover data.max_len={data.max_len}: add a bucket of {data.max_len}."
+        )
+    return buckets[: int(np.searchsorted(buckets, data.max_len)) + 1]
+
+
+def gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, width] of the texts `rows`, padded, and their lengths [B]; a row of -1 is empty."""
+    starts = tokens.offsets[np.maximum(rows, 0)]
+    lengths = np.where(rows >= 0, tokens.lengths[np.maximum(rows, 0)], 0)
+    column = np.arange(width)
+    inside = column < lengths[:, None]
+    matrix = np.full((len(rows), width), Tokenizer.pad_id, np.int32)
+    matrix[inside] = tokens.flat[(starts[:, None] + column)[inside]]
+    return matrix, lengths

@@ -1,0 +1,81 @@
+"""One long text as a language model reads it: rows of consecutive tokens, without begin or end."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batch, Batches, Tokens, cut, permutation, philox
+from transformer.errors import UserError
+
+
+class ContiguousBatches(Batches):
+    """Rows of max_len consecutive tokens, the targets one ahead across the borders of the rows; no BOS, no EOS.
+
+    In training the first row of an epoch begins at a random place of the first max_len or so, and the rows follow each
+    other without a gap, so that in the long run every token is seen in every place of a row. `tokens` are those of one
+    field; documents follow each other as if they were one.
+
+    Keys: target_inputs, targets, target_positions, target_segments [B, L], L = max_len.
+    """
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        super().__init__(seed, data, process_index, process_count)
+        (self._tokens,) = tokens.values()
+        self._targets = len(self._tokens.flat) - 1
+        # One row less than there are leaves the beginning of the first one max_len places to choose from.
+        self._rows = max(1, self._targets // data.max_len - 1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        if self._targets < 1:
+            raise UserError(
+                "The text holds fewer than two tokens, so that there is nothing to predict: give a longer one."
+            )
+        return -(-self._rows // self._rows_of(self.data.max_len))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        width, steps = self.data.max_len, self.steps_per_epoch
+        rows = self._rows_of(width)
+        return {
+            "kept": len(self._tokens),
+            "dropped": 0,
+            "fill": min(self._targets, self._rows * width) / (steps * rows * width),
+            "shapes": [(rows, width)],
+            "steps_per_epoch": steps,
+        }
+
+    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        width, bits = self.data.max_len, philox(self.seed, epoch)
+        slack = max(0, self._targets - self._rows * width)
+        starts = int(bits.random_raw()) % (slack + 1) + width * permutation(bits, self._rows)
+        return [(width, rows) for rows in cut(starts, self._rows_of(width))]
+
+    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
+        """Every token but the first exactly once as a target, in the order of the text. Rows have max_len tokens."""
+        del max_len  # all rows have one length
+        for rows in cut(np.arange(0, self._targets, self.data.max_len), self._rows_of(self.data.max_len)):
+            yield self._local(self.data.max_len, rows)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        """`rows` are the places of the text where they begin."""
+        place = rows[:, None] + np.arange(width)
+        inside = (rows[:, None] >= 0) & (place < self._targets)
+        safe = np.where(inside, place, 0)
+        flat = self._tokens.flat
+        return {
+            "target_inputs": np.where(inside, flat[safe], 0).astype(np.int32),
+            "targets": np.where(inside, flat[np.minimum(safe + 1, max(self._targets, 0))], 0).astype(np.int32),
+            "target_positions": np.where(inside, np.arange(width), 0).astype(np.int32),
+            "target_segments": inside.astype(np.int32),
+        }

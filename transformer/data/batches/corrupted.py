@@ -1,0 +1,204 @@
+"""Texts of which a part is hidden, anew in each epoch: masked language models, and T5's span corruption."""
+
+import abc
+from collections.abc import Mapping
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import EVALUATION, Batch, Batches, Tokens
+from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.packed import Packed
+from transformer.data.batches.pairs import pair_batch
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+
+MEAN_SPAN = 3  # tokens of a hidden span on average (Raffel et al., 2020)
+
+
+class Corrupted(Batches):
+    """What is hidden in a row depends on (seed, epoch, row) only; `evaluation` always hides the same."""
+
+    @abc.abstractmethod
+    def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch: ...
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of the global batch of a step (0, 1, ...); depends on the seed and the step only."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        width, rows = self._plan(epoch)[index]
+        return self._corrupted(width, self._share(rows), epoch)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        return self._corrupted(width, rows, EVALUATION)
+
+    def _draws(self, epoch: int, row: int, count: int) -> np.ndarray:
+        """`count` random numbers of 64 bits that belong to a row in an epoch."""
+        key = np.array([self.seed % 2**64, epoch], np.uint64)
+        # The order of an epoch counts from 0 under the same key: these counters are far from any that it reaches.
+        return np.random.Philox(key=key, counter=np.array([0, 0, row, 1], np.uint64)).random_raw(count)
+
+
+# --- Masked language models
+
+
+class MaskedBatches(Corrupted, Packed):
+    """For masked language models (Devlin et al., 2019): documents, BOS + tokens + EOS, in packed rows; see `Packed`.
+
+    Of the tokens, each is chosen with probability `data.corruption`, and at least one of a row; BOS and EOS never are.
+    A chosen token is replaced by the mask piece (80 %), by any piece (10 %), or stays as it is (10 %).
+
+    Keys, all [B, L], L = max_len: inputs, with what is hidden; targets, the original tokens; target_weights, 1 at the
+    chosen ones and 0 elsewhere; input_positions, input_segments.
+    """
+
+    added = 2  # BOS and EOS
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self._mask_id = tokenizer.mask_id  # before the packing, for its UserError
+        self._pieces = (tokenizer.first_piece, tokenizer.vocab_size)
+        super().__init__(tokens, seed=seed, data=data, process_index=process_index, process_count=process_count)
+
+    def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
+        filled = self._filled(rows)
+        batch = {
+            key: np.zeros((len(rows), width), np.int32)
+            for key in ("inputs", "targets", "target_weights", "input_positions", "input_segments")
+        }
+        inside = self._tokens.flat[filled.begin + np.clip(filled.place - 1, 0, filled.tokens - 1)]
+        ends = np.where(filled.place == 0, Tokenizer.bos_id, Tokenizer.eos_id)
+        is_token = (filled.place > 0) & (filled.place <= filled.tokens)
+        batch["targets"][filled.where] = np.where(is_token, inside, ends)
+        batch["input_positions"][filled.where] = filled.position
+        batch["input_segments"][filled.where] = filled.segment
+        batch["inputs"][...] = batch["targets"]
+        tokens = np.zeros((len(rows), width), bool)
+        tokens[filled.where] = is_token
+        for index, row in enumerate(rows.tolist()):
+            if tokens[index].any():
+                chosen, shown = self._hide(batch["targets"][index], tokens[index], epoch, row)
+                batch["target_weights"][index] = chosen
+                batch["inputs"][index] = shown
+        return batch
+
+    def _hide(self, original: np.ndarray, tokens: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the `tokens` of a row are chosen, and what the row is then."""
+        lot, kind, piece = self._draws(epoch, row, 3 * len(original)).reshape(3, -1)
+        chosen = tokens & (lot < _part(self.data.corruption))
+        if not chosen.any():
+            chosen[np.argmin(np.where(tokens, lot, np.uint64(2**64 - 1)))] = True
+        first, end = self._pieces
+        random = (piece % np.uint64(end - first)).astype(np.int32) + first
+        replaced = np.where(kind < _part(0.8), self._mask_id, np.where(kind < _part(0.9), random, original))
+        return chosen, np.where(chosen, replaced, original)
+
+
+def _part(share: float) -> np.uint64:
+    """The bound below which that share of all numbers of 64 bits lies."""
+    return np.uint64(int(share * 2**64))
+
+
+# --- Span corruption
+
+
+class SpanBatches(Corrupted, BucketedBatches):
+    """For T5's span corruption (Raffel et al., 2020): spans of a text are hidden, and are to be written.
+
+    Of a chunk of n tokens, n * data.corruption are hidden, in spans of three on average. In the inputs, hole piece i
+    stands for span i; the targets are hole piece 0, span 0, hole piece 1, span 1, ... Unlike T5's code, which always
+    hides the last token and never the first, the spans lie anywhere, at least one token apart. Documents, of one
+    field, are cut into consecutive chunks whose inputs and targets fit into max_len; none is dropped.
+
+    Keys: those of `PairBatches`; `example_ids` are numbers of chunks.
+    """
+
+    noun = "chunks"
+    sides = 2
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        tokenizer: Tokenizer,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        (self._tokens,) = tokens.values()
+        self._holes = np.array(tokenizer.hole_ids, np.int32)
+        if len(self._holes) < holes_needed(data):
+            raise UserError(
+                f"data.max_len={data.max_len} with data.corruption={data.corruption} hides up to {holes_needed(data)} "
+                f"spans, and the tokenizer has {len(self._holes)} hole pieces: train it with as many, or lower either."
+            )
+        size = _longest_chunk(data)
+        counts = -(-self._tokens.lengths // size)
+        document = np.repeat(np.arange(len(self._tokens)), counts)
+        number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
+        self._starts = self._tokens.offsets[document] + number * size
+        self._sizes = np.minimum(size, self._tokens.lengths[document] - number * size)
+        hidden, spans = hidden_and_spans(self._sizes, data.corruption)
+        inputs, targets = self._sizes - hidden + spans + 1, hidden + spans + 1
+        super().__init__(np.maximum(inputs, targets), inputs + targets, seed, data, process_index, process_count)
+
+    def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
+        sides = np.zeros((2, len(rows), width), np.int32)
+        lengths = np.zeros((2, len(rows)), np.int64)
+        for index, row in enumerate(rows.tolist()):
+            if row >= 0:
+                for side, text in enumerate(self._spans_of(row, epoch)):
+                    sides[side, index, : len(text)], lengths[side, index] = text, len(text)
+        return pair_batch(sides[0], lengths[0], sides[1], lengths[1], rows)
+
+    def _spans_of(self, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """What is seen of a chunk, and what is hidden, both with the hole pieces."""
+        start, size = int(self._starts[row]), int(self._sizes[row])
+        hidden, spans = (int(count) for count in hidden_and_spans(np.array(size), self.data.corruption))
+        draws = self._draws(epoch, row, size)
+        lengths = _composition(draws[: hidden - 1], spans)
+        gaps = _composition(draws[hidden - 1 :], spans + 1)  # of two tokens more than are seen: the outer may be empty
+        gaps[[0, -1]] -= 1
+        tokens = self._tokens.flat[start : start + size]
+        parts = np.split(tokens, np.cumsum(np.stack([gaps[:-1], lengths], axis=1).ravel()))
+        holes = self._holes[:spans, None]
+        seen = [part for gap, hole in zip(parts[:-1:2], holes, strict=True) for part in (gap, hole)] + [parts[-1]]
+        written = [part for hole, span in zip(holes, parts[1::2], strict=True) for part in (hole, span)]
+        return np.concatenate(seen), np.concatenate(written)
+
+
+def hidden_and_spans(sizes: np.ndarray, corruption: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many tokens of chunks of these sizes (1 or more) are hidden, in how many spans."""
+    hidden = np.clip(np.floor(sizes * corruption + 0.5).astype(np.int64), 1, np.maximum(sizes - 1, 1))
+    spans = np.floor(hidden / MEAN_SPAN + 0.5).astype(np.int64)
+    return hidden, np.clip(spans, 1, np.minimum(hidden, sizes - hidden + 1))
+
+
+def holes_needed(data: DataConfig) -> int:
+    """How many hole pieces a tokenizer needs for `SpanBatches`."""
+    return int(hidden_and_spans(np.array(_longest_chunk(data)), data.corruption)[1])
+
+
+def _longest_chunk(data: DataConfig) -> int:
+    """Tokens of the longest chunk of which both sides fit into max_len, EOS included. UserError: none does."""
+    if data.max_len < 3:
+        raise UserError(
+            f"data.max_len={data.max_len} has no room for a hidden token, its hole piece and EOS: make it 3 or more."
+        )
+    sizes = np.arange(1, 2 * data.max_len)
+    hidden, spans = hidden_and_spans(sizes, data.corruption)
+    return int(sizes[np.maximum(sizes - hidden, hidden) + spans + 1 <= data.max_len].max())
+
+
+def _composition(draws: np.ndarray, parts: int) -> np.ndarray:
+    """A random way to write len(draws) + 1 as a sum of `parts` positive numbers, all equally likely."""
+    cuts = np.sort(np.argsort(draws, kind="stable")[: parts - 1]) + 1
+    return np.diff(np.concatenate([[0], cuts, [len(draws) + 1]]))

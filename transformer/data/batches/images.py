@@ -1,0 +1,124 @@
+"""Batches of images with a class."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.augmentation import shifted_images
+from transformer.data.batches.base import MAP_ABOVE, Batch
+from transformer.data.batches.rows import RowBatches
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources.source import Source, check_classes
+from transformer.errors import UserError
+
+
+class ImageBatches(RowBatches):
+    """Images of a fixed size with their class; `data.batch_tokens` counts images.
+
+    Pixels are divided by 255, and then have the mean and the deviation of the training split removed, a channel at a
+    time. With `data.augment`, `batch` (never `evaluation`) moves each image by up to a 14th of its side.
+
+    Keys: inputs [B, H, W, C] float32, labels [B] int32, example_ids [B] int32; -1, and zeros, on rows of padding.
+    UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        *,
+        seed: int,
+        data: DataConfig,
+        image_size: tuple[int, ...],
+        channels: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        own, training = read_images(source, split, data), read_images(source, "train", data)
+        self._pixels, self._labels = own.pixels, own.labels
+        shape = (*image_size, channels)
+        for height, width, depth in {training.pixels.shape[1:], own.pixels.shape[1:]} - {shape}:
+            raise UserError(
+                f"The images of {source.name} are {height} x {width} with {depth} channel(s), and the model takes "
+                f"{shape[0]} x {shape[1]} with {channels}: set model.image_size={(height, width)} and "
+                f"model.channels={depth}."
+            )
+        check_classes(source, split, own.labels, training.labels)
+        self.mean, self.deviation = training.moments()
+        super().__init__(len(self._pixels), shape[0] * shape[1], seed, data, process_index, process_count)
+
+    def batch(self, step: int) -> Batch:
+        """As in `Batches`; augmented where the config says so."""
+        made = super().batch(step)
+        if self.data.augment:
+            ids = made["example_ids"]
+            moved = shifted_images(self._pixels[ids], self.seed, step // self.steps_per_epoch, ids)
+            made["inputs"] = self._normalised(moved, ids)
+        return made
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        del width
+        return {
+            "inputs": self._normalised(self._pixels[rows], rows),
+            "labels": np.where(rows >= 0, self._labels[rows], 0).astype(np.int32),
+            "example_ids": rows.astype(np.int32),
+        }
+
+    def _normalised(self, pixels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        inputs = (pixels.astype(np.float32) / np.float32(255) - self.mean) / self.deviation
+        inputs[rows < 0] = 0
+        return inputs
+
+
+class Images(NamedTuple):
+    """The images of a split: pixels [n, H, W, C] uint8, labels [n] int32; counts [C, 256], how often each value is."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    counts: np.ndarray
+
+    def moments(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation [C] of pixels / 255, float32; the deviation is 1 where a channel has one value only."""
+        grey, shares = np.arange(256) / 255, self.counts / self.counts.sum(axis=1, keepdims=True)
+        mean = shares @ grey
+        deviation = np.sqrt((shares * (grey - mean[:, None]) ** 2).sum(axis=1))
+        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
+
+
+def read_images(source: Source, split: str, data: DataConfig) -> Images:
+    """The fields `image` and `label` of a split, from the cache where they have been read before.
+
+    UserErrors: the source has no such fields, its images have several sizes or are not of 8 bit.
+    """
+    source.array("image")
+    examples = source.split(split)
+    folder = cache_root(data) / "images" / hashlib.sha256(json.dumps([source.fingerprint, split]).encode()).hexdigest()
+    with locked(folder):
+        if not folder.exists():
+            pixels: list[np.ndarray] = []
+            labels = np.empty(len(examples), np.int32)
+            for number, example in enumerate(examples):
+                image = example["image"]
+                if image.dtype != np.uint8 or (pixels and image.shape != pixels[0].shape):
+                    raise UserError(
+                        f"Image {number} of {source.name}, split {split!r}, is {image.dtype} of shape {image.shape}, "
+                        f"and all should be uint8 of one shape, as {pixels[0].shape if pixels else image.shape}: "
+                        "choose another data.name."
+                    )
+                if "label" not in example:
+                    raise UserError(f"{source.name} has no field 'label': choose a dataset of images with classes.")
+                labels[number] = example["label"]
+                pixels.append(image)
+            with writing(folder) as temporary:
+                temporary.mkdir()
+                stacked = np.stack(pixels)
+                counts = [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(stacked, -1, 0)]
+                np.save(temporary / "pixels.npy", stacked)
+                np.save(temporary / "labels.npy", labels)
+                np.save(temporary / "counts.npy", np.stack(counts))
+    path = folder / "pixels.npy"
+    loaded = np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
+    return Images(loaded, np.load(folder / "labels.npy"), np.load(folder / "counts.npy"))

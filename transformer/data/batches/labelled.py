@@ -1,0 +1,58 @@
+"""Batches of texts with a class, for classification."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batch, Tokens, gather
+from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.tokenizers import Tokenizer
+
+
+class LabelledBatches(BucketedBatches):
+    """Texts of one field with their classes: BOS + tokens + EOS, in buckets of similar length.
+
+    A text longer than max_len is cut (its EOS stays), in training and in `evaluation`: none is ever left out.
+
+    Keys: inputs, input_positions, input_segments [B, S], S = the bucket; labels [B], 0 on rows of padding;
+    example_ids [B], -1 on rows of padding.
+    """
+
+    noun = "texts"
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        labels: np.ndarray,
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        (self._tokens,) = tokens.values()
+        if labels.shape != (len(self._tokens),):
+            raise ValueError(f"{len(self._tokens)} texts with labels of shape {labels.shape}")
+        self._labels = labels.astype(np.int32)
+        lengths = np.minimum(self._tokens.lengths + 2, data.max_len)
+        super().__init__(lengths, lengths, seed, data, process_index, process_count)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        room = min(width, self.data.max_len) - 2
+        text, lengths = gather(self._tokens, rows, room)
+        lengths = np.minimum(lengths, room)
+        real = np.flatnonzero(rows >= 0)
+        inputs = np.zeros((len(rows), width), np.int32)
+        inputs[:, 1 : room + 1] = text
+        inputs[real, 0] = Tokenizer.bos_id
+        inputs[real, lengths[real] + 1] = Tokenizer.eos_id
+        position = np.arange(width, dtype=np.int32)
+        segments = (position < np.where(rows >= 0, lengths + 2, 0)[:, None]).astype(np.int32)
+        return {
+            "inputs": inputs,
+            "input_positions": position * segments,
+            "input_segments": segments,
+            "labels": np.where(rows >= 0, self._labels[np.maximum(rows, 0)], 0).astype(np.int32),
+            "example_ids": rows.astype(np.int32),
+        }

@@ -1,0 +1,162 @@
+"""Documents packed into rows without padding between them: batches for language models."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import PACKING, Batch, Batches, Tokens, cut, permutation, philox
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+
+
+class Packed(Batches):
+    """Documents packed into rows of max_len, each with `added` places more than it has tokens.
+
+    A document longer than max_len is cut into consecutive chunks. A row holds several chunks, numbered 1, 2, ... by
+    its segments; positions restart in each. `tokens` are those of one field; empty documents are left out. The
+    packing depends on the seed only, and the order of the rows on (seed, epoch).
+    """
+
+    added: int
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        super().__init__(seed, data, process_index, process_count)
+        (self._tokens,) = tokens.values()
+        documents = np.flatnonzero(self._tokens.lengths)
+        lengths = self._tokens.lengths[documents] + self.added
+        chunks = -(-lengths // data.max_len)
+        number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
+        document, start = np.repeat(documents, chunks), number * data.max_len
+        length = np.minimum(data.max_len, np.repeat(lengths, chunks) - start)
+        rows = pack(length, data.max_len, seed)
+        by_row = np.argsort(rows, kind="stable")
+        self._document, self._start, self._length = document[by_row], start[by_row], length[by_row]
+        # The chunks of row r are first[r], ..., first[r + 1] - 1.
+        self._first = np.concatenate([[0], np.cumsum(np.bincount(rows))]) if len(rows) else np.zeros(1, np.int64)
+        self._kept = len(documents)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        rows = len(self._first) - 1
+        if not rows:
+            raise UserError(f"None of {len(self._tokens)} documents holds a token: give some text.")
+        return -(-rows // self._rows_of(self.data.max_len))
+
+    @property
+    def report(self) -> dict[str, Any]:
+        rows, steps = self._rows_of(self.data.max_len), self.steps_per_epoch
+        return {
+            "kept": self._kept,
+            "dropped": 0,
+            "fill": int(self._length.sum()) / (steps * rows * self.data.max_len),
+            "shapes": [(rows, self.data.max_len)],
+            "steps_per_epoch": steps,
+        }
+
+    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        order = permutation(philox(self.seed, epoch), len(self._first) - 1)
+        return [(self.data.max_len, rows) for rows in cut(order, self._rows_of(self.data.max_len))]
+
+    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
+        """Every chunk exactly once, in the order of the packing. Rows have the length max_len of the config."""
+        del max_len  # nothing is longer than a row
+        for rows in cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
+            yield self._local(self.data.max_len, rows)
+
+    def _filled(self, rows: np.ndarray) -> "Filled":
+        """Where the tokens of these rows stand."""
+        first = self._first[np.maximum(rows, 0)]
+        counts = np.where(rows >= 0, self._first[np.maximum(rows, 0) + 1] - first, 0)
+        row, within = _spread(counts)  # of each chunk: its row in the batch, its number in that row
+        chunk = first[row] + within
+        length = self._length[chunk]
+        before = np.cumsum(length) - length  # tokens of the batch before this chunk
+        column = before - before[np.maximum(np.arange(len(chunk)) - within, 0)]
+        owner, position = _spread(length)  # of each token: its chunk, its place in that chunk
+        document = self._document[chunk][owner]
+        return Filled(
+            where=(row[owner], column[owner] + position),
+            position=position,
+            segment=within[owner] + 1,
+            place=self._start[chunk][owner] + position,
+            begin=self._tokens.offsets[document],
+            tokens=self._tokens.lengths[document],
+        )
+
+
+class Filled(NamedTuple):
+    """The filled places of a batch, one after another; all arrays but `where` have one number for each."""
+
+    where: tuple[np.ndarray, np.ndarray]  # rows and columns of the batch
+    position: np.ndarray  # in its chunk
+    segment: np.ndarray  # of its chunk in the row
+    place: np.ndarray  # in its document, of which 0 is BOS
+    begin: np.ndarray  # where its document begins in the tokens
+    tokens: np.ndarray  # how many its document has
+
+
+class PackedBatches(Packed):
+    """For language models: each document is BOS + tokens + EOS, the targets one ahead of the inputs; see `Packed`.
+
+    Keys: target_inputs, targets, target_positions, target_segments [B, L], L = max_len.
+    """
+
+    added = 1  # inputs with BOS, as many as targets with EOS
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        filled, flat = self._filled(rows), self._tokens.flat
+        place, begin, end = filled.place, filled.begin, filled.tokens
+        batch = {
+            key: np.zeros((len(rows), width), np.int32)
+            for key in ("target_inputs", "targets", "target_positions", "target_segments")
+        }
+        before, after = flat[begin + np.maximum(place - 1, 0)], flat[begin + np.minimum(place, end - 1)]
+        batch["target_inputs"][filled.where] = np.where(place == 0, Tokenizer.bos_id, before)
+        batch["targets"][filled.where] = np.where(place == end, Tokenizer.eos_id, after)
+        batch["target_positions"][filled.where] = filled.position
+        batch["target_segments"][filled.where] = filled.segment
+        return batch
+
+
+def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For counts [2, 3]: the owners [0, 0, 1, 1, 1] and the places [0, 1, 0, 1, 2]."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def pack(lengths: np.ndarray, width: int, seed: int) -> np.ndarray:
+    """A row for each length (each at most `width`) such that no row holds more than `width`: best fit, longest first.
+
+    Deterministic; the seed decides between equal lengths. About a microsecond a length.
+    """
+    order = permutation(philox(seed, PACKING), len(lengths))
+    order = order[np.argsort(-lengths[order], kind="stable")]
+    rows = np.zeros(len(lengths), np.int64)
+    free: dict[int, list[int]] = {}  # room left -> rows with as much
+    rooms = 0  # bit r is set when free[r] has a row: the best fit is one bit operation away
+    count = 0
+    for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            row = free[room].pop()
+            if not free[room]:
+                rooms ^= 1 << room
+        else:
+            room, row = width, count
+            count += 1
+        rows[item] = row
+        if room > length:
+            free.setdefault(room - length, []).append(row)
+            rooms |= 1 << (room - length)
+    return rows

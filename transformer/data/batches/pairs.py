@@ -1,0 +1,60 @@
+"""Batches of pairs of texts, for translation."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batch, Tokens, gather
+from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.targets import decoder_arrays, places
+from transformer.data.tokenizers import Tokenizer
+
+
+class PairBatches(BucketedBatches):
+    """Pairs in buckets: a batch holds pairs of similar length, padded to the width of their bucket.
+
+    `tokens` are those of the source and of the target field, in this order. A pair's length is that of its longer
+    side, EOS (or BOS) included; longer ones than max_len are left out of training and never of `evaluation`.
+
+    Keys: inputs, input_positions, input_segments [B, S]; target_inputs (BOS first), targets (EOS last),
+    target_positions, target_segments [B, L], S = L = the bucket; example_ids [B], -1 on rows of padding.
+    """
+
+    noun = "pairs"
+    sides = 2
+
+    def __init__(
+        self,
+        tokens: Mapping[str, Tokens],
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self._source, self._target = tokens.values()
+        source, target = self._source.lengths + 1, self._target.lengths + 1
+        super().__init__(np.maximum(source, target), source + target, seed, data, process_index, process_count)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        source, source_lengths = gather(self._source, rows, width)
+        target, target_lengths = gather(self._target, rows, width)
+        return pair_batch(source, source_lengths, target, target_lengths, rows)
+
+
+def pair_batch(
+    source: np.ndarray, source_lengths: np.ndarray, target: np.ndarray, target_lengths: np.ndarray, rows: np.ndarray
+) -> Batch:
+    """The batch of padded texts [B, width], whose rows are at least one shorter than the width.
+
+    EOS is written after each, and BOS before the targets as the decoder reads them. The sources are taken over.
+    """
+    real = rows >= 0
+    source[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
+    return {
+        "inputs": source,
+        **places("input", source_lengths + real, source.shape[1]),
+        **decoder_arrays(target, target_lengths, rows),
+        "example_ids": rows.astype(np.int32),
+    }

@@ -1,0 +1,133 @@
+"""Batches of recordings as log-mel frames, with a class or a text."""
+
+import hashlib
+import json
+from typing import NamedTuple
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches import log_mel
+from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
+from transformer.data.batches.base import MAP_ABOVE, Batch, tokenize
+from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.targets import places, target_arrays
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources.source import Source, check_classes
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+
+
+class SpeechBatches(BucketedBatches):
+    """Recordings of similar length, as log-mel frames with mean 0 and deviation 1 in each recording.
+
+    `data.max_len`, `data.buckets` and `data.batch_tokens` count frames, of 10 ms. With `data.augment`, `batch` (never
+    `evaluation`) has each recording played faster or slower, after a pause, with noise, and with a run of bands and one
+    of frames hidden; buckets then leave room for it, and what still does not fit into max_len is cut off.
+
+    Keys: inputs [B, T, mels] float32, input_positions, input_segments [B, T] int32; labels [B] int32, the field
+    `label`, or with a tokenizer, for the field `data.target`, target_inputs (BOS first), targets (EOS last),
+    target_positions, target_segments [B, L] int32 with one L for the split; example_ids [B], -1 on rows of padding.
+
+    UserErrors: a recording longer than max_len, a silent one, a class that `train` does not have.
+    """
+
+    noun = "recordings"
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        *,
+        seed: int,
+        data: DataConfig,
+        mels: int,
+        tokenizer: Tokenizer | None = None,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        self._frames = read_frames(source, split, data, mels)
+        self._examples, self._mels = source.split(split), mels
+        lengths = np.diff(self._frames.offsets)
+        longest = int(lengths.argmax())
+        if lengths[longest] > data.max_len:
+            raise UserError(
+                f"Recording {longest} of {source.name}, split {split!r}, has {lengths[longest]} frames of 10 ms, more "
+                f"than data.max_len={data.max_len}: raise it, and data.buckets with it."
+            )
+        self._texts = None
+        if tokenizer is not None:
+            (self._texts,) = tokenize(source, split, (data.target,), tokenizer, data).values()
+            self._target_width = -(-(int(self._texts.lengths.max()) + 1) // 8) * 8
+        elif "label" not in self._examples[0]:
+            raise UserError(f"{source.name} has no field 'label': choose a dataset of recordings with classes.")
+        else:
+            check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
+        if data.augment:
+            lengths = np.minimum(data.max_len, log_mel.frame_count(longest_augmented(self._frames.samples)))
+        super().__init__(lengths, lengths, seed, data, process_index, process_count)
+
+    def batch(self, step: int) -> Batch:
+        """As in `Batches`; augmented where the config says so."""
+        made = super().batch(step)
+        if self.data.augment:
+            epoch = step // self.steps_per_epoch
+            real = np.flatnonzero(made["example_ids"] >= 0)
+            examples = self._examples.many(made["example_ids"][real].tolist())
+            frames = [np.zeros((0, self._mels), np.float32)] * len(made["example_ids"])
+            for row, example in zip(real.tolist(), examples, strict=True):
+                number = int(made["example_ids"][row])
+                audio = augmented_audio(example["audio"], self.seed, epoch, number)
+                whole = log_mel.normalised(log_mel.log_mel(audio, self._mels)[: self.data.max_len])
+                frames[row] = masked_frames(whole, self.seed, epoch, number)
+            made |= _padded(frames, made["inputs"].shape[1])
+        return made
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        flat, offsets, labels, _ = self._frames
+        frames = [flat[offsets[row] : offsets[row + 1]] if row >= 0 else flat[:0] for row in rows.tolist()]
+        batch = _padded(frames, width) | {"example_ids": rows.astype(np.int32)}
+        if self._texts is not None:
+            return batch | target_arrays(self._texts, rows, self._target_width)
+        return batch | {"labels": np.where(rows >= 0, labels[rows], 0).astype(np.int32)}
+
+
+def _padded(frames: list[np.ndarray], width: int) -> Batch:
+    inputs = np.zeros((len(frames), width, frames[0].shape[1]), np.float32)
+    for row, own in enumerate(frames):
+        inputs[row, : len(own)] = own
+    return {"inputs": inputs} | places("input", np.array([len(own) for own in frames]), width)
+
+
+class Frames(NamedTuple):
+    """The recordings of a split, end to end: recording i is flat[offsets[i]:offsets[i + 1]]."""
+
+    flat: np.ndarray  # float32 [frames, mels], normalised
+    offsets: np.ndarray  # int64, one more than there are recordings
+    labels: np.ndarray  # int32; 0 where the source has none
+    samples: np.ndarray  # int64, the length of each recording
+
+
+def read_frames(source: Source, split: str, data: DataConfig, mels: int) -> Frames:
+    """Log-mel frames of the field `audio` of a split, from the cache where they have been made before."""
+    source.array("audio")
+    examples = source.split(split)
+    form = [log_mel.RATE, log_mel.WINDOW, log_mel.HOP, log_mel.FFT, log_mel.FLOOR, mels]
+    identity = json.dumps([source.fingerprint, split, form])
+    folder = cache_root(data) / "frames" / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    with locked(folder):
+        if not folder.exists():
+            frames, labels, samples = [], [], []
+            for example in examples:
+                frames.append(log_mel.normalised(log_mel.log_mel(example["audio"], mels)))
+                labels.append(example.get("label", 0))
+                samples.append(len(example["audio"]))
+            with writing(folder) as temporary:
+                temporary.mkdir()
+                np.save(temporary / "flat.npy", np.concatenate(frames))
+                np.save(temporary / "offsets.npy", np.cumsum([0, *map(len, frames)]))
+                np.save(temporary / "labels.npy", np.array(labels, np.int32))
+                np.save(temporary / "samples.npy", np.array(samples))
+    path = folder / "flat.npy"
+    flat = np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
+    return Frames(flat, *(np.load(folder / f"{name}.npy") for name in ("offsets", "labels", "samples")))

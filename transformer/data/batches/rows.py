@@ -1,0 +1,49 @@
+"""Batches of examples that all have one shape."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batch, Batches, cut, permutation, philox
+
+
+class RowBatches(Batches):
+    """`count` examples of one shape, a row each: every one once an epoch, in an order that (seed, epoch) gives.
+
+    `data.batch_tokens` counts rows here: a batch has as many, rounded down to a multiple of `data.row_multiple`.
+    Only the last batch of the plan has rows of padding. `width` is what the report calls the size of a row.
+    """
+
+    def __init__(
+        self, count: int, width: int, seed: int, data: DataConfig, process_index: int, process_count: int
+    ) -> None:
+        super().__init__(seed, data, process_index, process_count)
+        self._count, self._width = count, width
+        self._rows = self._rows_of(1)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self._count // self._rows)
+
+    @property
+    def report(self) -> dict[str, Any]:
+        steps = self.steps_per_epoch
+        return {
+            "kept": self._count,
+            "dropped": 0,
+            "fill": self._count / (steps * self._rows),
+            "shapes": [(self._rows, self._width)],
+            "steps_per_epoch": steps,
+        }
+
+    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+        order = permutation(philox(self.seed, epoch), self._count)
+        return [(self._width, rows) for rows in cut(order, self._rows)]
+
+    def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
+        """Every example exactly once, in their own order."""
+        del max_len  # all rows have one size
+        for rows in cut(np.arange(self._count), self._rows):
+            yield self._local(self._width, rows)

@@ -1,0 +1,63 @@
+"""Batches of windows of a series: what was, and what came next."""
+
+import numpy as np
+
+from transformer.config import DataConfig
+from transformer.data.batches.base import Batch
+from transformer.data.batches.rows import RowBatches
+from transformer.data.sources.source import SPLIT_ORDER, Source
+from transformer.errors import UserError
+
+
+class SeriesBatches(RowBatches):
+    """All windows of a split: `data.max_len` steps and the `data.horizon` after them; `batch_tokens` counts windows.
+
+    What is to be forecast always lies in the split; what is looked back on may lie in the splits before it, as in the
+    literature. So `validation` and `test` have T - horizon + 1 windows whatever the look-back, and `train`, with
+    nothing before it, T - max_len - horizon + 1. Window 0 is the earliest.
+
+    Keys: inputs [B, max_len, C] and targets [B, horizon, C] float32, z-scores as the source has them; example_ids [B]
+    int32, the number of the window; -1, and zeros, on rows of padding. UserErrors: too few steps for a single window,
+    a value that is no finite number.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        split: str,
+        *,
+        seed: int,
+        data: DataConfig,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        field = source.array("values")
+        own = source.split(split)[0][field]
+        earlier = SPLIT_ORDER[: SPLIT_ORDER.index(split)] if split in SPLIT_ORDER else ()
+        before = [source.split(name)[0][field] for name in earlier if name in source.splits]
+        past = np.concatenate([own[:0], *before])
+        self.values = np.concatenate([past[max(0, len(past) - data.max_len) :], own])
+        wrong = np.argwhere(~np.isfinite(self.values))
+        if len(wrong):
+            row, column = wrong[0]
+            raise UserError(
+                f"{source.name} has {self.values[row, column]} in row {row} of column {column} of {split!r} and its "
+                "look-back: fill it in, for example by interpolation."
+            )
+        windows = len(self.values) - data.max_len - data.horizon + 1
+        if windows < 1:
+            raise UserError(
+                f"The split {split!r} of {source.name} has {len(self.values)} steps to look at, fewer than "
+                f"data.max_len={data.max_len} and data.horizon={data.horizon} together: lower one of them."
+            )
+        super().__init__(windows, data.max_len + data.horizon, seed, data, process_index, process_count)
+
+    def _make(self, width: int, rows: np.ndarray) -> Batch:
+        window = self.values[np.maximum(rows, 0)[:, None] + np.arange(width)]
+        window[rows < 0] = 0
+        past = self.data.max_len
+        return {
+            "inputs": np.ascontiguousarray(window[:, :past]),
+            "targets": np.ascontiguousarray(window[:, past:]),
+            "example_ids": rows.astype(np.int32),
+        }

@@ -1,0 +1,72 @@
+"""Which language is it: names of places, languages, scripts, currencies, units, months and days from Babel's CLDR.
+
+What is named (a key of CLDR, such as the territory CH) belongs to one split with its names in all languages, by a hash
+of the key: a model cannot know "Schweiz" because it has seen "Suisse". A name that two languages share, whatever its
+case, is left out in both, and a name that a language has for two keys counts for the first of them, in the order of
+the splits. The languages are written in 17 scripts; some are told apart by the script alone, the Latin, Cyrillic and
+Arabic ones are not.
+"""
+
+import functools
+import importlib.metadata
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from babel import Locale
+
+from transformer.data.sources.records import Records, Splits, code_identity, share
+
+LANGUAGES = (
+    "ar bg bn cs de el en es fa fi fr he hi hu hy id it ja ka ko nl pl pt ro ru sv ta th tr uk vi zh".split()
+)  # sorted: the class of a language is its place
+# Upper ends of the splits' shares of all keys.
+SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}
+
+
+def split_of(key: str) -> str:
+    """The split of a key, such as "territory CH"."""
+    return next(split for split, end in SPLITS.items() if share(key) < end)
+
+
+def names(language: str) -> Iterator[tuple[str, str]]:
+    """(key, name) of everything that CLDR names in a language."""
+    locale = Locale(language)
+    for kind in ("territories", "languages", "scripts", "variants", "currencies"):
+        for code, name in sorted(getattr(locale, kind).items()):
+            yield f"{kind} {code}", str(name)
+    for code, widths in sorted(locale._data["unit_display_names"].items()):
+        if isinstance(name := widths.get("long"), str):
+            yield f"units {code}", name
+    for kind in ("months", "days"):
+        for context in ("stand-alone", "format"):
+            forms: Any = getattr(locale, kind)[context]["wide"]
+            for number, name in sorted(forms.items()):
+                yield f"{kind} {number}", str(name)
+
+
+@functools.cache
+def splits() -> Splits:
+    """The splits: lists of {"text", "label"}."""
+    named = {language: list(names(language)) for language in LANGUAGES}
+    owners: defaultdict[str, set[str]] = defaultdict(set)
+    for language, pairs in named.items():
+        for _, name in pairs:
+            owners[name.casefold()].add(language)
+    made: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    seen: set[str] = set()
+    for split, rows in made.items():
+        for label, language in enumerate(LANGUAGES):
+            for key, name in named[language]:
+                folded = name.casefold()
+                if split_of(key) == split and len(owners[folded]) == 1 and folded not in seen:
+                    seen.add(folded)
+                    rows.append({"text": name, "label": label})
+    return made
+
+
+def records() -> Records:
+    """The dataset: field text, and the classes of label are codes of languages, such as "de"."""
+    identity = code_identity([sys.modules[__name__]], {"babel": importlib.metadata.version("babel")})
+    return Records("languages", ("text",), identity, splits, tuple(LANGUAGES))

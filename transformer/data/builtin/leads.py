@@ -1,0 +1,50 @@
+"""Leads: from a passage of a docstring to its first sentence, to begin a summariser from (`init_from`).
+
+The first sentence is what a summary is held to (the "lead" baseline), and copying it is what a model of a few thousand
+summaries does not learn by itself. Every sentence of 3 to 40 words of every docstring gives a pair: what the docstring
+says from there on, cut after `MAX_CHARACTERS`, and that sentence. The splits are the packages of docstrings.py.
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+
+from transformer.data.builtin import docstrings, summaries
+from transformer.data.sources.records import Records, Splits, code_identity
+
+MAX_CHARACTERS = 400
+_WORDS = range(3, 41)
+_END = re.compile(r"(?<=[.!?])\s")
+
+
+def first_sentence(text: str) -> str:
+    """All up to the first full stop, question or exclamation mark before white space."""
+    return _END.split(text.strip(), maxsplit=1)[0]
+
+
+def pairs_of(docstring: str) -> Iterator[tuple[str, str]]:
+    """(passage, its first sentence), for every sentence that has another one after it."""
+    text = " ".join(docstring.split())
+    starts = [0, *(match.end() for match in _END.finditer(text))]
+    for start in starts[:-1]:
+        passage = summaries.shortened(text[start:], MAX_CHARACTERS)
+        sentence = first_sentence(passage)
+        if len(sentence.split()) in _WORDS and len(sentence) < len(passage):
+            yield passage, sentence
+
+
+def splits(corpus: docstrings.Corpus) -> Splits:
+    """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
+    seen: set[tuple[str, str]] = set()
+    made: dict[str, list[dict[str, str]]] = {}
+    for split, rows in corpus.splits.items():
+        found = dict.fromkeys(pair for row in rows for pair in pairs_of(row.text) if pair not in seen)
+        seen |= found.keys()
+        made[split] = [{"body": passage, "summary": sentence} for passage, sentence in found]
+    return made
+
+
+def records() -> Records:
+    """The dataset: fields body and summary."""
+    identity = code_identity([docstrings, summaries, sys.modules[__name__]], docstrings.versions())
+    return Records("leads", ("body", "summary"), identity, lambda: splits(docstrings.corpus()))

@@ -1,0 +1,70 @@
+"""Lines that a language model of characters can learn to complete: sums, and numbers in English and German words.
+
+    37+48=85
+    twenty-four -> vierundzwanzig
+
+The prompt of a line ends with "=" or "-> ", and the answer is all the rest. Held out, by a hash,
+
+* of the sums: pairs of operands, in whatever order, so that no sum of `test` was ever seen. All pairs of operands up to
+  99 are there, and of those up to 999 whose sum is at most 999 one in `ONE_IN`; each in one order;
+* of the number words: numbers from 101 to 999 that are no whole hundreds, so that all their parts occur in `train`.
+"""
+
+import functools
+import sys
+from typing import Any
+
+from transformer.data.builtin import quantities
+from transformer.data.builtin import quantity_words as words
+from transformer.data.sources.records import Records, Splits, code_identity, share
+
+LARGEST = 999  # operand, sum and number
+ALL_UP_TO = 99
+ONE_IN = 12
+SHARED_UP_TO = 100  # number words up to here are all in train
+# Shares of `validation` and `test`; of the numbers that may be held out a little more, for a tenth of all to be.
+SUMS_HELD_OUT = (0.05, 0.10)
+NUMBERS_HELD_OUT = (0.056, 0.112)
+
+
+def split_of(shares: tuple[float, float], *key: object) -> str:
+    """The split that a hash of the key gives."""
+    validation, test = shares
+    number = share(*key)
+    return "validation" if number < validation else "test" if number < validation + test else "train"
+
+
+def _sums() -> list[tuple[str, str, str]]:
+    """(split, prompt, answer) of every sum."""
+    found = []
+    for a in range(LARGEST + 1):
+        for b in range(a, LARGEST + 1 - a):
+            if b <= ALL_UP_TO or share("kept", a, b) < 1 / ONE_IN:
+                first, second = (a, b) if share("order", a, b) < 0.5 else (b, a)
+                found.append((split_of(SUMS_HELD_OUT, "sum", a, b), f"{first}+{second}=", str(a + b)))
+    return found
+
+
+def _numbers() -> list[tuple[str, str, str]]:
+    found = []
+    for n in range(LARGEST + 1):
+        english, german = words.cardinal(n)
+        shared = n <= SHARED_UP_TO or n % 100 == 0
+        split = "train" if shared else split_of(NUMBERS_HELD_OUT, "number", n)
+        found.append((split, f"{english} -> ", german))
+    return found
+
+
+@functools.cache
+def splits() -> Splits:
+    """The splits: lists of {"text", "prompt", "answer"}."""
+    made: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    for split, prompt, answer in [*_sums(), *_numbers()]:
+        made[split].append({"text": prompt + answer, "prompt": prompt, "answer": answer})
+    return made
+
+
+def records() -> Records:
+    """The dataset: fields text (the whole line), prompt and answer."""
+    identity = code_identity([sys.modules[__name__], words], quantities.versions())
+    return Records("prompts", ("text", "prompt", "answer"), identity, splits)

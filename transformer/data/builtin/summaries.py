@@ -1,0 +1,64 @@
+"""Summaries of docstrings: from the body of a docstring to its first paragraph, for summarisation without download.
+
+The docstrings, and which packages train, validate and test, are those of docstrings.py. A docstring gives a pair if
+its summary is a sentence (not a signature or a heading) of 3 to 40 words, and its body has at least `MIN_WORDS` words
+beside markup and examples of code. Both are one line, without line breaks. A body longer than `MAX_CHARACTERS`, as a
+fifth of them are, is cut after the last whole word: what a function does is said first, its parameters and references
+come last.
+"""
+
+import re
+import sys
+from collections.abc import Iterable
+
+from transformer.data.builtin import docstrings
+from transformer.data.sources.records import Records, Splits, code_identity
+
+MIN_WORDS = 15
+MAX_CHARACTERS = 1000
+_SUMMARY_WORDS = range(3, 41)
+# Lines of doctests, directives, field lists, and rows of signs under a heading or around a table.
+_MARKUP = re.compile(r"\s*(>>>|\.\.\.|\.\. |:[a-z]+|@|[-=~^*#+|]{3})")
+_SIGNATURE = re.compile(r"[\w.]+\(|[-=~^*#+|]{3}")
+
+
+def pair_of(docstring: str) -> tuple[str, str] | None:
+    """(body, summary) of a docstring, None if it has no such parts."""
+    first, _, rest = docstring.partition("\n\n")
+    summary = " ".join(first.split())
+    prose = " ".join(line for line in rest.splitlines() if not _MARKUP.match(line))
+    if len(_words(prose)) < MIN_WORDS or len(_words(summary)) not in _SUMMARY_WORDS or _SIGNATURE.match(summary):
+        return None
+    return shortened(" ".join(rest.split())), summary
+
+
+def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
+    """The text as far as whole words fit into `most` characters; a first word longer than that is cut."""
+    if len(text) <= most:
+        return text
+    end = text.rfind(" ", 0, most + 1)
+    return text[: end if end > 0 else most]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[A-Za-z]{2,}", text)
+
+
+def splits(corpus: docstrings.Corpus) -> Splits:
+    """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
+    seen: set[tuple[str, str]] = set()
+    return {split: list(_unseen((row.text for row in rows), seen)) for split, rows in corpus.splits.items()}
+
+
+def _unseen(texts: Iterable[str], seen: set[tuple[str, str]]) -> Iterable[dict[str, str]]:
+    for text in texts:
+        pair = pair_of(text)
+        if pair and pair not in seen:
+            seen.add(pair)
+            yield {"body": pair[0], "summary": pair[1]}
+
+
+def records() -> Records:
+    """The dataset: fields body and summary."""
+    identity = code_identity([docstrings, sys.modules[__name__]], docstrings.versions())
+    return Records("summaries", ("body", "summary"), identity, lambda: splits(docstrings.corpus()))

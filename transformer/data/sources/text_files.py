@@ -1,0 +1,116 @@
+"""Texts from files with a form of their own: labelled lines, abstracts with summaries, one long text."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformer.config import DataConfig
+from transformer.data.sources.parallel import lines_of, opened
+from transformer.data.sources.records import Records, Splits, fingerprint
+from transformer.errors import UserError
+
+FILES = {"train": "train", "validation": "dev", "test": "test"}
+SST2_CLASSES = {"0": "negative", "1": "positive"}
+
+
+def _records(data: DataConfig, fields: tuple[str, ...], splits: Splits, classes: tuple[str, ...] = ()) -> Records:
+    return Records(data.name, fields, fingerprint(splits), lambda: splits, classes)
+
+
+def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
+    """Split -> file of data.dir. UserError: one is missing."""
+    if not data.dir:
+        raise UserError(f"{data.name} needs data.dir: name the folder of train{ending}, dev{ending} and test{ending}.")
+    folder = Path(data.dir).expanduser()
+    paths = {split: folder / f"{stem}{ending}" for split, stem in FILES.items()}
+    for path in paths.values():
+        if not path.is_file():
+            raise UserError(f"There is no file {path}: add it or change data.dir.")
+    return paths
+
+
+def sst2(data: DataConfig) -> Records:
+    """The Stanford Sentiment Treebank with two classes (Socher et al., 2013): a sentence, a tab and 0 or 1 a line.
+
+    Fields: text, label. Any other labels do as well: their classes are those of train.tsv, sorted.
+    """
+    read: dict[str, list[tuple[str, str]]] = {}
+    for split, path in _paths(data, ".tsv").items():
+        read[split] = [_labelled(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
+        unseen = {label for _, label in read[split]} - {label for _, label in read["train"]}
+        if unseen:
+            raise UserError(
+                f"{path} has the class {min(unseen)!r}, of which train.tsv has no example: add some, or take it out."
+            )
+    labels = sorted({label for _, label in read["train"]})
+    splits = {
+        split: [{"text": text, "label": labels.index(label)} for text, label in rows] for split, rows in read.items()
+    }
+    return _records(data, ("text",), splits, tuple(SST2_CLASSES.get(label, label) for label in labels))
+
+
+def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
+    text, tab, label = line.rpartition("\t")
+    if not tab or not text.strip():
+        raise UserError(f"{path} has no text and label in line {number}: write the text, a tab and the label.")
+    return text.strip(), label
+
+
+def scitldr(data: DataConfig) -> Records:
+    """SciTLDR (Cachola et al., 2020): abstracts of papers and summaries of one sentence, in JSON lines.
+
+    Fields: abstract, summary (the first reference) and references (all of them, one a line), for evaluation.
+    """
+    splits = {
+        split: [_abstract(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
+        for split, path in _paths(data, ".jsonl").items()
+    }
+    return _records(data, ("abstract", "summary", "references"), splits)
+
+
+def _abstract(path: Path, number: int, line: str) -> dict[str, str]:
+    try:
+        row: Any = json.loads(line)
+        abstract = _one_line(" ".join(row["source"]))
+        references = [_one_line(reference) for reference in row["target"]]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is no JSON in line {number} ({error.msg}): fetch it again.") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} has no lists of text 'source' and 'target' in line {number}: fetch it again."
+        ) from error
+    if not abstract or not references or not all(references):
+        raise UserError(f"{path} has no abstract or an empty summary in line {number}: take that line out.")
+    return {"abstract": abstract, "summary": references[0], "references": "\n".join(references)}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def text(data: DataConfig) -> Records:
+    """One text file as one document: the file `data.target`, or input.txt in `data.dir`. Field: text.
+
+    The first 90 % of its characters are `train` and the last 10 % `validation`, as nanoGPT splits tinyshakespeare.
+    There is no third part: `test` is the same as `validation`, so nothing may be chosen on it.
+    """
+    path = (Path(data.dir) / "input.txt" if data.dir else Path(data.target)).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"There is no text file {path}: name one in data.target, or a folder with input.txt in data.dir."
+        )
+    try:
+        with opened(path) as stream:
+            whole = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not valid UTF-8 at byte {error.start}: convert it, for example with iconv."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}): check it and its permissions.") from error
+    if len(whole) < 20:
+        raise UserError(f"{path} has only {len(whole)} characters: give a longer text.")
+    cut = int(len(whole) * 0.9)
+    parts = {"train": whole[:cut], "validation": whole[cut:], "test": whole[cut:]}
+    return _records(data, ("text",), {split: [{"text": part}] for split, part in parts.items()})

@@ -1,0 +1,261 @@
+"""Text to token ids and back: TOKENIZERS, by name; train, save, load.
+
+A tokenizer is learned from the training split alone, and both languages of a pair share one vocabulary (the model ties
+source, target and output embedding). `bpe`, `characters`, `bytes`, `unigram` and `sentencepiece_bpe` are lossless on
+any text; `wordpiece` and `words` are not.
+"""
+
+import difflib
+import functools
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tokenizers
+
+from transformer.config import DataConfig
+from transformer.data.caching import cache_root, locked, writing
+from transformer.data.sources import Source
+from transformer.data.tokenizers.letters import Bytes, Characters
+from transformer.data.tokenizers.subwords import ByteLevelBPE, SentencePieceBPE, Unigram
+from transformer.data.tokenizers.words import BERT_UNKNOWN, WordPiece, Words, read_vocab_txt
+from transformer.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+logger = logging.getLogger(__name__)
+
+# The names hold a space, which is a letter of no piece: neither a text nor a merge can spell them.
+SPECIALS = ("<padding piece>", "<begin piece>", "<end piece>")
+MASK = "<mask piece>"  # reserved on request, for masked language models
+# A corpus of many millions of lines teaches a tokenizer nothing that an even sample of it does not.
+MAX_TRAINING_EXAMPLES = 1_000_000
+
+# Each has train(texts, vocab_size, specials), state() and from_state(state, specials), encode_batch(texts),
+# decode(ids), vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for.
+TOKENIZERS: dict[str, Any] = {
+    "bpe": ByteLevelBPE,
+    "unigram": Unigram,
+    "sentencepiece_bpe": SentencePieceBPE,
+    "wordpiece": WordPiece,
+    "words": Words,
+    "characters": Characters,
+    "bytes": Bytes,
+}
+
+
+def holes(count: int) -> tuple[str, ...]:
+    """Names of the special tokens that stand for the hidden spans of span corruption (T5's sentinels)."""
+    return tuple(f"<hole {number} piece>" for number in range(count))
+
+
+class Tokenizer:
+    """Text to token ids and back; ids 0, 1 and 2 are padding, begin and end of sequence.
+
+    `decode(encode(text)) == text` for every string of Unicode scalar values, if its kind is a lossless one (a lone
+    surrogate is no such value: UserError). Whatever a text holds is ordinary text: no string in it is read as a special
+    token. Further special tokens, as MASK and `holes(n)`, are reserved in training and have the ids from 3: `specials`
+    has the name and the id of each.
+    """
+
+    pad_id = 0
+    bos_id = 1
+    eos_id = 2
+
+    def __init__(self, kind: str, pieces: Any, specials: Mapping[str, int]) -> None:
+        self.kind = kind
+        self.vocab_size: int = pieces.vocab_size
+        self._pieces = pieces
+        self.specials = dict(specials)
+        self._special_ids = frozenset(specials.values())
+        # The class's own, but for the vocabulary of a pretrained model.
+        self.pad_id, self.bos_id, self.eos_id = (specials[name] for name in SPECIALS)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, kind: str = "bpe", extra: Sequence[str] = ()) -> "Self":
+        """Learns at most `vocab_size` pieces, special tokens included, from `texts`; the same texts, the same pieces.
+
+        Fewer come out where the texts have no more to learn. UserError: no room for what every text needs, no kind of
+        that name.
+        """
+        specials = (*SPECIALS, *extra)
+        made = kind_class(kind)
+        fewest, what = made.fewest
+        if vocab_size < fewest + len(specials):
+            raise UserError(
+                f"data.vocab_size={vocab_size} leaves no room for {what} and {len(specials)} special tokens: "
+                f"set it to {fewest + len(specials)} or more."
+            )
+        pieces = made.train(texts, vocab_size, specials)
+        return cls(kind, pieces, {name: number for number, name in enumerate(specials)})
+
+    @classmethod
+    def from_vocab_txt(cls, path: str | Path, lowercase: bool = True) -> "Self":
+        """BERT's own WordPiece vocabulary, for its weights: all ids are the file's, special tokens' included.
+
+        Its `bos_id` is [CLS], its `eos_id` [SEP] and its `mask_id` [MASK]. The batches of this project take the ids
+        0, 1 and 2 of a trained tokenizer, so that they are not for this one: see `encode_with_ends`.
+        """
+        roles = dict(zip((*SPECIALS, MASK), ("[PAD]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
+        vocab = read_vocab_txt(Path(path), roles.values())
+        pieces = WordPiece.of(vocab, BERT_UNKNOWN, lowercase)
+        return cls("wordpiece", pieces, {role: vocab[name] for role, name in roles.items()})
+
+    @property
+    def mask_id(self) -> int:
+        """The id of the mask piece. UserError: none was reserved."""
+        if MASK not in self.specials:
+            raise UserError("The tokenizer has no mask piece: train one with extra=(MASK,), or delete tokenizer.json.")
+        return self.specials[MASK]
+
+    @functools.cached_property
+    def hole_ids(self) -> tuple[int, ...]:
+        """The ids of the pieces that stand for hidden spans, first to last; none where none was reserved."""
+        names = holes(len(self.specials))
+        return tuple(self.specials[name] for name in names if name in self.specials)
+
+    @property
+    def first_piece(self) -> int:
+        """The first id that is no special token; all from there to `vocab_size` are none (but for a vocab.txt)."""
+        return len(self.specials)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without special tokens."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of many texts, in order, without special tokens."""
+        try:
+            return self._pieces.encode_batch(texts)
+        except (UnicodeEncodeError, TypeError) as error:
+            for number, text in enumerate(texts, start=1):
+                if any("\ud800" <= letter <= "\udfff" for letter in text):
+                    raise UserError(
+                        f"Text {number} holds a lone surrogate, which is no Unicode text: read the file as UTF-8."
+                    ) from error
+            raise
+
+    def encode_with_ends(self, text: str, max_len: int | None = None) -> list[int]:
+        """`bos_id`, the ids of the text, `eos_id`; a text that does not fit into `max_len` ids is cut, not its ends."""
+        ids = self.encode(text)
+        return [self.bos_id, *(ids if max_len is None else ids[: max(0, max_len - 2)]), self.eos_id]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the token ids; special tokens are dropped, and broken UTF-8 and unknown pieces become U+FFFD."""
+        return self._pieces.decode([int(i) for i in ids if int(i) not in self._special_ids])
+
+    def to_json(self) -> str:
+        """What `save` writes: of byte-level BPE, the format of the `tokenizers` library; else our own around it."""
+        state = self._pieces.state()
+        if self.kind != "bpe":
+            state = {"kind": self.kind, "specials": self.specials, "state": state}
+        return json.dumps(state, ensure_ascii=False, indent=2)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one JSON file; never leaves half a file behind."""
+        with writing(Path(path)) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Self":
+        """Reads what `save` wrote, of any kind. UserError: no such file, or not a tokenizer of ours."""
+        try:
+            read = json.loads(Path(path).read_text(encoding="utf-8"))
+            if "kind" in read:
+                kind, specials, state = read["kind"], read["specials"], read["state"]
+            else:
+                kind, specials, state = "bpe", _leading_specials(read), read
+            if list(specials)[: len(SPECIALS)] == list(SPECIALS):
+                return cls(kind, TOKENIZERS[kind].from_state(state, tuple(specials)), specials)
+        except FileNotFoundError:
+            raise UserError(
+                f"There is no tokenizer at {os.fspath(path)}: name the file that Tokenizer.save wrote."
+            ) from None
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{os.fspath(path)} is no tokenizer file ({error}): delete it to train another.") from error
+        raise UserError(f"{os.fspath(path)} is a tokenizer with other special tokens: use one that save() wrote.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of all that a tokenizer has learned: equal for tokenizers that encode alike."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def _leading_specials(state: dict[str, Any]) -> dict[str, int]:
+    """The special tokens of a byte-level BPE: the first rows, as far as their names hold a space."""
+    by_id = {number: piece for piece, number in state["model"]["vocab"].items()}
+    specials: dict[str, int] = {}
+    while " " in by_id.get(len(specials), ""):
+        specials[by_id[len(specials)]] = len(specials)
+    return specials
+
+
+def kind_class(kind: str) -> Any:
+    """The row of TOKENIZERS. UserError: there is none of that name."""
+    if kind not in TOKENIZERS:
+        near = difflib.get_close_matches(kind, TOKENIZERS, 1)
+        raise UserError(
+            f"There is no tokenizer {kind!r}: "
+            + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TOKENIZERS)}.")
+        )
+    return TOKENIZERS[kind]
+
+
+def load_or_train(
+    source: Source, data: DataConfig, fields: Sequence[str] | None = None, extra: Sequence[str] = ()
+) -> Tokenizer:
+    """The tokenizer `data.tokenizer` of a source's training split, from the cache where it has been trained before.
+
+    `fields` are the text fields that it learns from, by default those that `data.source` and `data.target` name (a
+    language model's source names none). `extra` are names of special tokens to reserve: MASK, `holes(n)`. UserError: a
+    vocabulary too small, a field that the source does not have, no such kind of tokenizer.
+
+    Where `data.tokenizer` is the path of a .json file (`transformer.tokenize` writes them), that one is taken.
+    """
+    if data.tokenizer.endswith(".json"):
+        return _ready(data.tokenizer, extra)
+    kind_class(data.tokenizer)
+    if fields is None:
+        fields = source.chosen_fields(data)
+    names = tuple(dict.fromkeys(source.field(name) for name in fields))
+    key = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra), MAX_TRAINING_EXAMPLES]
+    identity = json.dumps([*key, tokenizers.__version__])
+    path = cache_root(data) / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
+    with locked(path):
+        if not path.exists():
+            start = time.perf_counter()
+            tokenizer = Tokenizer.train(_texts(source, names), data.vocab_size, data.tokenizer, extra)
+            tokenizer.save(path)
+            seconds = time.perf_counter() - start
+            logger.info("trained a tokenizer of %d pieces in %.1f s", tokenizer.vocab_size, seconds)
+        return Tokenizer.load(path)
+
+
+def _ready(path: str, extra: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer.load(Path(path).expanduser())
+    if [tokenizer.specials[name] for name in SPECIALS] != [Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id]:
+        raise UserError(
+            f"data.tokenizer={path} has the ids of a pretrained model: train one with transformer.tokenize."
+        )
+    missing = [name for name in extra if name not in tokenizer.specials]
+    if missing:
+        raise UserError(
+            f"data.tokenizer={path} has no {missing[0]}, which the task needs: train it again with that piece "
+            "(--mask, --holes)."
+        )
+    return tokenizer
+
+
+def _texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
+    examples = source.split("train")
+    stride = -(-len(examples) // MAX_TRAINING_EXAMPLES)
+    for index in range(0, len(examples), max(stride, 1)):
+        example = examples[index]
+        for field in fields:
+            yield example[field]

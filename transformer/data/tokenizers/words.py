@@ -1,0 +1,140 @@
+"""Tokenizers that know words, and lose what they do not know: whole words, and BERT's WordPiece."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from transformer.data.tokenizers.letters import frequent
+from transformer.data.tokenizers.subwords import Library, model_of
+from transformer.errors import UserError
+
+if TYPE_CHECKING:
+    from typing import Self
+
+UNKNOWN = "<unknown piece>"  # the row after the special tokens
+UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"  # what it is decoded to
+BERT_UNKNOWN = "[UNK]"
+_NO_TEXT = "There is no word in the training texts: give some text."
+
+
+class Words:
+    """The most frequent words and marks of punctuation, as they are written; every other one is the unknown piece.
+
+    Not lossless: the decoded words stand apart by one space, unknown ones as U+FFFD.
+    """
+
+    fewest: ClassVar[tuple[int, str]] = (2, "an unknown token, a word")
+
+    def __init__(self, specials: Sequence[str], words: Sequence[str]) -> None:
+        self._words = list(words)
+        self._pieces = [*specials, UNKNOWN_TEXT, *words]
+        self._unknown = len(specials)
+        self._ids = {word: number for number, word in enumerate(words, start=len(specials) + 1)}
+        self.vocab_size = len(self._pieces)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(_words_of(text))
+        if not counts:
+            raise UserError(_NO_TEXT)
+        ranked = sorted(counts, key=lambda word: (-counts[word], word))
+        return cls(specials, ranked[: vocab_size - len(specials) - 1])
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], specials: Sequence[str]) -> "Self":
+        return cls(specials, state["words"])
+
+    def state(self) -> dict[str, Any]:
+        return {"words": self._words}
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[self._ids.get(word, self._unknown) for word in _words_of(text)] for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._pieces[i] for i in ids)
+
+
+def _words_of(text: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+class WordPiece(Library):
+    """BERT's WordPiece: words in lower case without accents, cut into the longest pieces there are.
+
+    Not lossless: case, accents and spaces are gone, and a word with a letter that was never seen is one unknown piece,
+    decoded as U+FFFD.
+    """
+
+    fewest: ClassVar[tuple[int, str]] = (3, "an unknown token, a letter in its two forms")
+
+    def __init__(self, library: tokenizers.Tokenizer) -> None:
+        super().__init__(library)
+        self._name = model_of(library)["unk_token"]
+        self._unknown = library.token_to_id(self._name)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
+        normalizer = normalizers.BertNormalizer()
+        normal = [normalizer.normalize_str(text) for text in texts]
+        room = vocab_size - len(specials) - 1
+        # Each letter is a piece at the beginning of a word and another within it. BERT's limit is 1000 letters.
+        letters = frequent(("".join(text.split()) for text in normal), max(1, min(1000, room // 4)))
+        if not letters:
+            raise UserError(_NO_TEXT)
+        kept = _Only(letters)
+        # Given as special tokens, the letters have their places; the library would number them at random.
+        rows = [*specials, UNKNOWN, *letters, *(f"##{letter}" for letter in letters)]
+        learner = tokenizers.Tokenizer(models.BPE(unk_token=UNKNOWN))
+        learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=rows, continuing_subword_prefix="##", show_progress=False
+        )
+        learner.train_from_iterator((text.translate(kept) for text in normal), trainer)
+        return cls.of(model_of(learner)["vocab"], UNKNOWN)
+
+    @classmethod
+    def of(cls, vocab: dict[str, int], unknown: str, lowercase: bool = True) -> "Self":
+        """From piece -> id, and the name of the unknown one."""
+        library = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
+        library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        library.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+        return cls(library)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        text = super().decode(ids)
+        return text.replace(self._name, UNKNOWN_TEXT) if self._unknown in ids else text
+
+
+class _Only(dict[int, str]):
+    """The table of `str.translate` that keeps some letters, and makes spaces of all others."""
+
+    def __init__(self, letters: str) -> None:
+        super().__init__({ord(letter): letter for letter in letters})
+
+    def __missing__(self, code: int) -> str:
+        return " "
+
+
+def read_vocab_txt(path: Path, needed: Iterable[str]) -> dict[str, int]:
+    """Piece -> id of BERT's vocab.txt, a piece a line. UserError: it is none, or has no piece of a `needed` name."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except FileNotFoundError:
+        raise UserError(f"There is no vocabulary at {path}: name BERT's vocab.txt.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): name BERT's vocab.txt, in UTF-8.") from error
+    vocab = {line.strip("\r"): number for number, line in enumerate(lines) if line.strip("\r")}
+    missing = [name for name in (*needed, BERT_UNKNOWN) if name not in vocab]
+    if missing:
+        raise UserError(f"{path} has no {', '.join(missing)}: name BERT's vocab.txt, a piece a line.")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"{path} has an empty line or a piece twice: name BERT's vocab.txt, a piece a line.")
+    return vocab
