@@ -41,8 +41,8 @@ def sharpness(trained: Any) -> dict[str, float]:
 
     task = trained.task
     batch = jax.tree.map(jnp.asarray, next(iter(task.batches(trained.source, "test").evaluation(task.limit))))
-    layout = sharding.make_layout(trained.config)
-    start = step.make_init(task.init, optim.make_optimizer(trained.config), layout)(
+    layout = sharding.make_layout(trained.config, axes=task.axes)
+    start = step.make_init(task.init, optim.make_optimizer(trained.config, task.axes), layout)(
         np.uint32(trained.config.seed)
     ).params
 

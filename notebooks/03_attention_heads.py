@@ -89,7 +89,7 @@ plots.matrix(flow, "input", "place in the last layer", "share", reading.tokens["
 # %%
 batch = next(trained.task.batches(trained.source, "test").evaluation())
 arguments = trained.task.arguments(batch)
-real = batch["target_segments"] > 0
+real = trained.task.weights(batch)
 shape = (trained.task.model_config.num_layers, trained.task.model_config.num_heads)
 
 

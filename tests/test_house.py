@@ -15,7 +15,7 @@ import transformer
 from transformer.config import Config, load_file, override
 from transformer.describe import shapes
 from transformer.model.families import build
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(path for room in ("transformer", "configs", "experiments") for path in (ROOT / room).rglob("*.py"))

@@ -24,6 +24,7 @@ class ModelConfig:
     family: str = "encoder_decoder"  # a row of transformer.model.families.FAMILIES
     inputs: str = "tokens"  # what the encoder reads: a row of transformer.model.embedders.EMBEDDERS
     positions: str = "sinusoidal"  # a row of transformer.model.positions.POSITIONS
+    rotary_theta: float = 10_000.0  # base of the angles of rotary positions (Llama 3: 500000)
     attention: tuple[str, ...] = ("full",)  # self-attention pattern, cycled over the layers: "full" or "window:16"
     num_layers: int = 6  # N, in the encoder and again in the decoder
     d_model: int = 512  # D
@@ -333,6 +334,7 @@ def _check(config: Config) -> None:
         "model.segment_types": model.segment_types,
         "model.num_classes": model.num_classes,
         "model.patch_stride": model.patch_stride,
+        "model.rotary_theta": model.rotary_theta,
         "model.norm_eps": model.norm_eps,
         "optimizer.eps": optimizer.eps,
         "optimizer.weight_decay": optimizer.weight_decay,

@@ -33,11 +33,16 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter. A vocabulary that only training will know counts as `data.vocab_size`."""
     import jax
 
-    from transformer.tasks import task_class
     from transformer.training import sharding
 
-    task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
-    return sharding.shapes(jax.eval_shape(task.init, jax.random.key(0))["params"])
+    return sharding.shapes(jax.eval_shape(task_of(config).init, jax.random.key(0))["params"])
+
+
+def task_of(config: Config) -> Any:
+    """The task of a config before there are data."""
+    from transformer.tasks import task_class
+
+    return task_class(config.task)(config, cast(Any, _Vocabulary(config)))
 
 
 def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
@@ -49,32 +54,46 @@ def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
 
 
 def backends(config: Config) -> list[str]:
-    """Which attention backend trains each layer on this device, for the longest batch, and why; a line each."""
+    """Which attention backend trains each layer on this device, for the longest batch, and why; a line each.
+
+    The model itself runs as far as shapes, and is listened to where it calls attention.
+    """
+    import flax.linen as nn
     import jax
-    import jax.numpy as jnp
 
     from transformer.model.attention import choose
-    from transformer.model.layers import key_heads
+    from transformer.model.layers import MultiHeadAttention
     from transformer.model.masks import band
-    from transformer.model.stacks import windows
+    from transformer.training.plan import longest_batch
 
-    model, length = config.model, max(config.data.buckets)
-    if model.family.startswith("recurrent"):
-        return [f"no self-attention: {model.cell} cells, one token after another"]
-    rows = max(1, config.data.batch_tokens // length)
+    if config.model.family.startswith("recurrent"):
+        return [f"no self-attention: {config.model.cell} cells, one token after another"]
+    config = override(config, {"model.scan_layers": False, "model.remat": "none"})  # so that each layer is met
+    task, (length, rows) = task_of(config), longest_batch(config)
+    if task.inputs in ("image", "series"):  # their batches count rows
+        rows = config.data.batch_tokens
+    lines: list[str] = []
 
-    def array(heads: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((rows, length, heads, model.d_model // model.num_heads), jnp.float32)
+    def listen(call: Any, arguments: Any, told: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, MultiHeadAttention) and context.method_name == "heads":
+            (q, keys, where, score), limits = arguments, band(module.causal, module.window)
+            packed = where.segments is not None or keys.where.segments is not None
+            padded = not module.causal and keys.where.lengths is not None
+            padding = "segments" if packed else "lengths" if padded else "none"
+            found = choose(q, keys.k, keys.v, limits, score=score, padding=padding, consecutive=told["consecutive"])
+            window = "full" if module.window is None else f"window {module.window}"
+            place = " ".join(module.path).replace("layer_", "layer ").replace("_attention", "-attention")
+            lines.append(f"{place}: {window}, {found.backend}: {found.reason}")
+        return call(*arguments, **told)
 
-    q, k = array(model.num_heads), array(key_heads(model))
-    stacks = {"decoder": True} if model.family == "decoder_only" else {"encoder": False, "decoder": True}
-    lines = []
-    for stack, causal in stacks.items():
-        for i, window in enumerate(windows(model)):
-            choice = choose(q, k, k, band(causal, window), segments=True)
-            kind = "full" if window is None else f"window {window}"
-            lines.append(f"{stack} layer {i}: {kind}, {choice.backend}: {choice.reason}")
-    return [f"self-attention of {rows} rows of {length} tokens on {jax.default_backend()}:", *lines]
+    def run(params: Any, batch: Any) -> Any:
+        with nn.intercept_methods(listen):
+            return task.model.apply(params, *task.arguments(batch))
+
+    params = jax.eval_shape(task.init, jax.random.key(0))
+    jax.eval_shape(run, params, jax.eval_shape(lambda: task.example(rows, length)))
+    return [f"attention of {rows} rows of {length} tokens on {jax.default_backend()}:", *lines]
 
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
@@ -96,7 +115,7 @@ def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], 
     from transformer.training.plan import FLOAT, shard_size
     from transformer.training.sharding import make_layout
 
-    layout = make_layout(config, devices)
+    layout = make_layout(config, devices, task_of(config).axes)
 
     def split(path: str, shape: tuple[int, ...]) -> str:
         axes = layout.spec(path, shape)
@@ -116,18 +135,18 @@ def sent(config: Config) -> list[str]:
     import jax
     import numpy as np
 
-    from transformer.tasks import task_class
     from transformer.training import optim, sharding, step
     from transformer.training.collectives import collectives
     from transformer.training.plan import longest_batch
 
-    layout, optimizer = sharding.make_layout(config), optim.make_optimizer(config)
-    task = task_class(config.task)(config, cast(Any, _Vocabulary(config)))
+    task = task_of(config)
+    layout, optimizer = sharding.make_layout(config, axes=task.axes), optim.make_optimizer(config, task.axes)
     state = layout.abstract(jax.eval_shape(step.make_init(task.init, optimizer, layout), np.uint32(0)))
     spike = config.optimizer.max_spike
     train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, spike))
     length, rows = longest_batch(config)
-    batch = {name: jax.ShapeDtypeStruct((rows, length), np.int32) for name in (*task.example(), "targets")}
+    targets = {"targets": jax.ShapeDtypeStruct((rows, length), np.int32)}
+    batch = jax.eval_shape(lambda: task.example(rows, length)) | targets
     compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()
     kinds: dict[str, list[float]] = {}
     for one in collectives(compiled.as_text(), layout.mesh.size):
@@ -150,7 +169,7 @@ def planned(config: Config, devices: int, name: str) -> list[str]:
 
     if name not in ACCELERATORS:
         raise UserError(f"--plan={name!r} is not known: choose one of {', '.join(ACCELERATORS)}")
-    plan = make_plan(config, shapes(config), make_layout(config, devices), ACCELERATORS[name])
+    plan = make_plan(config, shapes(config), make_layout(config, devices, task_of(config).axes), ACCELERATORS[name])
     lines = [f"one step on {devices} x {name}, on paper (bytes and seconds are those of one device):"]
     return lines + [f"  {key:18} {value:12.4g}  {plan.formulae.get(key, '')}" for key, value in plan.figures.items()]
 

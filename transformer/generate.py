@@ -109,8 +109,8 @@ def restore(workdir: Path, average: int = 1, best: bool = False) -> Trained:
             raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
         tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     task = kind(config, tokenizer)
-    layout = sharding.make_layout(config)
-    shapes = jax.eval_shape(step.make_init(task.init, optim.make_optimizer(config), layout), jnp.uint32(0))
+    layout = sharding.make_layout(config, axes=task.axes)
+    shapes = jax.eval_shape(step.make_init(task.init, optim.make_optimizer(config, task.axes), layout), jnp.uint32(0))
     like = layout.abstract(shapes)
     checkpoints = Checkpoints(workdir, config.logging.keep)
     try:
@@ -237,7 +237,7 @@ def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[st
     write, texts = Writer(trained, manner), dict[int, str]()
     for batch in trained.task.batches(trained.source, split).evaluation():
         ids = batch["example_ids"]
-        written = write(batch["inputs"], batch["input_segments"].sum(axis=1), ids)
+        written = write(batch["inputs"], batch["input_lengths"], ids)
         texts |= {int(i): best.text for i, (best, *_) in zip(ids, written, strict=True) if i >= 0}
     return [texts[i] for i in sorted(texts)]
 

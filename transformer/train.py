@@ -117,6 +117,7 @@ def _train(
         tokenizer = load_or_train(source, _data(config, workdir), fields, extra)
     task = kind(config, tokenizer)
     task.check(source)
+    layout = dataclasses.replace(layout, axes=task.axes)  # it was made early, so that mistakes are told at once
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
 
@@ -125,7 +126,7 @@ def _train(
         if tokenizer is not None and not (workdir / "tokenizer.json").exists():
             tokenizer.save(workdir / "tokenizer.json")
 
-    optimizer = optim.make_optimizer(config)
+    optimizer = optim.make_optimizer(config, task.axes)
     create = step.make_init(task.init, optimizer, layout)
     seed = np.uint32(config.seed)
     checkpoints = Checkpoints(workdir, config.logging.keep, owner=True)
@@ -196,7 +197,7 @@ def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
     from transformer.training import optim, step
     from transformer.training.checkpoint import Checkpoints
 
-    create = step.make_init(init, optim.make_optimizer(read_config(workdir)), layout)
+    create = step.make_init(init, optim.make_optimizer(read_config(workdir), layout.axes), layout)
     checkpoints = Checkpoints(workdir)
     try:
         return checkpoints.restore(layout.abstract(jax.eval_shape(create, jnp.uint32(0)))).params

@@ -111,17 +111,18 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
     import jax
     import jax.numpy as jnp
 
-    from transformer.model.families import output_table
+    from transformer.model.families import output_layer
     from transformer.training.losses import cross_entropy
 
     task = trained.task
 
     def scores(params: Any, batch: Any) -> tuple[Any, Any]:
         features = task.model.apply(params, *task.arguments(batch), None, method="features")
-        table = output_table(params)
+        table, bias = output_layer(params)
 
         def one(x: Any, target: Any) -> tuple[Any, Any]:
-            metrics = cross_entropy((x @ table.T)[None, None], target[None, None], jnp.ones((1, 1)))
+            logits = x @ table.T if bias is None else x @ table.T + bias
+            metrics = cross_entropy(logits[None, None], target[None, None], jnp.ones((1, 1)))
             return metrics["nll"][0][0], metrics["token_accuracy"][0][0]
 
         # A row at a time: the logits of a whole batch would not stay in the processor's cache.
@@ -157,7 +158,7 @@ def _translation(trained: Any) -> dict[str, Any]:
         table = np.zeros((len(lengths), 3))  # summed nll, tokens, tokens that are right
         for batch in task.batches(source, split).evaluation(task.limit):
             nll, right = scores(batch)
-            weights = batch["target_segments"] > 0
+            weights = np.asarray(task.weights(batch))
             rows = batch["example_ids"] >= 0
             sums = np.stack([(nll * weights).sum(1), weights.sum(1), (right * weights).sum(1)], axis=1)
             table[batch["example_ids"][rows]] = sums[rows]
@@ -231,9 +232,10 @@ def _language_model(trained: Any) -> dict[str, Any]:
     sums = np.zeros((3, context))  # by position: nll, tokens, tokens that are right
     for batch in task.batches(trained.source, "test").evaluation(context):
         nll, right = scores(batch)
-        real = batch["target_segments"] > 0
+        real, where = np.asarray(task.weights(batch)), task.arguments(batch)[1]
+        places = np.broadcast_to(where.places(real.shape[1]), real.shape)
         for row, values in enumerate((nll, np.ones_like(nll), right)):
-            sums[row] += np.bincount(batch["target_positions"][real], weights=values[real], minlength=context)[:context]
+            sums[row] += np.bincount(places[real], weights=values[real], minlength=context)[:context]
     edges = [0] + [2**power for power in range(4, 32) if 2**power < context] + [context]  # 16, 32, 64, ...
     rows = []
     for low, high in itertools.pairwise(edges):

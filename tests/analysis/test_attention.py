@@ -17,9 +17,10 @@ from transformer.config import ModelConfig
 from transformer.errors import UserError
 from transformer.model.attention import choose, masks
 from transformer.model.families import build, init
-from transformer.model.layers import MultiHeadAttention, Tokens
+from transformer.model.layers import MultiHeadAttention
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import unstacked, windows
+from transformer.model.tokens import Tokens
 
 V, D, H, K, N = 23, 12, 6, 4, 2
 

@@ -13,7 +13,7 @@ from tests import chromium
 from transformer.analysis import head_page as pages
 from transformer.analysis.attention import Attention
 from transformer.errors import UserError
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 
 N, H, L, S = 2, 3, 5, 4
 TOKENS = {"encoder": ["un", "deux</script>", "trois", "[end]"], "decoder": ["[begin]", "▁one", "two", "&amp;", "✓"]}

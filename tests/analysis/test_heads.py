@@ -8,7 +8,7 @@ import pytest
 
 from transformer.analysis.attention import Attention
 from transformer.analysis.heads import head_statistics, rollout
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 
 
 def places(length: int, real: int | None = None, rows: int = 1) -> Tokens:

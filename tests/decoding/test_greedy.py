@@ -14,7 +14,7 @@ from transformer.config import Config, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.decoding.greedy import greedy
 from transformer.decoding.hypotheses import ensemble
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 from transformer.tasks import TASKS, Task
 
 EOS, VOCABULARY = Tokenizer.eos_id, 19

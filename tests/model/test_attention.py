@@ -3,6 +3,7 @@
 Real tiles are hundreds of positions long. Here they are cut to a few, so that short rows have many of them.
 """
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -18,15 +19,15 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from transformer.model import attention, masks
+from transformer import platforms
+from transformer.model import masks
 from transformer.model.attention import BACKENDS, attend, choose
 from transformer.model.masks import band
 from transformer.model.positions import T5_BUCKETS, AlibiBias, T5Bias, alibi_slopes, t5_bucket
 
 B, K, M = 2, 5, 7
 ON_CPU = ("dense", "blockwise", "banded")
-# The modules: `transformer.model.attention.banded` as an attribute is the function of that name.
-banded_backend = importlib.import_module("transformer.model.attention.banded")
+# The module: `transformer.model.attention.blockwise` as an attribute is the function of that name.
 blockwise_backend = importlib.import_module("transformer.model.attention.blockwise")
 Arrays = tuple[np.ndarray, ...]
 
@@ -40,8 +41,12 @@ def tensors(seed: int, length: int, keys: int, heads: int, groups: int, dtype: A
 
 def cut(patch: pytest.MonkeyPatch, largest: int, smallest: int = 1) -> None:
     """Tiles of `largest` positions (a multiple of 16 up to it, from 16 on), and of `smallest` for a narrow band."""
-    patch.setattr(blockwise_backend, "LARGEST", largest)
-    patch.setattr(banded_backend, "SMALLEST", smallest)
+    tune(patch, tile=largest, window_tile=smallest)
+
+
+def tune(patch: pytest.MonkeyPatch, **numbers: int) -> None:
+    """Other numbers for this platform."""
+    patch.setitem(platforms.PLATFORMS, "cpu", dataclasses.replace(platforms.PLATFORMS["cpu"], **numbers))
 
 
 def loop_mask(q_positions: Any, k_positions: Any, q_segments: Any, k_segments: Any, limits: Any) -> np.ndarray:
@@ -96,15 +101,16 @@ def loop(
     return (out, dq, dk, dv) if rows is None else (out, dq, dk, dv, table)
 
 
-def run(arrays: Arrays, where: dict[str, Any] | None = None, bias: Any = None, **options: Any) -> Arrays:
-    """Output and gradients of `attend`, the bias's among them, compiled; `where` holds positions and segments."""
+def run(arrays: Arrays, where: dict[str, Any] | None = None, score: Any = None, **options: Any) -> Arrays:
+    """Output and gradients of `attend`, the score function's among them, compiled; `where` holds positions and
+    segments."""
 
-    def both(q: Any, k: Any, v: Any, cotangent: Any, where: dict[str, Any], bias: Any) -> Any:
-        out, pull = jax.vjp(lambda q, k, v, bias: attend(q, k, v, bias=bias, **where, **options), q, k, v, bias)
+    def both(q: Any, k: Any, v: Any, cotangent: Any, where: dict[str, Any], score: Any) -> Any:
+        out, pull = jax.vjp(lambda q, k, v, score: attend(q, k, v, score=score, **where, **options), q, k, v, score)
         return out, *jax.tree.leaves(pull(cotangent))
 
     where = jax.tree.map(jnp.asarray, where or {})
-    return jax.device_get(jax.jit(both)(*map(jnp.asarray, arrays), where, bias))
+    return jax.device_get(jax.jit(both)(*map(jnp.asarray, arrays), where, score))
 
 
 def close(found: Arrays, expected: Arrays, tolerance: float = 2e-5, says: str = "") -> None:
@@ -255,7 +261,8 @@ def held_to_the_loop_anyhow(ids: str, data: st.DataObject) -> None:
     with pytest.MonkeyPatch.context() as patch:
         cut(patch, largest, smallest)
         for backend in backends:
-            found = run((q, k, v, cotangent), given, bias, causal=causal, window=window, backend=backend)
+            known = {"consecutive": True} if backend == "banded" else {}
+            found = run((q, k, v, cotangent), given, bias, causal=causal, window=window, backend=backend, **known)
             assert all(np.isfinite(x).all() for x in found)
             if backend == "banded":  # what padding gives is nobody's
                 found = (np.where(real[..., None, None], found[0], expected[0]), *found[1:])
@@ -284,9 +291,9 @@ def test_every_backend_is_the_loop_on_more(ids: str, data: st.DataObject) -> Non
 def test_tiles_of_their_own_length_are_dense(backend: str, length: int, keys: int, window: Any) -> None:
     arrays = tensors(0, length, keys, 2, 1)
     bias = T5Bias(jnp.asarray(np.random.default_rng(0).normal(size=(T5_BUCKETS, 2)), jnp.float32), causal=False)
-    expected = run(arrays, bias=bias, window=window, backend="dense")
+    expected = run(arrays, score=bias, window=window, backend="dense")
     # The table's gradient sums a million numbers.
-    close(run(arrays, bias=bias, window=window, backend=backend), expected, 1e-4)
+    close(run(arrays, score=bias, window=window, backend=backend), expected, 1e-4)
 
 
 def test_tiles_shrink_where_many_heads_would_fill_memory() -> None:
@@ -337,7 +344,7 @@ def test_scores_of_ten_thousand_do_not_overflow(backend: str, monkeypatch: pytes
 def test_any_positions_under_auto(causal: bool, tiles_from: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Positions that a caller gives may be in any order, with gaps: "auto" must not cut the band by index."""
     cut(monkeypatch, 5)
-    monkeypatch.setattr(attention, "TILES_FROM", tiles_from)
+    tune(monkeypatch, tiles_from=tiles_from)
     arrays = tensors(4, 43, 43, 2, 1)
     rng = np.random.default_rng(0)
     positions = np.stack([rng.permutation(86)[:43] for _ in range(B)]).astype(np.int32)
@@ -357,6 +364,130 @@ def test_one_row_of_positions_serves_all_rows(monkeypatch: pytest.MonkeyPatch) -
     expected = run(arrays, every, window=2, backend="dense")
     for backend in ON_CPU:
         close(run(arrays, where, window=2, backend=backend), expected)
+
+
+# --- How documents are told apart
+
+
+@pytest.mark.parametrize("backend", ["auto", *ON_CPU[:2]])
+@pytest.mark.parametrize("causal", [False, True])
+def test_lengths_are_segments_of_padding(backend: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real queries of right-padded rows see the same, in values and gradients, however padding is told."""
+    cut(monkeypatch, 3)
+    q, k, v, cotangent = tensors(7, 11, 11, 4, 2)
+    lengths = np.array([11, 4], np.int32)
+    real = np.arange(11) < lengths[:, None]
+    cotangent = cotangent * real[..., None, None]
+    ids = real.astype(np.int32)
+    expected = run((q, k, v, cotangent), {"q_segments": ids, "k_segments": ids}, causal=causal, backend="dense")
+    found = run((q, k, v, cotangent), {"k_lengths": lengths}, causal=causal, backend=backend)
+    assert np.isfinite(found[0]).all()
+    close((found[0][real], *found[1:]), (expected[0][real], *expected[1:]))
+
+
+def test_a_causal_row_needs_no_mask_of_its_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No real query comes after padding. Nor is a mask made where every key is seen."""
+    masked = []
+    monkeypatch.setattr(masks, "visible", lambda *where: masked.append(where))
+    q, k, v, _ = (jnp.asarray(x) for x in tensors(8, 5, 5, 2, 1))
+    attend(q, k, v, backend="dense")
+    assert not masked
+    seen: list[masks.Visibility] = []
+    monkeypatch.setitem(
+        BACKENDS, "dense", lambda q, *_, where, **__: seen.append(where) or jnp.zeros((*q.shape[:3], M))
+    )
+    attend(q, k, v, causal=True, k_lengths=jnp.array([5, 2]))
+    attend(q, k, v, k_lengths=jnp.array([5, 2]))
+    assert [where.q_segments is None for where in seen] == [True, False]
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint32, bool])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_ids_of_every_type_mean_the_same(backend: str, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(monkeypatch, 3, 1)
+    arrays = tensors(9, 7, 7, 2, 1)
+    ids = np.array([[1, 1, 1, 0, 0, 1, 1], [1, 0, 0, 0, 1, 1, 0]])
+    where = {"q_segments": ids, "k_segments": ids}
+    expected = loop(*arrays, loop_mask(*in_order(7, 7)[:2], ids, ids, (2, 2)))
+    found = run(arrays, {name: x.astype(kind) for name, x in where.items()}, window=2, backend=backend)
+    close(found, expected)
+
+
+# --- What changes the scores
+
+
+class Capped:
+    """A bound method, whose cap is an array."""
+
+    def __init__(self, cap: Any) -> None:
+        self.cap = cap
+
+    def change(self, scores: Any, q_positions: Any, k_positions: Any) -> Any:
+        return self.cap * jnp.tanh(scores / self.cap)
+
+
+def decayed(rate: Any, scores: Any, q_positions: Any, k_positions: Any) -> Any:
+    """What is far counts less, by a rate for each head."""
+    distance = jnp.abs(q_positions[..., None, :, None] - k_positions[..., None, None, :])
+    return scores - rate[:, None, None] * distance
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("form", ["closure", "partial", "bound method"])
+def test_any_callable_changes_the_scores(backend: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradients to the array that it closes over: dense differentiates itself, tiles do so by hand."""
+    cut(monkeypatch, 3, 1)
+    q, k, v, cotangent = (jnp.asarray(x) for x in tensors(10, 8, 8, 4, 2))
+    where = {name: jnp.asarray([[0, 1, 2, 3, 4, 0, 1, 2]] * B) for name in ("q_positions", "k_positions")}
+    where |= {name: jnp.asarray([[1, 1, 1, 1, 1, 2, 2, 2]] * B) for name in ("q_segments", "k_segments")}
+
+    def make(array: Any) -> Any:
+        if form == "bound method":
+            return Capped(array[0]).change
+        return partial(decayed, array) if form == "partial" else lambda *args: decayed(array, *args)
+
+    def total(backend: str, q: Any, k: Any, v: Any, array: Any) -> Any:
+        out = attend(q, k, v, window=3, consecutive=True, score=make(array), backend=backend, **where)
+        return (out * cotangent).sum()
+
+    array = jnp.asarray([0.7, 0.2, 0.9, 0.4])
+    gradient = jax.jit(jax.value_and_grad(total, (1, 2, 3, 4)), static_argnums=0)
+    value, found = gradient(backend, q, k, v, array)
+    expected = jax.tree.map(np.asarray, gradient("dense", q, k, v, array))
+    np.testing.assert_allclose(value, expected[0], rtol=1e-5)
+    for mine, theirs in zip(found, expected[1], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=2e-5)
+    step = 1e-2 * jnp.ones(4)  # and the gradient is a slope
+    slope = (total("dense", q, k, v, array + step) - total("dense", q, k, v, array - step)) / 2
+    np.testing.assert_allclose(found[3].sum() * 1e-2, slope, rtol=2e-3)
+
+
+def test_forward_mode_through_dense() -> None:
+    q, k, v, cotangent = (jnp.asarray(x) for x in tensors(11, 5, 5, 2, 1))
+    f = partial(attend, causal=True, score=Capped(2.0).change, backend="dense")
+    _, forward = jax.jvp(lambda q: f(q, k, v), (q,), (jnp.ones_like(q),))
+    _, pull = jax.vjp(lambda q: f(q, k, v), q)
+    np.testing.assert_allclose((forward * cotangent).sum(), pull(cotangent)[0].sum(), rtol=1e-5)
+
+
+# --- Rows of one device decide
+
+
+def test_what_a_device_computes_decides_not_the_whole_batch() -> None:
+    mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    assert platforms.device_rows(64) == 64
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert platforms.device_rows(64) == 8
+        assert blockwise_backend.largest_tile(platforms.device_rows(256), 16) == 256
+    assert blockwise_backend.largest_tile(platforms.device_rows(256), 16) == 128
+
+
+def test_the_platform_is_the_one_that_is_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = jax.ShapeDtypeStruct((1, 64, 2, 8), jnp.float32)
+    monkeypatch.setitem(platforms.PLATFORMS, "tpu", dataclasses.replace(platforms.PLATFORMS["tpu"], tiles_from=1))
+    assert choose(x, x, x, band(False, None)).backend == "dense"
+    with platforms.compiling_for("tpu"):
+        assert choose(x, x, x, band(False, None)).backend == "blockwise"
 
 
 # --- What "auto" takes
@@ -409,17 +540,18 @@ class Slabs:
     """What one forward and one backward pass of `attend` computed when it ran: its slabs, those of them that it
     masked, and their scores; half of each, since both passes compute the same.
 
-    The compiler counts the body of a loop once and both sides of a branch, so a bias and the mask count instead.
+    The compiler counts the body of a loop once and both sides of a branch, so a score function and the mask count
+    instead.
     """
 
     def __init__(self, length: int, **options: Any) -> None:
         self.computed, self.masked, self.scores = 0, 0, 0
         visible = masks.visible
 
-        def bias(q_positions: Any, k_positions: Any) -> Any:
-            scores = q_positions.shape[-1] * k_positions.shape[-1]
-            jax.debug.callback(lambda: self.count(computed=0.5, scores=scores / 2))
-            return jnp.zeros((1, 1, q_positions.shape[-1], k_positions.shape[-1]))
+        def score(scores: Any, q_positions: Any, k_positions: Any) -> Any:
+            number = q_positions.shape[-1] * k_positions.shape[-1]
+            jax.debug.callback(lambda: self.count(computed=0.5, scores=number / 2))
+            return scores
 
         def counted(*where: Any) -> Any:
             jax.debug.callback(lambda: self.count(masked=0.5))
@@ -429,12 +561,12 @@ class Slabs:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(masks, "visible", counted)
             program = jax.jit(jax.grad(self.squares), static_argnames=options)
-            jax.block_until_ready(program(x, jax.tree_util.Partial(bias), **options))
+            jax.block_until_ready(program(x, jax.tree_util.Partial(score), **options))
         jax.effects_barrier()
 
     @staticmethod
-    def squares(x: Any, bias: Any, **options: Any) -> Any:
-        return (attend(x, x, x, bias=bias, **options) ** 2).sum()
+    def squares(x: Any, score: Any, **options: Any) -> Any:
+        return (attend(x, x, x, score=score, **options) ** 2).sum()
 
     def count(self, **more: float) -> None:
         for name, number in more.items():
@@ -480,7 +612,7 @@ def test_a_window_costs_in_proportion_to_the_length() -> None:
 
 def test_a_band_that_auto_takes_computes_at_most_half() -> None:
     x = jax.ShapeDtypeStruct((1, 300, 1, 8), jnp.float32)
-    assert choose(x, x, x, band(False, 10), segments=True).backend == "banded"
+    assert choose(x, x, x, band(False, 10), padding="segments").backend == "banded"
     assert Slabs(300, window=10, backend="banded").scores <= 300**2 / 2
 
 
@@ -501,8 +633,8 @@ def test_memory_grows_with_the_length_and_not_with_its_square(
 
     def kept(length: int) -> int:
         def total(q: Any, k: Any, v: Any, table: Any) -> Any:
-            bias = T5Bias(table, causal=True) if trained else None
-            return (attend(q, k, v, bias=bias, backend=backend, **options) ** 2).sum()
+            score = T5Bias(table, causal=True) if trained else None
+            return (attend(q, k, v, score=score, backend=backend, **options) ** 2).sum()
 
         shapes = [(1, length, 2, 8)] * 3 + [(T5_BUCKETS, 2)]
         arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)
@@ -552,6 +684,12 @@ def unchecked() -> Iterator[None]:
         ({"q_positions": np.ones((B, 4), int)}, r"q_positions has shape \(2, 4\), not \(2, 5\)"),
         ({"k_positions": np.ones((3, 5), int)}, "k_positions has shape"),
         ({"q_positions": np.arange(5)}, "q_positions has shape"),
+        ({name: np.ones((B, 5)) for name in ("q_segments", "k_segments")}, "type float.*: give whole numbers"),
+        ({"k_lengths": np.ones(3, int)}, r"k_lengths has shape \(3,\), not \(2,\)"),
+        (
+            {"k_lengths": np.ones(2, int)} | {name: np.ones((B, 5), int) for name in ("q_segments", "k_segments")},
+            "both say what is padding",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(changes: dict[str, Any], message: str) -> None:

@@ -14,8 +14,8 @@ from transformer.config import ModelConfig
 from transformer.model import cache as kv
 from transformer.model import masks
 from transformer.model.families import FAMILIES, build
-from transformer.model.layers import Tokens
 from transformer.model.positions import POSITIONS
+from transformer.model.tokens import Tokens
 
 B, L, S, V, W = 4, 13, 5, 13, 2
 TINY = ModelConfig(
@@ -176,43 +176,43 @@ def test_a_window_keeps_window_plus_one_slots() -> None:
     for window in (0, 1, 2, 7):
         (rolling,) = caches(50, f"window:{window}")
         assert isinstance(rolling, kv.RollingCache)
-        assert {x.shape[-2] for x in rolling.keys[:2]} == {x.shape[1] for x in rolling.keys[2:]} == {window + 1}
+        assert {x.shape[-2] for x in rolling.kept[:2]} == {x.shape[1] for x in rolling.kept.where[:2]} == {window + 1}
         assert size(rolling) == B * (window + 1) * (2 * 16 + 2) * 4  # k and v of 16 features, position and segment
     assert size(caches(50, "window:2", "window:7")) == size(caches(5000, "window:2", "window:7"))
     windowed, full = caches(5000, "window:2", "full")
     assert (type(windowed), type(full)) == (kv.RollingCache, kv.FullCache)
-    assert full.keys.k.shape == (B, 4, 5000, 4)
-    assert windowed.keys.k.shape == (B, 4, 3, 4)
+    assert full.kept.k.shape == (B, 4, 5000, 4)
+    assert windowed.kept.k.shape == (B, 4, 3, 4)
 
 
 def test_grouped_heads_keep_less() -> None:
     for groups in (1, 2, 4):
         for cache in caches(50, "window:2", "full", num_kv_heads=groups):
-            assert cache.keys.k.shape[1::2] == cache.keys.v.shape[1::2] == (groups, 4)
+            assert cache.kept.k.shape[1::2] == cache.kept.v.shape[1::2] == (groups, 4)
 
 
 @pytest.mark.parametrize(("window", "slots", "expected"), [(2, 4, 3), (2, 3, 3), (2, 2, 2), (9, 4, 4), (None, 4, 4)])
 def test_a_window_as_long_as_the_sequence_is_no_window(window: int | None, slots: int, expected: int) -> None:
     cache = kv.empty(2, slots, 3, 5, 7, window)
     assert isinstance(cache, kv.RollingCache) == (slots > expected)
-    assert cache.keys.k.shape == (2, 3, expected, 5)
-    assert cache.keys.v.shape == (2, 3, expected, 7)
-    assert (np.asarray(cache.keys.segments) == -1).all()
+    assert cache.kept.k.shape == (2, 3, expected, 5)
+    assert cache.kept.v.shape == (2, 3, expected, 7)
+    assert (np.asarray(cache.kept.where.segments) == -1).all()
 
 
 def test_an_empty_slot_is_in_nobodys_segment() -> None:
     cache = kv.empty(2, 5, 3, 7, 4)
     ids = jnp.array([[4, 5], [0, 1]]), jnp.array([[1, 1], [0, 1]])
-    new = kv.Keys(jnp.full((2, 2, 3, 7), 1.0), jnp.full((2, 2, 3, 4), 2.0), *ids)
-    seen, cache = kv.extend(cache, kv.Keys(*(x[:, :1] for x in new)))
-    np.testing.assert_array_equal(seen.segments, [[1, -1, -1, -1, -1], [0, -1, -1, -1, -1]])
+    new = kv.Keys(jnp.full((2, 2, 3, 7), 1.0), jnp.full((2, 2, 3, 4), 2.0), Tokens(*ids))
+    seen, cache = kv.extend(cache, jax.tree.map(lambda x: x[:, :1], new))
+    np.testing.assert_array_equal(seen.where.segments, [[1, -1, -1, -1, -1], [0, -1, -1, -1, -1]])
     seen, cache = kv.extend(cache, new)
     assert isinstance(cache, kv.FullCache)
-    np.testing.assert_array_equal(cache.keys.positions, [[4, 4, 5, 0, 0], [0, 0, 1, 0, 0]])
-    np.testing.assert_array_equal(cache.keys.segments, [[1, 1, 1, -1, -1], [0, 0, 1, -1, -1]])
-    np.testing.assert_array_equal(cache.keys.k[0, 0, :, 0], [1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(cache.keys.v[1, 2, :, 3], [2, 2, 2, 0, 0])
-    for mine, kept in zip(seen, cache.keys, strict=True):
+    np.testing.assert_array_equal(cache.kept.where.positions, [[4, 4, 5, 0, 0], [0, 0, 1, 0, 0]])
+    np.testing.assert_array_equal(cache.kept.where.segments, [[1, 1, 1, -1, -1], [0, 0, 1, -1, -1]])
+    np.testing.assert_array_equal(cache.kept.k[0, 0, :, 0], [1, 1, 1, 0, 0])
+    np.testing.assert_array_equal(cache.kept.v[1, 2, :, 3], [2, 2, 2, 0, 0])
+    for mine, kept in zip(*map(jax.tree.leaves, (seen, cache.kept)), strict=True):
         np.testing.assert_array_equal(mine, kept.swapaxes(1, 2) if kept.ndim == 4 else kept)
     assert int(cache.next_slot) == 3
 
@@ -222,7 +222,9 @@ def tokens_at(first: np.ndarray, count: np.ndarray, width: int) -> kv.Keys:
     places = first[:, None] + np.arange(width)
     real = np.arange(width) < count[:, None]
     value = np.where(real, 100 * np.arange(len(first))[:, None] + places, -1).astype(np.float32)[..., None, None]
-    return kv.Keys(*(jnp.asarray(x) for x in (value, value + 0.5, places, real.astype(np.int32))))
+    return kv.Keys(
+        jnp.asarray(value), jnp.asarray(value + 0.5), Tokens(jnp.asarray(places), jnp.asarray(real.astype(np.int32)))
+    )
 
 
 @pytest.mark.parametrize("window", [0, 2, 4])
@@ -237,9 +239,11 @@ def test_position_p_lives_in_slot_p_mod_window_plus_one(window: int) -> None:
         seen, cache = extend(cache, tokens_at(length, count, width))
         assert isinstance(cache, kv.RollingCache)
         places, ones = jnp.asarray(length[:, None] + np.arange(width)), jnp.ones((3, width), jnp.int32)
-        mask = np.asarray(masks.visible(places, seen.positions, ones, seen.segments, masks.band(True, window)))
+        mask = np.asarray(
+            masks.visible(places, seen.where.positions, ones, seen.where.segments, masks.band(True, window))
+        )
         keys, values = np.asarray(seen.k), np.asarray(seen.v)
-        held = [np.asarray(x).reshape(3, window + 1) for x in cache.keys]
+        held = [np.asarray(x).reshape(3, window + 1) for x in jax.tree.leaves(cache.kept)]
         for b, i in np.argwhere(np.arange(width) < count[:, None]):
             p = length[b] + i
             expected = np.arange(max(0, p - window), p + 1)

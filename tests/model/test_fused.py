@@ -44,8 +44,9 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"width": 4}, False),
         ({"keys": 12}, True),
         ({"keys": 12, "causal": True}, False),
-        ({"bias": AlibiBias(4)}, False),
-        ({"segments": True}, False),
+        ({"score": AlibiBias(4)}, False),
+        ({"padding": "segments"}, False),
+        ({"padding": "lengths"}, True),
         ({"consecutive": False}, False),
     ],
 )
@@ -87,7 +88,9 @@ def test_what_no_kernel_takes_is_named() -> None:
 def test_a_cpu_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     q, k, v = arrays()
-    with pytest.raises(ValueError, match=r"needs a GPU or a TPU.*runs on cpu; use backend='blockwise' or 'banded'"):
+    with pytest.raises(
+        ValueError, match=r"needs a GPU or a TPU.*compiled for cpu; use backend='blockwise' or 'banded'"
+    ):
         attend(q, k, v, backend="fused")
     assert choose(q, k, v, band(True, None)).backend == "dense"
 
@@ -99,7 +102,7 @@ def test_tokamax_is_asked_for_the_same_attention(monkeypatch: pytest.MonkeyPatch
     q, k, v = arrays()
     segments = jnp.asarray(np.repeat([1, 2, 0], [8, 6, 2])[None].repeat(2, axis=0))
     for options in (
-        {"causal": True}, {"window": (2, 1)}, {"causal": True, "bias": AlibiBias(4)},
+        {"causal": True}, {"window": (2, 1)}, {"causal": True, "score": AlibiBias(4)},
         {"causal": True, "q_segments": segments, "k_segments": segments},
     ):  # fmt: skip
         found, expected = (attend(q, k, v, backend=backend, **options) for backend in ("fused", "dense"))

@@ -10,10 +10,11 @@ import pytest
 
 from transformer.config import ModelConfig
 from transformer.model.embedders import FrameInput, ImageInput, SeriesInput
-from transformer.model.families import build, init, output_table
-from transformer.model.layers import ACTIVATIONS, FeedForward, MultiHeadAttention, Tokens, make_norm
+from transformer.model.families import build, init, output_layer
+from transformer.model.layers import ACTIVATIONS, FeedForward, MultiHeadAttention, Norm
 from transformer.model.noise import step_noise
 from transformer.model.stacks import stacked, unstacked
+from transformer.model.tokens import Tokens
 
 V, D = 23, 12
 
@@ -75,7 +76,7 @@ def test_feed_forward_is_its_formula(name: str, gated: bool, bias: bool) -> None
 
 @pytest.mark.parametrize("eps", [1e-6, 0.5])
 def test_rms_norm_is_its_formula(eps: float) -> None:
-    norm = make_norm(tiny(norm_type="rms", norm_eps=eps))
+    norm = Norm(tiny(norm_type="rms", norm_eps=eps))
     x = normal(1, 3, D) + 2
     params = noisy(norm.init(jax.random.key(0), x))
     scale = np.asarray(params["params"]["scale"], np.float64)
@@ -85,12 +86,24 @@ def test_rms_norm_is_its_formula(eps: float) -> None:
     assert list(params["params"]) == ["scale"]
 
 
+@pytest.mark.parametrize("mean", [0.0, 1e3, -1e5])
+def test_layer_norm_takes_its_variance_around_the_mean(mean: float) -> None:
+    """E[x^2] - E[x]^2 would be wrong by 0.3 at a mean of 1,000, and NaN at 100,000."""
+    norm, x = Norm(tiny()), jnp.round(normal(7, 3, D) * 64) / 64 + mean  # exact in float32
+    params = noisy(norm.init(jax.random.key(0), x))
+    wide = np.asarray(x, np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    expected = expected * params["params"]["scale"] + params["params"]["bias"]
+    np.testing.assert_allclose(norm.apply(params, x), expected, atol=0.02 if abs(mean) > 1e4 else 1e-3)
+
+
 @pytest.mark.parametrize("scaled", [True, False])
 def test_widths_of_heads_are_free(scaled: bool) -> None:
     config = tiny(head_dim=5, value_dim=7, num_kv_heads=1, attention_bias=True, scale_attention=scaled)
     module = MultiHeadAttention(config)
     x, where = normal(2, 2, 4, D), places(2, 4)
-    params = noisy(jax.jit(lambda k: module.init(k, x, where, method="itself"))(jax.random.key(0)))
+    params = noisy(jax.jit(lambda k: module.init(k, x, where))(jax.random.key(0)))
     shapes = {name: params["params"][name]["kernel"].shape for name in ("query", "key", "value", "out")}
     assert shapes == {"query": (D, 15), "key": (D, 5), "value": (D, 7), "out": (21, D)}
     q, k, v = (
@@ -102,7 +115,7 @@ def test_widths_of_heads_are_free(scaled: bool) -> None:
     weights /= weights.sum(-1, keepdims=True)
     mixed = np.einsum("bhls,bsm->blhm", weights, v[:, :, 0]).reshape(2, 4, 21)
     expected = mixed @ np.asarray(params["params"]["out"]["kernel"], np.float64) + params["params"]["out"]["bias"]
-    np.testing.assert_allclose(module.apply(params, x, where, method="itself")[0], expected, atol=3e-5)
+    np.testing.assert_allclose(module.apply(params, x, where)[0], expected, atol=3e-5)
 
 
 def test_depth_scaled_initialization_is_gpt2s() -> None:
@@ -130,7 +143,9 @@ def test_features_times_the_output_table_are_the_logits() -> None:
     params = noisy(init(model, jax.random.key(0), tokens, where))
     logits: Any = model.apply(params, tokens, where)
     features: Any = model.apply(params, tokens, where, method="features")
-    np.testing.assert_allclose(features @ output_table(params).T, logits, atol=1e-5)
+    table, bias = output_layer(params)
+    assert bias is not None
+    np.testing.assert_allclose(features @ table.T + bias, logits, atol=1e-5)
     p = params["params"]["embedder"]
     x: Any = model.apply(params, tokens, where, method="encode")[0]  # type: ignore[index]
     hidden = float64_activation("gelu", np.asarray(x @ p["output_dense"]["kernel"] + p["output_dense"]["bias"], float))
@@ -182,8 +197,7 @@ def test_patches_are_squares_row_by_row() -> None:
     params = noisy(front.init(jax.random.key(0), images))
     x, where = front.apply(params, images)  # type: ignore[misc]
     assert x.shape == (2, 1 + 6, D)
-    np.testing.assert_array_equal(where.positions[0], np.arange(7))
-    assert bool((where.segments == 1).all())
+    assert where == Tokens()  # all of them, in their order
     p = params["params"]
     for row in range(2):
         for column in range(3):
@@ -201,15 +215,14 @@ def test_patches_are_squares_row_by_row() -> None:
 def test_frames_are_convolved_without_their_padding(real: int) -> None:
     front = FrameInput(tiny(channels=3))
     frames = normal(4, 1, 13, 3).at[:, real:].set(0)
-    params = noisy(front.init(jax.random.key(0), frames, places(1, 13)))
-    padded, where = front.apply(params, frames, places(1, 13, real))  # type: ignore[misc]
-    alone, alone_where = front.apply(params, frames[:, :real], places(1, real))  # type: ignore[misc]
+    params = noisy(front.init(jax.random.key(0), frames, Tokens()))
+    padded, where = front.apply(params, frames, Tokens(lengths=jnp.array([real])))  # type: ignore[misc]
+    alone, alone_where = front.apply(params, frames[:, :real], Tokens())  # type: ignore[misc]
     count = -(-real // 4)
     assert alone.shape == (1, count, D)
     assert padded.shape == (1, 4, D)
-    np.testing.assert_array_equal(where.segments[0], [1] * count + [0] * (4 - count))
-    np.testing.assert_array_equal(where.positions[0], np.arange(4))
-    np.testing.assert_array_equal(alone_where.segments[0], [1] * count)
+    np.testing.assert_array_equal(where.lengths, [count])
+    assert alone_where == Tokens()
     np.testing.assert_allclose(padded[:, :count], alone, atol=1e-6)
 
     x = np.asarray(frames[0, :real], np.float64)  # two convolutions, written out

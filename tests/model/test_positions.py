@@ -1,5 +1,6 @@
 """Each encoding against a float64 loop of its paper's formula, the end of a learned table, and what all of them owe."""
 
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -17,12 +18,19 @@ from transformer.model.positions import (
     alibi_slopes,
     check_length,
     longest,
-    rotate,
+    rotation,
     sinusoid,
     t5_bucket,
 )
 
 D, H = 6, 3
+
+
+def rotate(x: jax.Array, positions: jax.Array, interleaved: bool = True) -> jax.Array:
+    """What `rotation` makes of the features of heads."""
+    return rotation(positions, x.shape[-1], interleaved)(x)
+
+
 FAR = [0, 1, 2, 3, 7, 50, 511, 512, 1999, 5000, 99_999, 100_000]
 
 
@@ -150,8 +158,8 @@ def test_scores_depend_on_the_difference_of_positions(interleaved: bool) -> None
     at, to = rng.integers(0, 40, 20), rng.integers(0, 40, 20)
 
     def scores(shift: int, apart: int = 0) -> np.ndarray:
-        turn = lambda x, p: np.asarray(rotate(jnp.asarray(x), jnp.asarray(p), interleaved))  # noqa: E731
-        return (turn(q, at + shift) * turn(k, to + shift + apart)).sum(axis=-1)
+        moved = lambda x, p: np.asarray(rotate(jnp.asarray(x), jnp.asarray(p), interleaved))  # noqa: E731
+        return (moved(q, at + shift) * moved(k, to + shift + apart)).sum(axis=-1)
 
     np.testing.assert_allclose(scores(57), scores(0), atol=2e-4)
     assert np.abs(scores(0, apart=1) - scores(0)).max() > 0.5
@@ -169,9 +177,21 @@ def test_the_two_conventions_differ_by_an_order_of_features() -> None:
 
 
 def test_rotary_rows_are_the_two_conventions() -> None:
-    x, positions = jnp.asarray(features(6))[None], jnp.asarray(FAR)[None]
+    x, positions = jnp.asarray(features(D // H))[None], jnp.asarray(FAR)[None]
     for name, interleaved in (("rotary", True), ("rotary-half", False)):
-        np.testing.assert_array_equal(POSITIONS[name].turn(x, positions), rotate(x, positions, interleaved))
+        found = POSITIONS[name](config(name), False).rotation(positions)(x)
+        np.testing.assert_array_equal(found, rotate(x, positions, interleaved))
+
+
+def test_the_base_of_the_angles_is_a_key() -> None:
+    x, positions = jnp.asarray(features(6))[None], jnp.asarray(FAR)[None]
+    far = dataclasses.replace(config("rotary"), rotary_theta=500_000.0, head_dim=6)
+    found = POSITIONS["rotary"](far, False).rotation(positions)(x)
+    angle = np.asarray(FAR, np.float64)[:, None] * 500_000.0 ** (-2 * np.arange(3) / 6)
+    a, b = np.asarray(x, np.float64)[0, ..., ::2], np.asarray(x, np.float64)[0, ..., 1::2]
+    sin, cos = np.sin(angle)[:, None], np.cos(angle)[:, None]
+    np.testing.assert_allclose(found[0, ..., ::2], a * cos - b * sin, atol=0.02)
+    np.testing.assert_allclose(found[0, ..., 1::2], a * sin + b * cos, atol=0.02)
 
 
 @both
@@ -218,7 +238,7 @@ Q_AT, K_AT = np.array([[3, 0, 40], [0, 1, 2]]), np.array([[0, 1, 2, 9, 300], [5,
 
 
 def test_alibi_is_minus_slope_times_distance() -> None:
-    bias = AlibiBias(6)(jnp.asarray(Q_AT), jnp.asarray(K_AT))
+    bias = AlibiBias(6).bias(jnp.asarray(Q_AT), jnp.asarray(K_AT))
     assert bias.shape == (2, 6, 3, 5)
     for b, h, i, j in np.ndindex(*bias.shape):
         expected = -authors_slopes(6)[h] * abs(int(K_AT[b, j]) - int(Q_AT[b, i]))
@@ -254,7 +274,7 @@ def test_t5_buckets_are_the_authors(causal: bool) -> None:
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 def test_t5_takes_the_entry_of_the_bucket(causal: bool) -> None:
     table = np.random.default_rng(0).normal(size=(T5_BUCKETS, H)).astype(np.float32)
-    bias = T5Bias(jnp.asarray(table), causal)(jnp.asarray(Q_AT), jnp.asarray(K_AT))
+    bias = T5Bias(jnp.asarray(table), causal).bias(jnp.asarray(Q_AT), jnp.asarray(K_AT))
     assert bias.shape == (2, H, 3, 5)
     for b, h, i, j in np.ndindex(*bias.shape):
         assert float(bias[b, h, i, j]) == table[t5_formula(int(K_AT[b, j]) - int(Q_AT[b, i]), causal), h]
@@ -265,7 +285,7 @@ def test_t5s_module_gives_its_table_and_its_direction(causal: bool) -> None:
     module = POSITIONS["t5"](config("t5"), causal)
     params = module.init(jax.random.key(0), jnp.zeros((1, 1, D)), jnp.zeros((1, 1), jnp.int32))
     (table,) = jax.tree.leaves(params)
-    bias = module.apply(params, method="bias")
+    bias = module.apply(params, method="score")
     assert table.shape == (32, H)
     assert bias.causal == causal
     np.testing.assert_array_equal(bias.table, table)
@@ -297,14 +317,14 @@ def test_an_encoding_is_a_function_of_the_position(name: str) -> None:
 
 
 def told(name: str, positions: np.ndarray) -> np.ndarray:
-    """All that an encoding tells of positions: what it adds, what it turns, and its bias from position 0. [L, ...]"""
+    """All that an encoding tells of positions: what it adds and rotates, and its scores from position 0. [L, ...]"""
     module, params = encoder(name)
     places = jnp.asarray(positions)[None]
     added = module.apply(params, jnp.zeros((1, len(positions), D)), places)[0]
-    ones = jnp.ones((1, len(positions), 1, 2))
-    moved = (POSITIONS[name].turn(ones, places) - ones)[0, :, 0]
-    bias = module.apply(params, method="bias")
-    scores = jnp.zeros((len(positions), H)) if bias is None else bias(jnp.zeros((1, 1), jnp.int32), places)[0, :, 0].T
+    ones, rotation = jnp.ones((1, len(positions), 1, D // H)), module.apply(params, places, method="rotation")
+    moved = (ones if rotation is None else rotation(ones))[0, :, 0] - 1
+    score, nought = module.apply(params, method="score"), jnp.zeros((1, H, 1, len(positions)))
+    scores = (nought if score is None else score(nought, jnp.zeros((1, 1), jnp.int32), places))[0, :, 0].T
     return np.concatenate([added, moved, scores], axis=1)
 
 

@@ -22,6 +22,7 @@ from transformer.config import ModelConfig
 from transformer.errors import UserError
 from transformer.model.families import build
 from transformer.model.pretrained import ARCHITECTURES, load, model_config, parameter_shapes, save
+from transformer.model.pretrained.llama import LLAMA
 from transformer.model.stacks import stacked
 
 # --- Counts of the released models, from what their config.json say
@@ -281,8 +282,8 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("vit", {"patch_size": 4}, r"image_size=6, which patch_size=4 does not divide"),
     ("marian", {"share_encoder_decoder_embeddings": False}, r"share_encoder_decoder_embeddings=False"),
     ("marian", {"normalize_before": True}, r"normalize_before=True"),
-    ("llama", {"rope_theta": 500000.0}, r"rope_theta=500000\.0"),
-    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling=\{'type': 'linear'"),
+    ("llama", {"rope_theta": "large"}, r"rope_theta='large', which is no float"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, r"rope_scaling\.type='linear'"),
     ("llama", {"rope_parameters": {"rope_type": "llama3"}}, r"rope_parameters\.rope_type='llama3'"),
 ]
 
@@ -293,6 +294,22 @@ def test_settings_that_our_modules_do_not_have(name: str, changes: dict[str, Any
     with pytest.raises(UserError, match=message) as error:
         model_config(SMALL[name] | changes)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_theta": 500000.0},
+        {"rope_theta": 500000, "rope_scaling": {"rope_type": "default"}},
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    ],
+)
+def test_the_base_of_the_angles_is_read_and_written(changes: dict[str, Any]) -> None:
+    values = {name: value for name, value in SMALL["llama"].items() if not name.startswith("rope")}
+    config = model_config(values | changes)
+    assert config.rotary_theta == 500_000
+    assert LLAMA.to_settings(config)["rope_theta"] == 500_000
+    assert model_config(values).rotary_theta == 10_000
 
 
 def test_settings_are_refused_before_the_weights_are_read(gpt2: Path) -> None:

@@ -19,9 +19,9 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.describe import backends
 from transformer.errors import UserError
 from transformer.generate import generate, restore
-from transformer.model.families import build, output_table
-from transformer.model.layers import Tokens
+from transformer.model.families import build, output_layer
 from transformer.model.noise import step_noise
+from transformer.model.tokens import Tokens
 from transformer.tasks import TASKS
 
 D, V, N = 5, 11, 2
@@ -311,7 +311,7 @@ def test_a_task_names_the_families_it_takes(task: str, family: str) -> None:
 
 def test_the_output_table_is_the_embedding() -> None:
     for config in (CASES[0], CASES[-1]):
-        assert output_table(model_and_params(config)[1]).shape == (V, D)
+        assert output_layer(model_and_params(config)[1]).table.shape == (V, D)
 
 
 # --- The verbs

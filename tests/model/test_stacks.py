@@ -13,13 +13,15 @@ import pytest
 
 from transformer.config import ModelConfig
 from transformer.errors import UserError
+from transformer.model import attention
 from transformer.model.attention import Choice, choose
 from transformer.model.embedders import TokenEmbedder
 from transformer.model.families import FAMILIES, build
-from transformer.model.layers import MultiHeadAttention, Tokens
+from transformer.model.layers import MultiHeadAttention
 from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
+from transformer.model.tokens import Tokens
 
 V = 13
 LONG = 263  # enough that tiles over a narrow band hold less than half of the scores
@@ -139,8 +141,6 @@ def test_the_pattern_cycles_over_the_layers(
 
 def test_the_banded_model_is_the_dense_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole model on packed rows, whichever backend its layers take."""
-    from transformer.model import layers as layers_module
-
     config = tiny(family="decoder_only", attention=("window:2",), positions="t5", num_kv_heads=1)
     model, params = model_and_params(config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, LONG)), jnp.int32)
@@ -152,10 +152,10 @@ def test_the_banded_model_is_the_dense_model(monkeypatch: pytest.MonkeyPatch) ->
         taken.append(choose(*args, **options).backend)
         return choose(*args, **options)
 
-    monkeypatch.setattr(layers_module, "choose", choice)
+    monkeypatch.setattr(attention, "choose", choice)
     chosen = compiled(model.apply)(params, tokens, where)
     assert taken == ["banded"] * 2
-    monkeypatch.setattr(layers_module, "choose", lambda *args, **options: Choice("dense", "it is the reference"))
+    monkeypatch.setattr(attention, "choose", lambda *args, **options: Choice("dense", "it is the reference"))
     # Another function object, or jit would answer with the program that it has.
     dense = compiled(lambda *args: model.apply(*args))(params, tokens, where)
     real = np.asarray(segments) > 0
@@ -312,7 +312,7 @@ def test_grouped_heads_are_heads_with_equal_keys(family: str, groups: int) -> No
 def test_grouped_keys_have_the_shape_they_are_cached_in() -> None:
     module = MultiHeadAttention(tiny(num_heads=4, num_kv_heads=2))
     x = jnp.ones((3, 5, D))
-    params = some_params(module, x, places(5, 3), method="itself")
+    params = some_params(module, x, places(5, 3))
     k, v = module.apply(params, x, method="keys_values")
     assert k.shape == v.shape == (3, 5, 2, D // 4)
 

@@ -7,8 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer.platforms import PLATFORMS
 from transformer.training import losses
-from transformer.training.losses import CHUNK, cross_entropy, output_cross_entropy, squared_error
+from transformer.training.losses import cross_entropy, output_cross_entropy, squared_error
+
+CHUNK = PLATFORMS["cpu"].loss_tokens
 
 
 def _batch(seed: int, rows: int, length: int, vocabulary: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -68,7 +71,7 @@ def test_ties_count_as_right() -> None:
     assert losses.means(jax.tree.map(jnp.sum, found))["token_accuracy"] == 1
 
 
-# Around the slice: one slice, a whole number of slices, a rest, slices of one token, more rows than CHUNK.
+# Around the slice: one slice, a whole number of slices, a rest, slices of one token, more rows than a slice has tokens.
 SHAPES = [
     (3, 5, 0.0),
     (2, CHUNK // 2 + 1, 0.1),
@@ -83,37 +86,39 @@ def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: flo
     random = np.random.default_rng(rows * 1000 + length)
     x = jnp.asarray(random.normal(size=(rows, length, 3)), jnp.float32)
     table = jnp.asarray(random.normal(size=(13, 3)), jnp.float32)
+    bias = jnp.asarray(random.normal(size=13), jnp.float32)
     _, targets, weights = _batch(2, rows, length, 13)
     weights[: rows // 2] = 0  # rows of padding only
     targets, weights = jnp.asarray(targets), jnp.asarray(weights)
 
-    def whole(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        found = cross_entropy(x @ table.T, targets, weights, smoothing)
+    def whole(x: jax.Array, table: jax.Array, bias: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        found = cross_entropy(x @ table.T + bias, targets, weights, smoothing)
         found["loss"] = jax.tree.map(jnp.sum, found["loss"])
         return 1.7 * found["loss"][0], found
 
-    def sliced(x: jax.Array, table: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
-        found = output_cross_entropy(x, table, targets, weights, smoothing)
+    def sliced(x: jax.Array, table: jax.Array, bias: jax.Array) -> tuple[jax.Array, dict[str, Any]]:
+        found = output_cross_entropy(x, table, bias, targets, weights, smoothing)
         return 1.7 * found["loss"][0], found
 
-    (_, expected), expected_gradients = jax.jit(jax.value_and_grad(whole, (0, 1), has_aux=True))(x, table)
-    (_, found), gradients = jax.jit(jax.value_and_grad(sliced, (0, 1), has_aux=True))(x, table)
+    (_, expected), expected_gradients = jax.jit(jax.value_and_grad(whole, (0, 1, 2), has_aux=True))(x, table, bias)
+    (_, found), gradients = jax.jit(jax.value_and_grad(sliced, (0, 1, 2), has_aux=True))(x, table, bias)
     assert set(found) == set(expected)
     for name in expected:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, err_msg=name)
     # Without a gradient the loss takes another path: custom_vjp's primal.
-    plain = output_cross_entropy(x, table, targets, weights, smoothing)
+    plain = output_cross_entropy(x, table, bias, targets, weights, smoothing)
     np.testing.assert_allclose(plain["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(gradients[0], expected_gradients[0], atol=1e-5)
     np.testing.assert_allclose(gradients[1], expected_gradients[1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(gradients[2], expected_gradients[2], rtol=1e-4, atol=1e-4)
     assert not np.any(gradients[0][: rows // 2])
 
 
 def test_a_batch_of_padding_only_is_zero_and_not_nan() -> None:
     x, table, zeros = jnp.ones((2, 3, 4)), jnp.ones((5, 4)), jnp.zeros((2, 3))
-    found = output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)
+    found = output_cross_entropy(x, table, None, zeros.astype(jnp.int32), zeros)
     assert losses.means(jax.tree.map(jnp.sum, found)) == {"loss": 0, "nll": 0, "token_accuracy": 0}
-    loss = lambda x: output_cross_entropy(x, table, zeros.astype(jnp.int32), zeros)["loss"][0]  # noqa: E731
+    loss = lambda x: output_cross_entropy(x, table, None, zeros.astype(jnp.int32), zeros)["loss"][0]  # noqa: E731
     assert not np.any(jax.grad(loss)(x))
 
 

@@ -52,11 +52,17 @@ def test_rates_are_positive_and_finite_even_with_a_warmup_longer_than_the_run(na
     assert np.all((rates > 0) & (rates <= 1e-3 * (1 + 1e-6)))
 
 
-PARAMS = {"kernel": jnp.full((2, 3), 2.0), "bias": jnp.full(3, 2.0), "scale": jnp.full(3, 2.0)}
+AXES = {"kernel": ("in", "out"), "bias": ("out",), "scale": ("model",), "stacked_scale": ("layers", "model")}
+PARAMS = {
+    "kernel": jnp.full((2, 3), 2.0),
+    "bias": jnp.full(3, 2.0),
+    "scale": jnp.full(3, 2.0),
+    "stacked_scale": jnp.full((5, 3), 2.0),
+}
 
 
 def _update(config: Config, gradients: Any) -> Any:
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, AXES)
     return jax.device_get(optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[0])
 
 
@@ -67,6 +73,12 @@ def test_weight_decay_is_decoupled_and_on_matrices_only() -> None:
     np.testing.assert_allclose(updates["kernel"], -0.01 * 0.1 * 2.0, rtol=1e-6)
     assert not np.any(updates["bias"])
     assert not np.any(updates["scale"])
+    assert not np.any(updates["stacked_scale"])  # of five layers that are scanned: two axes, and no matrix
+
+
+def test_weight_decay_asks_for_the_names_of_the_axes() -> None:
+    with pytest.raises(ValueError, match="give the names of the parameters' axes"):
+        make_optimizer(_config(weight_decay=0.1))
 
 
 def test_a_first_step_of_adam_is_the_rate_in_the_direction_of_the_gradients_sign() -> None:

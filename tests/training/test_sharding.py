@@ -14,29 +14,30 @@ from transformer.errors import UserError
 from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms
-from transformer.training.sharding import SHARDINGS, logical_axes, make_layout
+from transformer.training.sharding import SHARDINGS, make_layout
 from transformer.training.step import State
 
 # --- The table
 
 
-@pytest.mark.parametrize(
-    ("path", "dimensions", "names"),
-    [
-        ("params/embedder/table", 2, ("vocabulary", "width")),
-        ("params/encoder/layer_3/self_attention/query/kernel", 2, ("model", "heads")),
-        ("params/decoder/layers_0/cross_attention/out/kernel", 3, ("layers", "heads", "model")),
-        ("optimizer/1/mu/params/decoder/layer_0/feed_forward/outer/kernel", 2, ("inner", "model")),
-        ("params/encoder/layer_0/feed_forward/inner/bias", 1, ("inner",)),
-        ("params/encoder/layer_0/self_attention_residual/norm/scale", 1, (None,)),
-        ("params/encoder/layers_1/self_attention_residual/norm/scale", 2, ("layers", None)),
-        ("params/encoder/input/positions/table", 2, ("places", "width")),
-        ("params/front/patches/kernel", 2, ("in", "out")),
-        ("step", 0, ()),
-    ],
-)
-def test_logical_axes(path: str, dimensions: int, names: tuple[str | None, ...]) -> None:
-    assert logical_axes(path, dimensions) == names
+AXES = {
+    "attention/query/kernel": ("model", "heads"),
+    "attention/key/kernel": ("model", "key_heads"),
+    "attention/out/kernel": ("heads", "model"),
+    "embedder/table": ("vocabulary", "width"),
+    "feed_forward/inner/bias": ("inner",),
+    "layers_0/feed_forward/outer/kernel": ("layers", "inner", "model"),
+    "layers_0/norm/scale": ("layers", "model"),
+}
+
+
+def test_what_the_optimizer_keeps_has_the_axes_of_its_parameter() -> None:
+    layout = make_layout(on(tiny(), **MESHES["fsdp 8"]), axes=AXES)
+    assert layout.names("optimizer/1/mu/params/attention/query/kernel", (16, 16)) == ("model", "heads")
+    assert layout.names("params/layers_0/norm/scale", (6, 16)) == ("layers", "model")
+    assert layout.names("step", ()) == ()
+    with pytest.raises(ValueError, match=r"shape \(6, 16, 16\) and axes \('model', 'heads'\)"):
+        layout.names("params/attention/query/kernel", (6, 16, 16))
 
 
 @pytest.mark.parametrize(
@@ -51,16 +52,17 @@ def test_logical_axes(path: str, dimensions: int, names: tuple[str | None, ...])
         ("tensor 8", "embedder/table", (23, 16), (None, None)),  # an odd vocabulary stays whole
         ("fsdp_tensor 2 x 2 x 2", "layers_0/feed_forward/outer/kernel", (6, 32, 16), (None, "tensor", "fsdp")),
         ("fsdp_tensor 2 x 2 x 2", "embedder/table", (24, 16), ("tensor", "fsdp")),
+        ("fsdp_tensor 2 x 2 x 2", "layers_0/norm/scale", (6, 16), (None, None)),  # a vector a layer is no matrix
         ("data 8", "embedder/table", (24, 16), (None, None)),
     ],
 )
 def test_how_parameters_are_split(mesh: str, path: str, shape: tuple[int, ...], spec: tuple[str | None, ...]) -> None:
-    assert tuple(make_layout(on(tiny(), **MESHES[mesh])).spec(path, shape)) == spec
+    assert tuple(make_layout(on(tiny(), **MESHES[mesh]), axes=AXES).spec(path, shape)) == spec
 
 
 def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
     """Two heads of keys over four devices: half a head each would be a wrong split, though the columns divide."""
-    layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), strategy="tensor", data=2, tensor=4))
+    layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), strategy="tensor", data=2, tensor=4), axes=AXES)
     assert tuple(layout.spec("attention/key/kernel", (16, 4))) == (None, None)
     assert tuple(layout.spec("attention/query/kernel", (16, 16))) == (None, "tensor")
 

@@ -42,8 +42,8 @@ def _ragged(seed: int, rows: int = 8, length: int = 7) -> dict[str, jax.Array]:
 
 def _train(config: Config, devices: int, steps: int) -> tuple[State, list[dict[str, float]]]:
     task = TASKS[config.task](config, VOCABULARY)  # type: ignore[arg-type]
-    layout = sharding.make_layout(override(config, {"mesh.data": devices}))
-    optimizer = make_optimizer(config)
+    layout = sharding.make_layout(override(config, {"mesh.data": devices}), axes=task.axes)
+    optimizer = make_optimizer(config, task.axes)
     seed = jnp.asarray(config.seed, jnp.uint32)
     state = make_init(task.init, optimizer, layout)(seed)
     step = make_train_step(task.loss, optimizer, layout)
@@ -142,7 +142,8 @@ def test_what_stands_in_padding_changes_nothing() -> None:
 def test_the_state_is_donated_and_the_step_counts() -> None:
     config = _config(**{"model.num_layers": 1})
     task = TASKS["translation"](config, VOCABULARY)  # type: ignore[arg-type]
-    layout, optimizer = sharding.make_layout(override(config, {"mesh.data": 1})), make_optimizer(config)
+    layout = sharding.make_layout(override(config, {"mesh.data": 1}), axes=task.axes)
+    optimizer = make_optimizer(config, task.axes)
     state = make_init(task.init, optimizer, layout)(jnp.uint32(0))
     after, _ = make_train_step(task.loss, optimizer, layout)(state, _ragged(0), jnp.uint32(0))
     assert int(after.step) == 1

@@ -95,7 +95,8 @@ class Made:
     def __init__(self, config: Config):
         size = SimpleNamespace(vocab_size=config.model.vocab_size)
         self.task = TASKS[config.task](config, size)  # type: ignore[arg-type]
-        self.layout, optimizer = sharding.make_layout(config), make_optimizer(config)
+        self.layout = sharding.make_layout(config, axes=self.task.axes)
+        optimizer = make_optimizer(config, self.task.axes)
         self.create = make_init(self.task.init, optimizer, self.layout)
         spike = config.optimizer.max_spike
         jitted = make_train_step(self.task.loss, optimizer, self.layout, config.mesh.accumulate, spike)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer.analysis.attention import attention_maps
 from transformer.config import ModelConfig
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 
 
 def alignment_layer(config: ModelConfig) -> int:

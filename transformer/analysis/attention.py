@@ -18,8 +18,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer.errors import UserError
-from transformer.model.layers import MultiHeadAttention, Tokens
+from transformer.model.layers import MultiHeadAttention
 from transformer.model.stacks import Stack, unstacked
+from transformer.model.tokens import Tokens
 
 
 class Attention(NamedTuple):
@@ -41,13 +42,15 @@ def watch(model: nn.Module, params: Any, *arguments: Any) -> tuple[Any, Watched]
     """
     seen: dict[tuple[str, str], list[Attention]] = {}
 
-    def listen(place: "_Place", heads: Callable[..., Array], q: Any, keys: Any, where: Tokens, *rest: Any) -> Array:
+    def listen(
+        place: "_Place", heads: Callable[..., Array], q: Any, keys: Any, where: Tokens, score: Any, **told: Any
+    ) -> Array:
         batch, length, groups, _ = keys.k.shape
         units = jnp.broadcast_to(jnp.eye(length)[:, None], (batch, length, groups, length))
-        weights = jnp.moveaxis(heads(q, keys._replace(v=units), where, rest[0], "dense"), 2, 1)
-        found = Attention(weights[None], where, Tokens(keys.positions, keys.segments))
-        seen.setdefault((place.stack, place.kind), []).append(found)
-        return heads(q, keys, where, *rest)
+        weights = jnp.moveaxis(heads(q, keys._replace(v=units), where, score, backend="dense", **told), 2, 1)
+        attention = Attention(weights[None], where.whole(*q.shape[:2]), keys.where.whole(batch, length))
+        seen.setdefault((place.stack, place.kind), []).append(attention)
+        return heads(q, keys, where, score, **told)
 
     out = _run(model, params, arguments, listen)
     watched: Watched = {}
@@ -82,9 +85,9 @@ def ablated(model: nn.Module, params: Any, keep: Mapping[str, Mapping[str, Any]]
             )
     met: set[tuple[str, str]] = set()
 
-    def multiply(place: "_Place", heads: Callable[..., Array], *args: Any) -> Array:
+    def multiply(place: "_Place", heads: Callable[..., Array], *args: Any, **told: Any) -> Array:
         met.add((place.stack, place.kind))
-        out, gate = heads(*args), gates.get((place.stack, place.kind))
+        out, gate = heads(*args, **told), gates.get((place.stack, place.kind))
         return out if gate is None else out * gate[place.layer][:, None].astype(out.dtype)
 
     out = _run(model, params, arguments, multiply)

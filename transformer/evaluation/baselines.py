@@ -60,7 +60,7 @@ def _unigram(trained: Trained, split: str) -> dict[str, Any]:
     def counts(split: str) -> np.ndarray:
         found: Counter[int] = Counter()
         for batch in task.batches(trained.source, split).evaluation():
-            found.update(batch["targets"][batch["target_segments"] > 0].tolist())
+            found.update(batch["targets"][np.asarray(task.weights(batch))].tolist())
         return np.array([found[i] for i in range(task.model_config.vocab_size)], np.float64)
 
     chance, seen = counts("train") + 1, counts(split)
@@ -102,7 +102,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
                 for i in real:
                     x = batch["inputs"][i]
                     if speech:
-                        x = x[batch["input_segments"][i] > 0]
+                        x = x[: batch["input_lengths"][i]]
                         x = np.concatenate([x.mean(axis=0), x.std(axis=0)])
                     features.append(x.reshape(-1))
                 labels.append(batch["labels"][real])

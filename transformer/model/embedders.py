@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig
-from transformer.model.layers import ACTIVATIONS, Linear, Tokens, by_rows, make_norm, weight_init
+from transformer.model.layers import ACTIVATIONS, Linear, Norm, by_rows, weight_init
 from transformer.model.noise import Dropout, Noise
-from transformer.model.positions import POSITIONS, Bias, table_deviation
+from transformer.model.parameters import parameter
+from transformer.model.positions import POSITIONS, Rotation, table_deviation
+from transformer.model.tokens import Tokens
 
 
 class TokenEmbedder(nn.Module):
@@ -26,19 +28,19 @@ class TokenEmbedder(nn.Module):
     config: ModelConfig
 
     def setup(self) -> None:
-        config = self.config
-        init = nn.initializers.normal(table_deviation(config))
-        shape = (config.vocab_size, config.d_model)
-        self.table = self.param("table", init, shape, jnp.float32)
+        config, axes = self.config, ("vocabulary", "width")
+        init, shape = nn.initializers.normal(table_deviation(config)), (config.vocab_size, config.d_model)
+        self.table = parameter(self, "table", init, shape, axes)
         if config.segment_types:
-            self.segments = self.param("segments", init, (config.segment_types, config.d_model), jnp.float32)
+            types = (config.segment_types, config.d_model)
+            self.segments = parameter(self, "segments", init, types, ("places", "width"))
         if not config.tied:
-            self.output_table = self.param("output_table", init, shape, jnp.float32)
+            self.output_table = parameter(self, "output_table", init, shape, axes)
         if config.output_bias:
-            self.output_bias = self.param("output_bias", nn.initializers.zeros, (config.vocab_size,), jnp.float32)
+            self.output_bias = parameter(self, "output_bias", nn.initializers.zeros, shape[:1], axes[:1])
         if config.output_transform:
             self.output_dense = Linear(config.d_model, kernel_init=weight_init(config))
-            self.output_norm = make_norm(config)
+            self.output_norm = Norm(config)
 
     def __call__(self, tokens: Int[Array, "B L"], types: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
         """Vectors of the tokens; `types` says of which text of a pair each is (all of the first where it is None)."""
@@ -50,25 +52,29 @@ class TokenEmbedder(nn.Module):
             x = x + (self.segments[0] if types is None else jnp.take(self.segments, types, axis=0))
         return by_rows(x).astype(self.config.dtype)
 
-    def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L E"]:
-        """What `output_table` turns into logits; a bias is a feature that is 1."""
+    def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What the output layer turns into logits."""
         if self.config.output_transform:
             x = self.output_norm(ACTIVATIONS[self.config.activation](self.output_dense(x)))
-        x = x * self.config.output_scale if self.config.output_scale != 1 else x
-        if self.config.output_bias:
-            x = jnp.concatenate([x, jnp.ones((*x.shape[:-1], 1), x.dtype)], axis=-1)
-        return x
+        return x * self.config.output_scale if self.config.output_scale != 1 else x
 
-    def logits(self, features: Float[Array, "B L E"]) -> Float[Array, "B L V"]:
+    def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """In float32, of products in the type of the features."""
-        table = output_table(self.variables["params"]).astype(features.dtype)
-        return jnp.matmul(features, table.T, preferred_element_type=jnp.float32)
+        table, bias = output_layer(self.variables["params"])
+        logits = jnp.matmul(features, table.astype(features.dtype).T, preferred_element_type=jnp.float32)
+        return logits if bias is None else logits + bias
 
 
-def output_table(embedder: Any) -> Float[Array, "V E"]:
-    """The table whose product with `features` gives logits, of the parameters of a `TokenEmbedder`."""
-    table = jnp.asarray(embedder.get("output_table", embedder["table"]))
-    return jnp.concatenate([table, embedder["output_bias"][:, None]], axis=1) if "output_bias" in embedder else table
+class OutputLayer(NamedTuple):
+    """features · table^T + bias are the logits."""
+
+    table: Float[Array, "V D"]
+    bias: Float[Array, " V"] | None
+
+
+def output_layer(embedder: Any) -> OutputLayer:
+    """Of the parameters of a `TokenEmbedder`; a tied one has the embedding's table."""
+    return OutputLayer(embedder.get("output_table", embedder["table"]), embedder.get("output_bias"))
 
 
 class Embedded(NamedTuple):
@@ -86,23 +92,23 @@ class ImageInput(nn.Module):
         config = self.config
         self.patches = Linear(config.d_model, kernel_init=weight_init(config))
         if config.pooling != "mean":
-            self.first = self.param("first", nn.initializers.normal(0.02), (config.d_model,), jnp.float32)
+            self.first = parameter(self, "first", nn.initializers.normal(0.02), (config.d_model,), ("width",))
 
     def __call__(self, images: Float[Array, "B height width channels"], where: Tokens | None = None) -> Embedded:
-        """`where` is not asked: patches have the places 0, 1, ... of one segment."""
+        """`where` is not read: all patches of an image are there."""
         config, batch = self.config, images.shape[0]
         height, width, side = *config.image_size, config.patch_size
         x = images.astype(config.dtype).reshape(batch, height // side, side, width // side, side, config.channels)
         x = self.patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * config.channels))
         if config.pooling != "mean":
             x = jnp.concatenate([jnp.broadcast_to(self.first, (batch, 1, x.shape[-1])).astype(x.dtype), x], axis=1)
-        return Embedded(x, one_segment(x))
+        return Embedded(x, Tokens())
 
 
 class FrameInput(nn.Module):
     """Log-mel frames through two convolutions of width 3 and stride 2, so that a vector stands for four frames
     (as in Radford et al. 2022, "Whisper", whose first stride is 1). What is padding stays 0 between them, so padding
-    changes nothing."""
+    changes nothing. Recordings are padded on the right."""
 
     config: ModelConfig
 
@@ -110,12 +116,14 @@ class FrameInput(nn.Module):
         self.first, self.second = (Linear(self.config.d_model, kernel_init=weight_init(self.config)) for _ in range(2))
 
     def __call__(self, frames: Float[Array, "B frames mels"], where: Tokens) -> Embedded:
+        if where.segments is not None:
+            raise ValueError("recordings are padded on the right: say how long they are by Tokens(lengths=...)")
         x = frames.astype(self.config.dtype)
         for convolution in (self.first, self.second):
-            x = jnp.where((where.segments > 0)[..., None], x, 0)
+            x = jnp.where(where.real(x.shape[1])[..., None], x, 0)
             x = jnp.pad(x, [(0, 0), (1, 1 + x.shape[1] % 2), (0, 0)])
             x = nn.gelu(convolution(jnp.concatenate([x[:, :-2:2], x[:, 1:-1:2], x[:, 2::2]], axis=-1)))
-            where = Tokens(where.positions[:, ::2] // 2, where.segments[:, ::2])
+            where = Tokens(lengths=None if where.lengths is None else -(-where.lengths // 2))
         return Embedded(x, where)
 
 
@@ -129,19 +137,13 @@ class SeriesInput(nn.Module):
         self.patches = Linear(self.config.d_model, kernel_init=weight_init(self.config))
 
     def __call__(self, series: Float[Array, "B time"], where: Tokens | None = None) -> Embedded:
-        """`where` is not asked: patches have the places 0, 1, ... of one segment."""
+        """`where` is not read: all patches of a series are there."""
         size = self.config.patch_size
         stride = self.config.patch_stride or size
         series = jnp.pad(series, [(0, 0), (0, stride)], mode="edge")
         starts = jnp.arange(0, series.shape[1] - size + 1, stride)
         x = self.patches(series[:, starts[:, None] + jnp.arange(size)].astype(self.config.dtype))
-        return Embedded(x, one_segment(x))
-
-
-def one_segment(x: Float[Array, "B L D"]) -> Tokens:
-    """Places 0, 1, ... of one segment, nothing of it padding."""
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    return Tokens(positions, jnp.ones_like(positions))
+        return Embedded(x, Tokens())
 
 
 EMBEDDERS: dict[str, Any] = {
@@ -163,14 +165,15 @@ class PositionedInput(nn.Module):
         self.positions = POSITIONS[self.config.positions](self.config, self.causal)
         self.dropout = Dropout(self.config.dropout)
         if self.config.embedding_norm:
-            self.norm = make_norm(self.config)
+            self.norm = Norm(self.config)
 
     def __call__(
-        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], noise: Noise | None
-    ) -> tuple[Float[Array, "B L D"], Bias | None]:
-        """The first layer's input, and what the encoding adds to the scores of every layer."""
-        x = self.positions(x, positions)
+        self, x: Float[Array, "B L D"], where: Tokens, noise: Noise | None
+    ) -> tuple[Float[Array, "B L D"], Rotation | None, Any]:
+        """The first layer's input, what rotates the queries and keys of every layer, and what changes their scores."""
+        places = where.places(x.shape[1])
+        x = self.positions(x, places)
         if self.config.embedding_norm:
             x = self.norm(x)
         x = by_rows(x)
-        return self.dropout(x, noise), self.positions.bias()
+        return self.dropout(x, noise), self.positions.rotation(places), self.positions.score()

@@ -1,41 +1,45 @@
 """The model families, each a short composition of the rooms: FAMILIES, and `build(config)`.
 
 Every family is called with what a batch of its task holds. Those that write tokens give logits; their `features` stop
-before the output table (`output_table(params)`), for a loss that never holds all logits. Decoding is by `start` and
+before the output layer (`output_layer(params)`), for a loss that never holds all logits. Decoding is by `start` and
 `step`: `start(...)` gives the caches, `step(tokens, where, caches)` the logits of the new tokens and the caches with
 them.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import ModelConfig, head_width
 from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model import embedders
 from transformer.model.embedders import EMBEDDERS, TokenEmbedder
-from transformer.model.layers import ACTIVATIONS, Linear, Tokens, key_heads, value_width, weight_init
+from transformer.model.layers import ACTIVATIONS, Linear, key_heads, value_width, weight_init
 from transformer.model.noise import Noise
+from transformer.model.parameters import Names, paths
 from transformer.model.positions import POSITIONS
 from transformer.model.recurrent import RecurrentEncoderDecoder, RecurrentLanguageModel
-from transformer.model.stacks import Memory, Stack, stacked, windows
+from transformer.model.stacks import Encoded, Stack, stacked, stacked_axes, windows
+from transformer.model.tokens import Tokens
 
 
 class Decoding(NamedTuple):
     """All that decoding carries from token to token."""
 
     caches: tuple[kv.Cache, ...]
-    memory: Memory | None = None
+    memory: tuple[kv.Kept, ...] | None = None  # of each layer, what it sees of the encoder
 
 
 def _empty_caches(config: ModelConfig, batch: int, slots: int) -> tuple[kv.Cache, ...]:
     """A cache for each layer: of a window only what it sees."""
     widths = key_heads(config), head_width(config), value_width(config)
-    return tuple(kv.empty(batch, slots, *widths, window) for window in windows(config))
+    return tuple(kv.empty(batch, slots, *widths, window, config.dtype) for window in windows(config))
 
 
 class EncoderDecoder(nn.Module):
@@ -53,10 +57,9 @@ class EncoderDecoder(nn.Module):
         self.encoder = Stack(self.config, causal=False)
         self.decoder = Stack(self.config, causal=True, cross=True)
 
-    def encode(self, inputs: Array, where: Tokens, noise: Noise | None = None) -> Memory:
+    def encode(self, inputs: Array, where: Tokens, noise: Noise | None = None) -> Encoded:
         x, where = (self.embedder(inputs), where) if self.config.inputs == "tokens" else self.front(inputs, where)
-        encoded, _ = self.encoder(x, where, noise)
-        return self.decoder.memory(encoded, where)
+        return Encoded(self.encoder(x, where, noise)[0], where)
 
     def features(
         self,
@@ -65,8 +68,8 @@ class EncoderDecoder(nn.Module):
         target_inputs: Int[Array, "B L"],
         targets_where: Tokens,
         noise: Noise | None = None,
-    ) -> Float[Array, "B L E"]:
-        """What the output table turns into logits, for each of `target_inputs` (which begin with BOS)."""
+    ) -> Float[Array, "B L D"]:
+        """What the output layer turns into logits, for each of `target_inputs` (which begin with BOS)."""
         memory = self.encode(inputs, inputs_where, noise)
         x, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
         return self.embedder.features(x)
@@ -85,7 +88,7 @@ class EncoderDecoder(nn.Module):
 
     def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
         """Encodes the inputs once, and makes room for `slots` target tokens."""
-        memory = self.decoder.memory_of_layers(self.encode(inputs, where))
+        memory = self.decoder.kept(self.encode(inputs, where))
         return Decoding(_empty_caches(self.config, inputs.shape[0], slots), memory)
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
@@ -104,7 +107,7 @@ class DecoderOnly(nn.Module):
 
     def features(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
-    ) -> Float[Array, "B L E"]:
+    ) -> Float[Array, "B L D"]:
         return self.embedder.features(self.decoder(self.embedder(target_inputs), targets_where, noise)[0])
 
     def __call__(
@@ -141,27 +144,27 @@ class EncoderOnly(nn.Module):
     def encode(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Tokens]:
-        """The encoder's output and where its vectors stand. `where` is None for images, which have all of their
-        patches; `types` says which text of a pair each token belongs to."""
+        """The encoder's output and where its vectors stand. Without `where` nothing is padding, as in images; `types`
+        says which text of a pair each token belongs to."""
         if self.config.inputs == "tokens":
             x = self.embedder(inputs, types)
         else:
             x, where = self.front(inputs, where)
-        assert where is not None, "only images do without"
+        where = Tokens() if where is None else where
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
         """One vector for each row."""
-        vector = POOLINGS[self.config.pooling](x, where.segments)
+        vector = POOLINGS[self.config.pooling](x, where.real(x.shape[1]))
         return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
 
     def features(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
-    ) -> Float[Array, "B L E"]:
-        """What the output table turns into logits, at each place of a text."""
+    ) -> Float[Array, "B L D"]:
+        """What the output layer turns into logits, at each place of a text."""
         x, where = self.encode(inputs, where, noise, types)
-        if self.is_initializing() and self.config.pooling == "pooler":
-            self.pooled(x, where)  # part of the model even where only tokens are asked for
+        if self.config.pooling == "pooler":
+            self.pooled(x, where)  # part of the model where only tokens are asked for, too; the compiler leaves it out
         return self.embedder.features(x)
 
     def __call__(
@@ -201,12 +204,12 @@ class Forecaster(nn.Module):
         return out * deviation + mean
 
 
-def _mean(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B D"]:
-    weights = (segments > 0).astype(jnp.float32)[..., None]
+def _mean(x: Float[Array, "B L D"], real: Bool[Array, "#B L"]) -> Float[Array, "B D"]:
+    weights = real.astype(jnp.float32)[..., None]
     return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
 
 
-def _first(x: Float[Array, "B L D"], segments: Int[Array, "B L"]) -> Float[Array, "B D"]:
+def _first(x: Float[Array, "B L D"], real: Bool[Array, "#B L"]) -> Float[Array, "B D"]:
     return x[:, 0]
 
 
@@ -244,13 +247,25 @@ def build(config: ModelConfig) -> nn.Module:
     return FAMILIES[config.family](config)
 
 
+def _unrolled(model: Any) -> Any:
+    """The same model with a module for each layer."""
+    return model.clone(config=dataclasses.replace(model.config, scan_layers=False, remat="none"))
+
+
 def init(model: Any, key: Array, *arguments: Any) -> Any:
     """Parameters from a key; those of scanned layers are stacked from those of single layers, so both are the same."""
-    config = model.config
-    params = model.init(key, *arguments)
-    return stacked(params, len(config.attention)) if config.scan_layers else params
+    config, params = model.config, _unrolled(model).init(key, *arguments)["params"]
+    return {"params": stacked(params, len(config.attention)) if config.scan_layers else params}
 
 
-def output_table(params: Any) -> Float[Array, "V E"]:
-    """The table whose product with the features gives the logits: the embedding's, where they are tied."""
-    return embedders.output_table(params["params"]["embedder"])
+def logical_axes(model: Any, *arguments: Any) -> dict[str, Names]:
+    """Path of each parameter -> the names of its axes (`transformer.model.parameters`), "layers" first where layers are
+    stacked. Nothing is computed."""
+    axes = jax.eval_shape(_unrolled(model).init, jax.random.key(0), *arguments)["axes"]
+    named, period = paths(axes), len(model.config.attention)
+    return dict(stacked_axes(*row, period) for row in named.items()) if model.config.scan_layers else named
+
+
+def output_layer(params: Any) -> embedders.OutputLayer:
+    """What turns features into logits: features · table^T + bias. The table is the embedding's, where they are tied."""
+    return embedders.output_layer(params["params"]["embedder"])

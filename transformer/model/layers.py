@@ -1,18 +1,21 @@
-"""The pieces of a layer: multi-head attention, feed-forward, and the residual around both."""
+"""The pieces of a layer: linear maps, norms, multi-head attention, feed-forward, and the residual around them."""
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jax import lax
+from jaxtyping import Array, Float
 
 from transformer.config import ModelConfig, head_width
 from transformer.model import cache as kv
-from transformer.model.attention import attend, choose, masks
+from transformer.model.attention import attend
+from transformer.model.attention.scores import Score
 from transformer.model.noise import Dropout, Noise
-from transformer.model.positions import POSITIONS, Bias
+from transformer.model.parameters import parameter
+from transformer.model.positions import Rotation
+from transformer.model.tokens import Tokens
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -20,13 +23,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "silu": nn.silu,
 }
-
-
-class Tokens(NamedTuple):
-    """Where the tokens of a batch stand. Segment 0 is padding; positions restart in every segment."""
-
-    positions: Int[Array, "B L"]
-    segments: Int[Array, "B L"]
 
 
 def weight_init(config: ModelConfig, into_residual: bool = False) -> nn.initializers.Initializer:
@@ -40,19 +36,44 @@ class Linear(nn.Module):
     """x W + b over the last axis. Tokens are laid out as one matrix: on two cores the backward pass of
     [256, 16, 128] x [128, 128] took 2.3 ms so, against 4.2 ms with the batch axes left apart.
 
-    Weights are kept in float32, and computed with in the type of x."""
+    Weights are kept in float32, and computed with in the type of x. `axes` names those of the kernel."""
 
     features: int
     use_bias: bool = True
     kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+    axes: tuple[str, str] = ("in", "out")
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes)
         out = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)).reshape(*x.shape[:-1], self.features)
         if not self.use_bias:
             return out
-        return out + self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32).astype(x.dtype)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
+        return out + bias.astype(x.dtype)
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016): (x - mean) / sqrt(variance + eps), times a scale, plus a bias; or RMSNorm (Zhang &
+    Sennrich 2019): x / sqrt(mean(x^2) + eps), times a scale.
+
+    In float32, whatever the type of x. The variance is the mean of (x - mean)^2, in a second pass: E[x^2] - E[x]^2
+    loses all digits where the mean is large.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        centred, width = self.config.norm_type == "layer", (x.shape[-1],)
+        y = x.astype(jnp.float32)
+        if centred:
+            y = y - y.mean(axis=-1, keepdims=True)
+        y = y * lax.rsqrt((y * y).mean(axis=-1, keepdims=True) + self.config.norm_eps)
+        y = y * parameter(self, "scale", nn.initializers.ones, width, ("model",))
+        if centred:
+            y = y + parameter(self, "bias", nn.initializers.zeros, width, ("model",))
+        return y.astype(self.config.dtype)
 
 
 def value_width(config: ModelConfig) -> int:
@@ -68,7 +89,8 @@ def key_heads(config: ModelConfig) -> int:
 class MultiHeadAttention(nn.Module):
     """MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O (paper, section 3.2.2), without biases unless asked for.
 
-    With fewer heads of keys and values than of queries, each serves several (Ainslie et al. 2023, "GQA").
+    Called, it is self-attention; `cross` is cross-attention. With fewer heads of keys and values than of queries, each
+    serves several (Ainslie et al. 2023, "GQA").
     """
 
     config: ModelConfig
@@ -76,56 +98,56 @@ class MultiHeadAttention(nn.Module):
     window: int | None = None
 
     def setup(self) -> None:
-        config = self.config
-        linear = partial(Linear, use_bias=config.attention_bias)
-        self.query = linear(config.num_heads * head_width(config), kernel_init=weight_init(config))
-        self.key = linear(key_heads(config) * head_width(config), kernel_init=weight_init(config))
-        self.value = linear(key_heads(config) * value_width(config), kernel_init=weight_init(config))
-        self.out = linear(config.d_model, kernel_init=weight_init(config, into_residual=True))
+        config, linear = self.config, partial(Linear, use_bias=self.config.attention_bias)
+        init, keys = weight_init(config), key_heads(config)
+        self.query = linear(config.num_heads * head_width(config), kernel_init=init, axes=("model", "heads"))
+        self.key = linear(keys * head_width(config), kernel_init=init, axes=("model", "key_heads"))
+        self.value = linear(keys * value_width(config), kernel_init=init, axes=("model", "key_heads"))
+        self.out = linear(config.d_model, kernel_init=weight_init(config, into_residual=True), axes=("heads", "model"))
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        where: Tokens,
+        rotation: Rotation | None = None,
+        score: Score | None = None,
+        cache: kv.Cache | None = None,
+    ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
+        """Self-attention; with a cache, of the new tokens over all tokens so far, and the cache with them."""
+        q, (k, v) = self._queries(x), self.keys_values(x)
+        if rotation is not None:
+            q, k = rotation(q), rotation(k)
+        keys = kv.Keys(k, v, where)
+        if cache is not None:
+            keys, cache = kv.extend(cache, keys)
+        # In a cache, the keys before the queries have places of their own; without one, `Tokens` are consecutive.
+        return self._merged(self.heads(q, keys, where, score, consecutive=cache is None)), cache
+
+    def cross(self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys) -> Float[Array, "B L D"]:
+        """Cross-attention over keys and values of the encoder; every position is seen."""
+        return self._merged(self.heads(self._queries(x), keys, where, None, consecutive=False))
 
     def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]]:
         split = (*x.shape[:2], key_heads(self.config), -1)
         return self.key(x).reshape(split), self.value(x).reshape(split)
 
-    def itself(
-        self, x: Float[Array, "B L D"], where: Tokens, bias: Bias | None = None, cache: kv.Cache | None = None
-    ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
-        """Self-attention; with a cache, of the new tokens over all tokens so far."""
-        k, v = self.keys_values(x)
-        new = kv.Keys(self.turn(k, where.positions), v, where.positions, where.segments)
-        seen, cache = (new, None) if cache is None else kv.extend(cache, new)
-        q = self.turn(self.queries(x), where.positions)
-        # Without a cache, positions are consecutive inside a segment: batches are made so.
-        return self._attend(q, seen, where, bias, consecutive=cache is None), cache
-
-    def across(
-        self,
-        x: Float[Array, "B L D"],
-        memory: tuple[Float[Array, "B G S K"], Float[Array, "B G S M"]],
-        where: Tokens,
-        memory_where: Tokens,
-    ) -> Float[Array, "B L D"]:
-        """Cross-attention over keys and values of the encoder, made once and kept heads before slots; every position is
-        seen."""
-        k, v = (jnp.swapaxes(y, 1, 2) for y in memory)
-        return self._attend(self.queries(x), kv.Keys(k, v, *memory_where), where, None, consecutive=False)
-
-    def queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
+    def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         return self.query(x).reshape(*x.shape[:2], self.config.num_heads, -1)
 
-    def turn(self, x: Float[Array, "B L H K"], positions: Int[Array, "B L"]) -> Float[Array, "B L H K"]:
-        return POSITIONS[self.config.positions].turn(x, positions)
-
-    def _attend(self, q: Array, keys: kv.Keys, where: Tokens, bias: Bias | None, consecutive: bool) -> Array:
-        limits = masks.band(self.causal, self.window)
-        choice = choose(q, keys.k, keys.v, limits, bias=bias, segments=True, consecutive=consecutive)
-        out = self.heads(q, keys, where, bias, choice.backend)
-        return self.out(out.reshape(*q.shape[:2], -1))
+    def _merged(self, heads: Float[Array, "B L H M"]) -> Float[Array, "B L D"]:
+        return self.out(heads.reshape(*heads.shape[:2], -1))
 
     def heads(
-        self, q: Float[Array, "B L H K"], keys: kv.Keys, where: Tokens, bias: Bias | None, backend: str
+        self,
+        q: Float[Array, "B L H K"],
+        keys: kv.Keys,
+        where: Tokens,
+        score: Score | None,
+        consecutive: bool,
+        backend: str = "auto",
     ) -> Float[Array, "B L H M"]:
         """head_1 ... head_H, before W_O; `transformer.analysis` looks inside a model here."""
+        packed = where.segments is not None or keys.where.segments is not None
         return attend(
             q,
             keys.k,
@@ -133,10 +155,12 @@ class MultiHeadAttention(nn.Module):
             causal=self.causal,
             window=self.window,
             q_positions=where.positions,
-            k_positions=keys.positions,
-            q_segments=where.segments,
-            k_segments=keys.segments,
-            bias=bias,
+            k_positions=keys.where.positions,
+            q_segments=where.ids(q.shape[1]) if packed else None,
+            k_segments=keys.where.ids(keys.k.shape[1]) if packed else None,
+            k_lengths=None if packed else keys.where.lengths,
+            consecutive=consecutive,
+            score=score,
             scale=None if self.config.scale_attention else 1.0,
             backend=backend,
         )
@@ -151,22 +175,16 @@ class FeedForward(nn.Module):
     def setup(self) -> None:
         config = self.config
         linear = partial(Linear, use_bias=config.feed_forward_bias)
-        self.inner = linear(config.d_ff, kernel_init=weight_init(config))
+        self.inner = linear(config.d_ff, kernel_init=weight_init(config), axes=("model", "inner"))
         if config.gated:
-            self.gate = linear(config.d_ff, kernel_init=weight_init(config))
-        self.outer = linear(config.d_model, kernel_init=weight_init(config, into_residual=True))
+            self.gate = linear(config.d_ff, kernel_init=weight_init(config), axes=("model", "inner"))
+        self.outer = linear(
+            config.d_model, kernel_init=weight_init(config, into_residual=True), axes=("inner", "model")
+        )
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         act = ACTIVATIONS[self.config.activation]
         return self.outer(act(self.gate(x)) * self.inner(x) if self.config.gated else act(self.inner(x)))
-
-
-def make_norm(config: ModelConfig) -> nn.Module:
-    """LayerNorm (Ba et al. 2016), or RMSNorm (Zhang & Sennrich 2019): x / sqrt(mean(x^2) + eps), times a scale.
-
-    Computed in float32 (Flax does, whatever the type of the result)."""
-    kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
-    return kinds[config.norm_type](epsilon=config.norm_eps, dtype=config.dtype)
 
 
 def by_rows(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -175,20 +193,23 @@ def by_rows(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
 
 
 class Residual(nn.Module):
-    """x + Dropout(f(x)), normalised after ("post", the paper, section 5.4) or before f ("pre")."""
+    """x + Dropout(f(x)), normalised after ("post", the paper, section 5.4) or before f ("pre").
+
+    In two halves, so that a layer says what f is: `y = f(residual.enter(x))`, then `residual.leave(x, y, noise)`. Two
+    sublayers side by side share one `enter`; a norm or a scale of y belongs into `leave`.
+    """
 
     config: ModelConfig
 
     def setup(self) -> None:
-        self.norm = make_norm(self.config)
+        self.norm = Norm(self.config)
         self.dropout = Dropout(self.config.dropout)
 
-    def __call__(self, x: Array, noise: Noise | None, f: Callable[[Array], Array]) -> Array:
-        if self.config.norm == "pre":
-            return by_rows(x + self.dropout(f(self.norm(x)), noise))
-        return by_rows(self.norm(x + self.dropout(f(x), noise)))
+    def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        """What the sublayer reads."""
+        return self.norm(x) if self.config.norm == "pre" else x
 
-
-def final_norm(config: ModelConfig) -> nn.Module | None:
-    """Pre-norm stacks end in a norm of their own; post-norm stacks have just had one."""
-    return make_norm(config) if config.norm == "pre" else None
+    def leave(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], noise: Noise | None) -> Float[Array, "B L D"]:
+        """The residual stream with what the sublayer has said."""
+        x = x + self.dropout(y, noise)
+        return by_rows(x if self.config.norm == "pre" else self.norm(x))

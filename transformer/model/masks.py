@@ -13,6 +13,8 @@ A query at position p sees a key at position s when both stand in the same segme
 The width counts visible neighbours besides oneself, as `jax.nn.dot_product_attention(local_window_size=)` does.
 """
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -54,3 +56,29 @@ def visible(
     if q_segments is not None and k_segments is not None:
         mask &= q_segments[..., :, None] == k_segments[..., None, :]
     return mask
+
+
+class Visibility(NamedTuple):
+    """All that decides who may see whom, as `attend` hands it to its backends."""
+
+    limits: Band
+    q_positions: Int[Array, "#B L"]
+    k_positions: Int[Array, "#B S"]
+    q_segments: Int[Array, "#B L"] | None = None  # both or neither
+    k_segments: Int[Array, "#B S"] | None = None
+    k_lengths: Int[Array, " B"] | None = None  # the first n[b] keys of a row are real, the others are padding
+
+    def with_ids(self) -> "Visibility":
+        """The same with segment ids in the place of lengths."""
+        if self.k_lengths is None:
+            return self
+        k_segments = (jnp.arange(self.k_positions.shape[1]) < self.k_lengths[:, None]).astype(jnp.int32)
+        q_segments = jnp.ones((1, self.q_positions.shape[1]), jnp.int32)
+        return self._replace(q_segments=q_segments, k_segments=k_segments, k_lengths=None)
+
+    def mask(self) -> Bool[Array, "#B L S"] | None:
+        """True where a query may see a key; None where every query sees every key."""
+        ids = self.with_ids()
+        if ids.limits == (None, None) and ids.q_segments is None:
+            return None
+        return visible(ids.q_positions, ids.k_positions, ids.q_segments, ids.k_segments, ids.limits)

@@ -1,14 +1,15 @@
-"""Position encodings: POSITIONS, name -> module.
+"""Position encodings: POSITIONS, name -> module, made from the configuration; each stack has one.
 
-An encoding may add to the embeddings, turn queries and keys, or bias the scores of self-attention. It is called with
-the positions of the tokens, not with the shape of an array, so that packed rows and cached decoding need no special
-case.
+An encoding may add to the embeddings (`__call__`), rotate queries and keys (`rotation`), or change the scores of
+self-attention (`score`). It is given the positions of the tokens, never the shape of an array, so that packed rows and
+cached decoding need no special case.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,16 +17,40 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from transformer.config import ModelConfig
+from transformer.config import ModelConfig, head_width
+from transformer.model.attention.scores import Bias
+from transformer.model.parameters import parameter
 
 
-@runtime_checkable
-class Bias(Protocol):
-    """What is added to the scores: a pytree of its weights, and a function of positions that any tile can call."""
+@partial(jax.tree_util.register_dataclass, data_fields=("sin", "cos"), meta_fields=("interleaved",))
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """Rotates queries and keys by their positions; the sines and cosines are computed once a stack.
 
-    def __call__(
-        self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]
-    ) -> Float[Array, "*B H L S"]: ...
+    Pairs are features (2i, 2i+1) when interleaved, as in the paper (Su et al. 2021, "RoFormer", equation 34), and
+    (i, i + K/2) otherwise, as in GPT-NeoX and the Hugging Face form of Llama. Both give the same attention up to the
+    order of the weights' columns, and are not the same function. Scores depend on differences of positions only.
+    """
+
+    sin: Any  # Float[Array, "*B L half"], or what JAX puts in its place while it takes the pytree apart
+    cos: Any
+    interleaved: bool
+
+    def __call__(self, x: Float[Array, "*B L H K"]) -> Float[Array, "*B L H K"]:
+        """Pair i of the features of each head rotated by its angle, in float32."""
+        sin, cos = self.sin[..., None, :], self.cos[..., None, :]
+        pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
+        axis = -1 if self.interleaved else -2
+        a, b = jnp.moveaxis(pairs, axis, 0)
+        return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=axis).reshape(x.shape).astype(x.dtype)
+
+
+def rotation(positions: Int[Array, "*B L"], width: int, interleaved: bool = True, theta: float = 10_000.0) -> Rotation:
+    """By the angles p / theta^(2i/K), for heads of `width` K features. ValueError: an odd width."""
+    if width % 2:
+        raise ValueError(f"rotary positions rotate pairs of features, and a head has {width}: make head_dim even")
+    angle = positions[..., None].astype(jnp.float32) * _rates(width // 2, width, theta)
+    return Rotation(jnp.sin(angle), jnp.cos(angle), interleaved)
 
 
 class NoPositions(nn.Module):
@@ -34,17 +59,17 @@ class NoPositions(nn.Module):
     config: ModelConfig
     causal: bool = False
 
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
         """The embeddings, with what the encoding adds to them."""
         return x
 
-    @staticmethod
-    def turn(x: Float[Array, "B L H K"], positions: Int[Array, "B L"]) -> Float[Array, "B L H K"]:
-        """The queries or the keys of self-attention, turned by their positions."""
-        return x
+    def rotation(self, positions: Int[Array, "#B L"]) -> Rotation | None:
+        """What rotates the queries and the keys of every self-attention layer of the stack."""
+        return None
 
-    def bias(self) -> Bias | None:
-        """What is added to the scores of every self-attention layer of the stack."""
+    def score(self) -> Any:
+        """What changes the scores of every self-attention layer of the stack: a score function
+        (`transformer.model.attention.scores`) that is a pytree of its weights, or None."""
         return None
 
 
@@ -63,19 +88,16 @@ def sinusoid(positions: Int[Array, "*L"], d_model: int, interleaved: bool = True
     return table.reshape(*positions.shape, 2 * pairs)[..., :d_model]
 
 
-def _rates(pairs: int, width: int) -> np.ndarray:
-    """10000^(-2i/width) for i = 0, 1, ...; taken in float64, since a large position multiplies its error."""
-    return (10000.0 ** (-2 * np.arange(pairs) / width)).astype(np.float32)
+def _rates(pairs: int, width: int, theta: float = 10_000.0) -> np.ndarray:
+    """theta^(-2i/width) for i = 0, 1, ...; taken in float64, since a large position multiplies its error."""
+    return (theta ** (-2 * np.arange(pairs) / width)).astype(np.float32)
 
 
 class Sinusoidal(NoPositions):
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return x + sinusoid(positions, x.shape[-1]).astype(x.dtype)
+    interleaved: bool = True
 
-
-class SinusoidalHalf(NoPositions):
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-        return x + sinusoid(positions, x.shape[-1], interleaved=False).astype(x.dtype)
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
+        return x + sinusoid(positions, x.shape[-1], self.interleaved).astype(x.dtype)
 
 
 def table_deviation(config: ModelConfig) -> float:
@@ -90,44 +112,21 @@ class Learned(NoPositions):
     verbs refuse longer input before they compile anything."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
         if not isinstance(positions, jax.core.Tracer) and positions.size:
             check_length(self.config, int(np.asarray(positions).max()) + 1)
         init = nn.initializers.normal(table_deviation(self.config))
-        table = self.param("table", init, (self.config.max_positions, x.shape[-1]), jnp.float32)
+        table = parameter(self, "table", init, (self.config.max_positions, x.shape[-1]), ("places", "width"))
         return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
 
 
-def rotate(
-    x: Float[Array, "*B L H K"], positions: Int[Array, "*B L"], interleaved: bool = True
-) -> Float[Array, "*B L H K"]:
-    """Turns pair i of the features of a head by the angle p / 10000^(2i/K) (Su et al. 2021, "RoFormer", equation 34).
-
-    Pairs are features (2i, 2i+1) when interleaved, as in the paper, and (i, i + K/2) otherwise, as in GPT-NeoX and the
-    Hugging Face form of Llama. Both give the same attention up to the order of the weights' columns, and are not the
-    same function. Scores depend on the difference of positions only. ValueError: an odd K.
-    """
-    width = x.shape[-1]
-    if width % 2:
-        raise ValueError(f"rotary positions turn pairs of features, and a head has {width}: make head_dim even")
-    angle = positions[..., None, None].astype(jnp.float32) * _rates(width // 2, width)
-    sin, cos = jnp.sin(angle), jnp.cos(angle)
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], *((-1, 2) if interleaved else (2, -1)))
-    axis = -1 if interleaved else -2
-    a, b = jnp.moveaxis(pairs, axis, 0)
-    return jnp.stack([a * cos - b * sin, a * sin + b * cos], axis=axis).reshape(x.shape).astype(x.dtype)
-
-
 class Rotary(NoPositions):
-    """Queries and keys turned in pairs of neighbouring features."""
+    """Queries and keys rotated in pairs of features (Su et al. 2021, "RoFormer")."""
 
-    turn = staticmethod(partial(rotate, interleaved=True))
+    interleaved: bool = True
 
-
-class RotaryHalf(NoPositions):
-    """Queries and keys turned in pairs of one feature of each half."""
-
-    turn = staticmethod(partial(rotate, interleaved=False))
+    def rotation(self, positions: Int[Array, "#B L"]) -> Rotation:
+        return rotation(positions, head_width(self.config), self.interleaved, self.config.rotary_theta)
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
@@ -144,12 +143,12 @@ def alibi_slopes(heads: int) -> np.ndarray:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class AlibiBias:
+class AlibiBias(Bias):
     """-slope · |distance|, nothing to train."""
 
     heads: int = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
+    def bias(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
         distance = jnp.abs(k_positions[..., None, None, :] - q_positions[..., None, :, None])
         return distance.astype(jnp.float32) * -alibi_slopes(self.heads)[:, None, None]
 
@@ -157,7 +156,7 @@ class AlibiBias:
 class Alibi(NoPositions):
     """Attention with linear biases (Press et al. 2022, "Train short, test long"), symmetric where it looks ahead."""
 
-    def bias(self) -> Bias:
+    def score(self) -> Bias:
         return AlibiBias(self.config.num_heads)
 
 
@@ -184,13 +183,13 @@ def t5_bucket(offset: Int[Array, "*shape"], causal: bool) -> Int[Array, "*shape"
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class T5Bias:
+class T5Bias(Bias):
     """A trained number for each bucket of distance and each head."""
 
     table: Any  # Float[Array, "buckets H"], or what JAX puts in its place while it takes the pytree apart
     causal: bool = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
+    def bias(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
         buckets = t5_bucket(k_positions[..., None, :] - q_positions[..., :, None], self.causal)
         return jnp.moveaxis(jnp.take(self.table, buckets, axis=0), -1, -3)
 
@@ -200,18 +199,19 @@ class T5Relative(NoPositions):
 
     def setup(self) -> None:
         shape = (T5_BUCKETS, self.config.num_heads)
-        self.table = self.param("table", nn.initializers.normal(self.config.d_model**-0.5), shape, jnp.float32)
+        init = nn.initializers.normal(self.config.d_model**-0.5)
+        self.table = parameter(self, "table", init, shape, ("buckets", "bias_heads"))
 
-    def bias(self) -> Bias:
+    def score(self) -> Bias:
         return T5Bias(self.table, self.causal)
 
 
-POSITIONS: dict[str, type[NoPositions]] = {
+POSITIONS: dict[str, Callable[[ModelConfig, bool], NoPositions]] = {
     "sinusoidal": Sinusoidal,
-    "sinusoidal-half": SinusoidalHalf,
+    "sinusoidal-half": partial(Sinusoidal, interleaved=False),
     "learned": Learned,
     "rotary": Rotary,
-    "rotary-half": RotaryHalf,
+    "rotary-half": partial(Rotary, interleaved=False),
     "alibi": Alibi,
     "t5": T5Relative,
     "none": NoPositions,

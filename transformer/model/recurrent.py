@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.config import ModelConfig
 from transformer.errors import UserError
 from transformer.model.embedders import TokenEmbedder
-from transformer.model.layers import Linear, Tokens
+from transformer.model.layers import Linear
 from transformer.model.noise import Dropout, Noise
+from transformer.model.parameters import name_axes_of
+from transformer.model.tokens import Tokens
 
 CELLS: dict[str, Any] = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
@@ -47,6 +49,11 @@ def hidden(carry: Carry) -> Float[Array, "B D"]:
 def zero_carry(config: ModelConfig, batch: int) -> Carry:
     """The carry before the first place."""
     return CELLS[config.cell](config.d_model, parent=None).initialize_carry(jax.random.key(0), (batch, config.d_model))
+
+
+def _real(tokens: Int[Array, "B L"], where: Tokens) -> Bool[Array, "B L"]:
+    """Which tokens are no padding, for every row."""
+    return jnp.broadcast_to(where.real(tokens.shape[1]), tokens.shape)
 
 
 def _choose(when: Bool[Array, " B"], yes: Carry, no: Carry) -> Carry:
@@ -99,6 +106,7 @@ class Place(nn.Module):
             context = self.attention(hidden(carry), memory)
             x = jnp.concatenate([x, context], axis=-1)
         stepped, out = self.cell(carry, x)
+        name_axes_of(self, self.cell)
         return _choose(real, stepped, carry), (out, context)
 
 
@@ -107,7 +115,7 @@ def over_places(config: ModelConfig, name: str, attentive: bool = False, reverse
     place after another, or from the last to the first."""
     scanned = nn.scan(
         Place,
-        variable_broadcast="params",
+        variable_broadcast=("params", "axes"),
         split_rngs={"params": False},
         in_axes=(1, 1, 1, nn.broadcast),
         out_axes=1,
@@ -217,7 +225,7 @@ class RecurrentEncoderDecoder(Recurrent):
 
     def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Recurrence:
         """The decoder's state before its first token."""
-        real = where.segments > 0
+        real = _real(inputs, where)
         encoded, carries = self.encoder(self.embedder(inputs), real, noise)
         begun = tuple(self._bridge(i, *both) for i, both in enumerate(carries))
         memory = Memory(encoded, self.keys(encoded), real) if self.config.recurrent_attention else None
@@ -236,10 +244,10 @@ class RecurrentEncoderDecoder(Recurrent):
         target_inputs: Int[Array, "B L"],
         targets_where: Tokens,
         noise: Noise | None = None,
-    ) -> Float[Array, "B L E"]:
-        """What the output table turns into logits, for each of `target_inputs` (which begin with BOS)."""
+    ) -> Float[Array, "B L D"]:
+        """What the output layer turns into logits, for each of `target_inputs` (which begin with BOS)."""
         state = self.encode(inputs, inputs_where, noise)
-        x, _ = self.decoder(self.embedder(target_inputs), targets_where.segments > 0, None, state, noise)
+        x, _ = self.decoder(self.embedder(target_inputs), _real(target_inputs, targets_where), None, state, noise)
         return self.embedder.features(x)
 
     def __call__(
@@ -260,7 +268,7 @@ class RecurrentEncoderDecoder(Recurrent):
     def step(
         self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence
     ) -> tuple[Float[Array, "B L V"], Recurrence]:
-        decoded, state = self.decoder(self.embedder(tokens), where.segments > 0, None, state, None)
+        decoded, state = self.decoder(self.embedder(tokens), _real(tokens, where), None, state, None)
         return self.embedder.logits(self.embedder.features(decoded)), state
 
 
@@ -273,7 +281,7 @@ class RecurrentLanguageModel(Recurrent):
 
     def features(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
-    ) -> Float[Array, "B L E"]:
+    ) -> Float[Array, "B L D"]:
         start = self.start(target_inputs.shape[0], 0)
         return self.embedder.features(self._read(target_inputs, targets_where, start, noise)[0])
 
@@ -295,5 +303,6 @@ class RecurrentLanguageModel(Recurrent):
     def _read(
         self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence, noise: Noise | None
     ) -> tuple[Float[Array, "B L D"], Recurrence]:
-        real = where.segments > 0
-        return self.decoder(self.embedder(tokens), real, real & (where.positions == 0), state, noise)
+        real = _real(tokens, where)
+        restart = None if where.positions is None else real & (where.positions == 0)
+        return self.decoder(self.embedder(tokens), real, restart, state, noise)

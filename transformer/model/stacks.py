@@ -5,6 +5,7 @@ told the layer's number, and stacked weights are made from those of single layer
 """
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,17 +15,24 @@ from jaxtyping import Array, Float
 
 from transformer.config import ModelConfig, parse_pattern
 from transformer.model import cache as kv
+from transformer.model.attention.scores import Score
 from transformer.model.embedders import PositionedInput
-from transformer.model.layers import FeedForward, MultiHeadAttention, Residual, Tokens, final_norm
+from transformer.model.layers import FeedForward, MultiHeadAttention, Norm, Residual
 from transformer.model.noise import Noise
-from transformer.model.positions import Bias
+from transformer.model.parameters import Names
+from transformer.model.positions import Rotation
+from transformer.model.tokens import Tokens
 
 
-class Memory(NamedTuple):
-    """What the decoder sees of the encoder: keys and values of each decoder layer, made once."""
+class Encoded(NamedTuple):
+    """An encoder's output, as a decoder sees it."""
 
-    keys_values: Any  # (k [B, G, S, K], v [B, G, S, M]) for each layer; scanned, for each pattern with a first axis
+    x: Float[Array, "B S D"]
     where: Tokens
+
+
+# What a decoder layer sees of the encoder: its output, or for decoding the keys and values of that layer, made once.
+Memory = Encoded | kv.Kept
 
 
 def windows(config: ModelConfig) -> list[int | None]:
@@ -50,37 +58,42 @@ class Layer(nn.Module):
             self.feed_forward = FeedForward(self.config)
             self.feed_forward_residual = Residual(self.config)
 
-    def keys_values(self, encoded: Float[Array, "B S D"]) -> tuple[Array, Array]:
-        return jax.tree.map(lambda y: jnp.swapaxes(y, 1, 2), self.cross_attention.keys_values(encoded))
+    def kept(self, encoded: Encoded) -> kv.Kept:
+        """The keys and values of cross-attention, as decoding keeps them."""
+        return kv.Keys(*self.cross_attention.keys_values(encoded.x), encoded.where).kept()
 
     def __call__(
         self,
         x: Float[Array, "B L D"],
         where: Tokens,
         noise: Noise | None,
-        bias: Bias | None = None,
+        rotation: Rotation | None = None,
+        score: Score | None = None,
         cache: kv.Cache | None = None,
-        memory: tuple[Array, Array] | None = None,
-        memory_where: Tokens | None = None,
+        memory: Memory | None = None,
     ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
-        written = None
+        residual = self.self_attention_residual
+        y, cache = self.self_attention(residual.enter(x), where, rotation, score, cache)
+        x = residual.leave(x, y, noise)
+        if self.cross and memory is not None:
+            residual = self.cross_attention_residual
+            kept = self.kept(memory) if isinstance(memory, Encoded) else memory
+            x = residual.leave(x, self.cross_attention.cross(residual.enter(x), where, kept.keys()), noise)
+        if self.config.d_ff:
+            residual = self.feed_forward_residual
+            x = residual.leave(x, self.feed_forward(residual.enter(x)), noise)
+        return x, cache
 
-        def self_attention(y: Array) -> Array:
-            nonlocal written
-            out, written = self.self_attention.itself(y, where, bias, cache)
-            return out
 
-        x = self.self_attention_residual(x, noise, self_attention)
-        if memory is not None:
-            assert memory_where is not None
-            x = self.cross_attention_residual(
-                x, noise, lambda y: self.cross_attention.across(y, memory, where, memory_where)
-            )
-        return self.feed_forward_residual(x, noise, self.feed_forward) if self.config.d_ff else x, written
+# What the backward pass computes again: `model.remat` -> the products whose results it keeps.
+REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Stack(nn.Module):
-    """N layers over embedded tokens: an encoder, a decoder (causal, cross) or a decoder-only stack (causal)."""
+    """N layers over embedded tokens: an encoder, a decoder (causal, cross) or a decoder-only stack (causal).
+
+    Scanned stacks take their parameters from `transformer.model.families.init`.
+    """
 
     config: ModelConfig
     causal: bool
@@ -88,26 +101,22 @@ class Stack(nn.Module):
 
     def setup(self) -> None:
         self.input = PositionedInput(self.config, self.causal)
-        self.layers = [
-            Layer(self.config, self.causal, window, self.cross, name=f"layer_{i}")
-            for i, window in enumerate(windows(self.config))
-        ]
-        self.final_norm = final_norm(self.config)
+        if not self.config.scan_layers:
+            self.layers = [self._layer(window, name=f"layer_{i}") for i, window in enumerate(windows(self.config))]
+        self.final_norm = Norm(self.config) if self.config.norm == "pre" else None  # a post-norm layer has just had one
 
-    def memory(self, encoded: Float[Array, "B S D"], where: Tokens) -> Memory:
-        if self.config.scan_layers and not self.is_initializing():
-            over_layers = jax.vmap(lambda layer, p: layer.apply(p, encoded, method="keys_values"), (None, 0))
-            pairs = zip(self._free_layers(), self._stacked(), strict=True)
-            return Memory(tuple(over_layers(layer, {"params": weights}) for layer, weights in pairs), where)
-        return Memory(tuple(layer.keys_values(encoded) for layer in self.layers), where)
+    def _layer(self, window: int | None, **place: Any) -> Layer:
+        remat = self.config.remat
+        kind = Layer if remat == "none" else nn.remat(Layer, policy=REMAT[remat])
+        return kind(self.config, self.causal, window, self.cross, **place)
 
-    def memory_of_layers(self, memory: Memory) -> Memory:
-        """The same with keys and values of each layer, whose arrays all begin with the row axis: for decoding."""
-        period, pairs = len(self.config.attention), memory.keys_values
-        if self.config.scan_layers and not self.is_initializing():
-            count = range(self.config.num_layers)
-            pairs = tuple(jax.tree.map(lambda y, i=i: y[i // period], pairs[i % period]) for i in count)
-        return Memory(pairs, memory.where)
+    def _patterns(self) -> list[Layer]:
+        """A layer of each pattern that has no weights of its own, for scanned stacks."""
+        return [self._layer(window, parent=None) for window in windows(self.config)[: len(self.config.attention)]]
+
+    def kept(self, encoded: Encoded) -> tuple[kv.Kept, ...]:
+        """The keys and values of every layer's cross-attention, for decoding."""
+        return tuple(layer(encoded, method="kept") for layer in self._single())
 
     def __call__(
         self,
@@ -115,71 +124,61 @@ class Stack(nn.Module):
         where: Tokens,
         noise: Noise | None = None,
         caches: tuple[kv.Cache, ...] | None = None,
-        memory: Memory | None = None,
+        memory: Encoded | tuple[kv.Kept, ...] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...]]:
         """The stack's output, and the caches with the new tokens (none without `caches`)."""
         noise = None if noise is None else noise.at("/".join(self.path))
-        x, bias = self.input(x, where.positions, noise)
-        memory_where = None if memory is None else memory.where
+        x, rotation, score = self.input(x, where, noise)
 
-        def run(i: Any, layer: Any, x: Array, cache: Any, keys_values: Any) -> tuple[Array, Any]:
+        def run(layer: Callable[..., Any], i: Any, x: Array, cache: Any = None) -> tuple[Array, Any]:
             at = None if noise is None else noise.at("layer", i)
-            return layer(x, where, at, bias, cache, keys_values, memory_where)
+            seen = memory if memory is None or isinstance(memory, Encoded) else memory[i]
+            return layer(x, where, at, rotation, score, cache, seen)
 
-        if self.is_initializing():
-            written: list[Any] = []
-            for i, layer in enumerate(self.layers):
-                x, cache = run(i, layer, x, *(None if y is None else y[i] for y in (caches, _pairs(memory))))
-                written.append(cache)
+        if self.config.scan_layers and caches is None:
+            x = self._scanned(run, x)
         else:
-            x, written = self._run(run, x, caches, _pairs(memory))
+            written = []
+            for i, layer in enumerate(self._single()):
+                x, cache = run(layer, i, x, None if caches is None else caches[i])
+                written.append(cache)
         if self.final_norm is not None:
             x = self.final_norm(x)
         return x, () if caches is None else tuple(written)
 
-    def _run(self, run: Any, x: Array, caches: Any, keys_values: Any) -> tuple[Array, list[Any]]:
-        """All layers as functions of their weights, so that they can be scanned and computed again."""
-        free = self._free_layers()
-        period = len(free)
+    def _scanned(self, run: Callable[..., Any], x: Array) -> Array:
+        """All layers in turn: one compiled period of patterns, over the stacked weights of all."""
+        patterns = self._patterns()
 
-        def one(j: int, i: Any, weights: Any, x: Array, cache: Any, pair: Any) -> tuple[Array, Any]:
-            return run(i, lambda *args: free[j].apply({"params": weights}, *args), x, cache, pair)
-
-        if self.config.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.config.remat == "dots" else None
-            one = jax.checkpoint(one, policy=policy, static_argnums=0)
-        count = self.config.num_layers
-        if not self.config.scan_layers or caches is not None:
-            weights = self.variables["params"]
-            weights = unstacked(weights, count) if self.config.scan_layers else weights
-            written = []
-            for i in range(count):
-                cache, pair = (None if y is None else y[i] for y in (caches, keys_values))
-                x, cache = one(i % period, i, weights[f"layer_{i}"], x, cache, pair)
-                written.append(cache)
-            return x, written
-
-        def some(x: Array, each: Any) -> tuple[Array, None]:
-            first, weights, pairs = each
-            for j in range(period):
-                x, _ = one(j, first + j, weights[j], x, None, None if pairs is None else pairs[j])
+        def period(x: Array, each: tuple[Array, list[Any]]) -> tuple[Array, None]:
+            first, weights = each
+            for j, layer in enumerate(patterns):
+                x, _ = run(_function(layer, weights[j]), first + j, x)
             return x, None
 
-        starts = jnp.arange(0, count, period)
-        return jax.lax.scan(some, x, (starts, self._stacked(), keys_values))[0], []
+        starts = jnp.arange(0, self.config.num_layers, len(patterns))
+        return jax.lax.scan(period, x, (starts, [self._weights(j) for j in range(len(patterns))]))[0]
 
-    def _free_layers(self) -> list[Layer]:
-        """A layer of each pattern, as a function of weights."""
-        patterns = windows(self.config)[: len(self.config.attention)]
-        return [Layer(self.config, self.causal, window, self.cross, parent=None) for window in patterns]
+    def _single(self) -> list[Callable[..., Any]]:
+        """Each layer by itself, as a function: a module, or a part of the stacked weights."""
+        if not self.config.scan_layers:
+            return [_function(layer) for layer in self.layers]
+        patterns, parts = (
+            self._patterns(),
+            [divmod(i, len(self.config.attention)) for i in range(self.config.num_layers)],
+        )
+        return [_function(patterns[j], jax.tree.map(lambda y, n=n: y[n], self._weights(j))) for n, j in parts]
 
-    def _stacked(self) -> tuple[Any, ...]:
-        weights = self.variables["params"]
-        return tuple(weights[f"layers_{j}"] for j in range(len(self.config.attention)))
+    def _weights(self, j: int) -> Any:
+        """The stacked weights of the layers of a pattern."""
+        return self.variables["params"][f"layers_{j}"]
 
 
-def _pairs(memory: Memory | None) -> Any:
-    return None if memory is None else memory.keys_values
+def _function(layer: Layer, weights: Any = None) -> Callable[..., Any]:
+    """A layer as a function of what it is called with: of its own weights, or of these."""
+    if weights is None:
+        return lambda *arguments, method="__call__": getattr(layer, method)(*arguments)
+    return lambda *arguments, method="__call__": layer.apply({"params": weights}, *arguments, method=method)
 
 
 def stacked(params: Any, period: int) -> Any:
@@ -193,6 +192,16 @@ def stacked(params: Any, period: int) -> Any:
         f"layers_{j}": [params[f"layer_{i}"] for i in range(j, count, period)] for j in range(min(period, count))
     }
     return other | {name: jax.tree.map(lambda *xs: jnp.stack(xs), *layers) for name, layers in of_slot.items()}
+
+
+def stacked_axes(path: str, names: Names, period: int) -> tuple[str, Names]:
+    """The path and the names of a parameter in a scanned stack, of those that it has in a single layer."""
+    parts = path.split("/")
+    for place, part in enumerate(parts):
+        if part.startswith("layer_"):
+            parts[place] = f"layers_{int(part.removeprefix('layer_')) % period}"
+            return "/".join(parts), ("layers", *names)
+    return path, names
 
 
 def unstacked(params: Any, count: int) -> Any:

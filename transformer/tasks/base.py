@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -15,10 +16,11 @@ from transformer.data.batches.base import Batches, tokenize
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
-from transformer.model.families import build, init, output_table
-from transformer.model.layers import Tokens
+from transformer.model.families import build, init, logical_axes, output_layer
 from transformer.model.noise import Noise, step_noise
+from transformer.model.parameters import Names
 from transformer.model.positions import longest
+from transformer.model.tokens import Tokens
 from transformer.training.losses import Pair, RowPair, output_cross_entropy
 
 Batch = dict[str, Any]
@@ -116,12 +118,17 @@ class Task(abc.ABC):
         return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
 
     @abc.abstractmethod
-    def example(self) -> Batch:
-        """A batch of one row with the keys that `arguments` reads, for the shapes of the parameters."""
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        """A batch of zeros with the keys that `arguments` reads; that of one row makes the parameters."""
 
     def init(self, key: Array) -> Any:
         """Parameters from a key; they depend on it and on the configuration, not on any batch."""
         return init(self.model, key, *self.arguments(self.example()))
+
+    @functools.cached_property
+    def axes(self) -> dict[str, Names]:
+        """Path of each parameter -> the names of its axes (`transformer.model.parameters`)."""
+        return logical_axes(self.model, *self.arguments(self.example()))
 
     @abc.abstractmethod
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
@@ -164,15 +171,12 @@ class TokenTask(Task):
     def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Any]:
         features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = self.weights(batch).astype(jnp.float32)
-        return output_cross_entropy(features, output_table(params), batch["targets"], weights, smoothing)
+        table, bias = output_layer(params)
+        return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing)
 
     def weights(self, batch: Batch) -> Array:
         """Which targets [B, L] count."""
-        return batch["target_segments"] > 0
-
-    def example(self) -> Batch:
-        names = ("inputs", "input_positions", "input_segments", "target_inputs", "target_positions", "target_segments")
-        return dict.fromkeys(names, jnp.zeros((1, 2), jnp.int32))
+        return jnp.broadcast_to(tokens_of(batch, "target").real(batch["targets"].shape[1]), batch["targets"].shape)
 
 
 class WritingTask(TokenTask):
@@ -190,14 +194,32 @@ class WritingTask(TokenTask):
 
     def _step(self, params: Any) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
         def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
-            where = Tokens(positions, jnp.ones_like(positions))
-            logits, state = cast(Any, self.model.apply(params, tokens, where, state, method="step"))
+            logits, state = cast(Any, self.model.apply(params, tokens, Tokens(positions), state, method="step"))
             return logits[:, -1], state
 
         return step
 
 
-def frames(mels: int) -> Batch:
-    """Eight log-mel frames of one recording, all 0."""
-    ids = jnp.zeros((1, 8), jnp.int32)
-    return {"inputs": jnp.zeros((1, 8, mels)), "input_positions": ids, "input_segments": ids}
+def tokens_of(batch: Batch, side: str) -> Tokens:
+    """Where the tokens of a side ("input", "target") of a batch stand: as lengths, or packed."""
+    if f"{side}_lengths" in batch:
+        return Tokens(lengths=batch[f"{side}_lengths"])
+    return Tokens(batch[f"{side}_positions"], batch[f"{side}_segments"])
+
+
+def padded(*names: str, rows: int, length: int) -> Batch:
+    """A batch of zeros: tokens [rows, length] of each name, and the lengths [rows] of the sides that they are of."""
+    sides = {name.removesuffix("_inputs").removesuffix("s") for name in names}
+    tokens = {name: jnp.zeros((rows, length), jnp.int32) for name in names}
+    return tokens | {f"{side}_lengths": jnp.zeros(rows, jnp.int32) for side in sides}
+
+
+def packed(name: str, rows: int, length: int) -> Batch:
+    """A batch of zeros: packed tokens [rows, length] of a name, with their positions and segments."""
+    side = name.removesuffix("_inputs").removesuffix("s")
+    return dict.fromkeys((name, f"{side}_positions", f"{side}_segments"), jnp.zeros((rows, length), jnp.int32))
+
+
+def frames(mels: int, rows: int, length: int) -> Batch:
+    """Log-mel frames of recordings, all 0."""
+    return {"inputs": jnp.zeros((rows, length, mels)), "input_lengths": jnp.zeros(rows, jnp.int32)}

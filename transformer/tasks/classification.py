@@ -12,9 +12,8 @@ from transformer.data.batches.labelled import LabelledBatches
 from transformer.data.batches.recordings import SpeechBatches
 from transformer.data.sources.source import Source
 from transformer.errors import UserError
-from transformer.model.layers import Tokens
 from transformer.model.noise import Noise
-from transformer.tasks.base import Batch, Task, frames
+from transformer.tasks.base import Batch, Task, frames, padded, tokens_of
 from transformer.training.losses import RowPair, cross_entropy
 
 
@@ -48,11 +47,11 @@ class TextClassification(Classification):
             self._tokens(source, split), read_labels(source, split, self.config.data), **self._common()
         )
 
-    def example(self) -> Batch:
-        return dict.fromkeys(("inputs", "input_positions", "input_segments"), jnp.zeros((1, 2), jnp.int32))
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return padded("inputs", rows=rows, length=length)
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])
+        return batch["inputs"], tokens_of(batch, "input")
 
 
 class ImageClassification(Classification):
@@ -65,8 +64,8 @@ class ImageClassification(Classification):
         size, channels = self.model_config.image_size, self.model_config.channels
         return ImageBatches(source, split, image_size=size, channels=channels, **self._common())
 
-    def example(self) -> Batch:
-        return {"inputs": jnp.zeros((1, *self.model_config.image_size, self.model_config.channels))}
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return {"inputs": jnp.zeros((rows, *self.model_config.image_size, self.model_config.channels))}
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return batch["inputs"], None
@@ -91,8 +90,8 @@ class SpeechClassification(Classification):
     def batches(self, source: Source, split: str) -> Batches:
         return SpeechBatches(source, split, mels=self.model_config.channels, **self._common())
 
-    def example(self) -> Batch:
-        return frames(self.model_config.channels)
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return frames(self.model_config.channels, rows, length)
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])
+        return batch["inputs"], tokens_of(batch, "input")

@@ -36,8 +36,8 @@ class Forecasting(Task):
     def batches(self, source: Source, split: str) -> Batches:
         return SeriesBatches(source, split, **self._common())
 
-    def example(self) -> Batch:
-        return {"inputs": jnp.zeros((1, self.config.data.max_len, 1))}
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return {"inputs": jnp.zeros((rows, self.config.data.max_len, 1))}
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return (batch["inputs"],)

@@ -15,8 +15,8 @@ from transformer.data.batches.recordings import SpeechBatches
 from transformer.data.sources import CONTIGUOUS
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
-from transformer.model.layers import Tokens
-from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames
+from transformer.model.tokens import Tokens
+from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames, packed, padded, tokens_of
 
 
 class Translation(WritingTask):
@@ -34,10 +34,13 @@ class Translation(WritingTask):
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return (
             batch["inputs"],
-            Tokens(batch["input_positions"], batch["input_segments"]),
+            tokens_of(batch, "input"),
             batch["target_inputs"],
-            Tokens(batch["target_positions"], batch["target_segments"]),
+            tokens_of(batch, "target"),
         )
+
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return padded("inputs", "target_inputs", rows=rows, length=length)
 
     def prompt(self, ids: list[int]) -> list[int]:
         return [*ids, Tokenizer.eos_id]
@@ -50,7 +53,7 @@ class Translation(WritingTask):
         """From BOS; at most `room` tokens, or as many as a learned position table has."""
         rows, width = inputs.shape[:2]
         most = self.room(width) if self.limit is None else min(self.room(width), self.limit)
-        state = self.model.apply(params, inputs, _places(lengths, width), most, method="start")
+        state = self.model.apply(params, inputs, Tokens(lengths=lengths), most, method="start")
         first = jnp.full(rows, Tokenizer.bos_id)
         return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most, self.limit)
 
@@ -92,8 +95,8 @@ class SpeechRecognition(Translation):
         mels = self.model_config.channels
         return SpeechBatches(source, split, mels=mels, tokenizer=self.tokenizer, **self._common())
 
-    def example(self) -> Batch:
-        return super().example() | frames(self.model_config.channels)
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return super().example(rows, length) | frames(self.model_config.channels, rows, length)
 
     def room(self, width: int) -> int:
         return width  # frames of 10 ms: more than anybody says
@@ -113,7 +116,11 @@ class LanguageModel(WritingTask):
         return kind(self._tokens(source, split), **self._common())
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        return batch["target_inputs"], Tokens(batch["target_positions"], batch["target_segments"])
+        return batch["target_inputs"], tokens_of(batch, "target")
+
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        kind = padded if self.config.data.name in CONTIGUOUS else packed
+        return kind("target_inputs", rows=rows, length=length)
 
     def prompt(self, ids: list[int]) -> list[int]:
         return ids if self.config.data.name in CONTIGUOUS else [Tokenizer.bos_id, *ids]
@@ -124,7 +131,7 @@ class LanguageModel(WritingTask):
         most = min(self.config.data.max_len, self.limit or self.config.data.max_len)
         state = self.model.apply(params, rows, width + most, method="start")
         # The last token of each prompt is not cached but read by the first step.
-        _, state = self.model.apply(params, inputs, _places(lengths - 1, width), state, method="step")
+        _, state = self.model.apply(params, inputs, Tokens(lengths=lengths - 1), state, method="step")
         last = jnp.take_along_axis(inputs, lengths[:, None] - 1, axis=1)[:, 0]
         return Beginning(self._step(params), state, last, lengths - 1, most, self.limit)
 
@@ -150,13 +157,10 @@ class MaskedLanguageModel(TokenTask):
         return MaskedBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        return batch["inputs"], Tokens(batch["input_positions"], batch["input_segments"])
+        return batch["inputs"], tokens_of(batch, "input")
+
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        return packed("inputs", rows=rows, length=length)
 
     def weights(self, batch: Batch) -> Array:
         return batch["target_weights"] > 0
-
-
-def _places(lengths: Int[Array, " B"], width: int) -> Tokens:
-    """Positions 0, 1, ... and segment 1 up to the length of each row."""
-    positions = jnp.broadcast_to(jnp.arange(width), (lengths.shape[0], width))
-    return Tokens(positions, (positions < lengths[:, None]).astype(jnp.int32))

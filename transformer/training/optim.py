@@ -1,6 +1,7 @@
 """Learning-rate schedules with warm-up, and the optimizer: SCHEDULES."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import Config
+from transformer.training.sharding import parameter_of, path_of
 
 Schedule = Callable[[Any], Any]
 
@@ -48,18 +50,30 @@ def schedule(config: Config) -> Schedule:
     return make(optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_rate)
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
+def make_optimizer(
+    config: Config, axes: Mapping[str, Sequence[str | None]] | None = None
+) -> optax.GradientTransformation:
     """Clipping, Adam, decoupled weight decay on matrices, the schedule; and where spikes are skipped, the norms that
-    they are told by."""
+    they are told by. `axes` are the names of each parameter's axes (`Task.axes`), which weight decay needs."""
     optimizer = config.optimizer
     pieces = [_remember_norms()] if optimizer.max_spike else []
     if optimizer.clip_norm:
         pieces.append(optax.clip_by_global_norm(optimizer.clip_norm))
     pieces.append(optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps))
     if optimizer.weight_decay:
-        matrices = lambda params: jax.tree.map(lambda x: x.ndim >= 2, params)  # noqa: E731
-        pieces.append(optax.add_decayed_weights(optimizer.weight_decay, mask=matrices))
+        if axes is None:
+            raise ValueError("weight decay is of matrices only: give the names of the parameters' axes")
+        pieces.append(optax.add_decayed_weights(optimizer.weight_decay, mask=partial(_matrices, axes)))
     return optax.chain(*pieces, optax.scale_by_learning_rate(schedule(config)))
+
+
+def _matrices(axes: Mapping[str, Sequence[str | None]], params: Any) -> Any:
+    """Which parameters are matrices and tables: two axes, that of stacked layers aside."""
+
+    def is_matrix(path: Any, _: Array) -> bool:
+        return sum(name != "layers" for name in axes[parameter_of(path_of(path))]) > 1
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def current_rate(config: Config) -> Callable[[Any], float]:

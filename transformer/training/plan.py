@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from transformer.config import Config, head_width, parse_pattern
 from transformer.errors import UserError
-from transformer.training.losses import CHUNK
+from transformer.platforms import tuned
 from transformer.training.sharding import Layout
 
 
@@ -138,7 +138,7 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     inner = micro * length * number * (4 * model.num_heads * head_width(model) + 2 * model.d_ff) / tensor
     layer = 4 * stream + inner
     kept = layers * stream + layer if again else layers * layer + crosses * (2 * stream + inner / 2)
-    logits = 2 * FLOAT * max(CHUNK, micro) * output_shape(shapes)[0] / split
+    logits = 2 * FLOAT * max(tuned().loss_tokens, micro) * output_shape(shapes)[0] / split
     tables, each = FLOAT * table / split, FLOAT * (parameters - table) / tensor
     gathered = (2 * tables + 2 * each / layers if scanned else 2 * tables + each) if fsdp > 1 else 0.0
     memory = 4 * FLOAT * held + gathered + kept + logits

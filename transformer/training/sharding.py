@@ -9,36 +9,19 @@ stage 3); over "tensor" the heads, the inner features of the feed-forward and th
 import contextlib
 import dataclasses
 import math
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer.config import Config
 from transformer.errors import UserError
+from transformer.platforms import ROW_AXES, compiling_for
 
 AXES = ("data", "fsdp", "tensor")
-ROW_AXES = ("data", "fsdp")  # a batch is split over both
-
-# The end of a parameter's path -> the names of its axes. Matrices that match nothing are ("in", "out"); vectors that
-# match nothing (norms, biases into the residual stream) have no names, and so are whole everywhere. The two axes of a
-# table of embeddings have names of their own: rows are looked up in it, and it is no product's left side.
-LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    (r"embedder/(table|output_table)$", ("vocabulary", "width")),
-    (r"embedder/output_bias$", ("vocabulary",)),
-    (r"(embedder/segments|positions/table)$", ("places", "width")),
-    (r"attention/query/kernel$", ("model", "heads")),
-    (r"attention/query/bias$", ("heads",)),
-    (r"attention/(key|value)/kernel$", ("model", "key_heads")),
-    (r"attention/(key|value)/bias$", ("key_heads",)),
-    (r"attention/out/kernel$", ("heads", "model")),
-    (r"feed_forward/(inner|gate)/kernel$", ("model", "inner")),
-    (r"feed_forward/(inner|gate)/bias$", ("inner",)),
-    (r"feed_forward/outer/kernel$", ("inner", "model")),
-)
 
 # Axis of the mesh -> what it splits: of the names that a parameter has, the first that divides.
 _FSDP = ("model", "width", "in", "inner", "heads", "key_heads", "out", "vocabulary")
@@ -51,32 +34,34 @@ SHARDINGS: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 
-def logical_axes(path: str, dimensions: int) -> tuple[str | None, ...]:
-    """The names of the axes of a parameter, or of what the optimizer keeps for it, by its path.
-
-    The first axis of scanned layers (`layers_0`) is not split: the scan takes one layer from it at a time.
-    """
-    stacked = int(bool(re.search(r"(^|/)layers_\d+/", path)))
-    own = dimensions - stacked
-    names: tuple[str | None, ...] = ("in", "out") if own == 2 else (None,) * own
-    for pattern, found in LOGICAL_AXES:
-        if re.search(pattern, path) and len(found) == own:
-            names = found
-    return ("layers",) * stacked + names if own >= 0 else (None,) * dimensions
-
-
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and a strategy. `whole` names axes of parameters that cannot be split over "tensor"."""
+    """A mesh and a strategy. `whole` names axes of parameters that cannot be split over "tensor"; `axes` are the names
+    that each parameter has for its axes (`Task.axes`), by its path, and are needed where arrays of a state are placed.
+    """
 
     mesh: Mesh | AbstractMesh
     strategy: str = "data"
     whole: frozenset[str] = frozenset()
+    axes: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
+
+    def names(self, path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        """The names of the axes of a parameter, or of what the optimizer keeps for it, by its path in a state. What
+        belongs to no parameter, such as a count of steps, is a single number and has none.
+
+        The first axis of scanned layers, "layers", is not split: the scan takes one layer from it at a time.
+        """
+        if not shape:
+            return ()
+        names = self.axes[parameter_of(path)]
+        if len(names) != len(shape):
+            raise ValueError(f"{path} has shape {shape} and axes {names}: a state is not of this model")
+        return names
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How an array is split. What does not divide stays whole, so a vocabulary of odd size is not split over
         "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
-        names = logical_axes(path, len(shape))
+        names = self.names(path, shape)
         split: list[str | None] = [None] * len(shape)
         for axis, wanted in SHARDINGS[self.strategy].items():
             size = self.mesh.shape[axis]
@@ -122,7 +107,10 @@ class Layout:
         them in the model, mean axes of this mesh."""
         tensor = "tensor" if "tensor" in SHARDINGS[self.strategy] else None
         rules = (("rows", ROW_AXES), ("vocabulary", None if "vocabulary" in self.whole else tensor))
-        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh), nn.logical_axis_rules(rules):
+        devices = self.mesh.devices if isinstance(self.mesh, Mesh) else np.array([])
+        platform = devices.flat[0].platform if devices.size else jax.default_backend()
+        mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+        with compiling_for(platform), mesh, nn.logical_axis_rules(rules):
             yield
 
 
@@ -131,19 +119,21 @@ def path_of(keys: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
+def parameter_of(path: str) -> str:
+    """The parameter that a path in a state leads to: what stands after the last "params/"."""
+    return path.rpartition("params/")[2]
+
+
 def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Path -> shape of each array."""
     return {path_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
-def row_shards() -> int:
-    """Over how many shares the rows of a batch are split, in the step that is being traced."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(axis, 1) for axis in ROW_AXES)
-
-
-def make_layout(config: Config, devices: int | None = None) -> Layout:
+def make_layout(
+    config: Config, devices: int | None = None, axes: Mapping[str, tuple[str | None, ...]] | None = None
+) -> Layout:
     """The layout that `config.mesh` asks for, over the devices that there are; or, on paper, over so many `devices`.
+    `axes` are those of `Layout`.
 
     Raises UserError where the devices, the rows of a batch, the heads or the feed-forward do not divide, and where the
     strategy and the sizes of the mesh contradict each other.
@@ -181,9 +171,9 @@ def make_layout(config: Config, devices: int | None = None) -> Layout:
         whole.add("vocabulary")
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if devices is not None:
-        return Layout(AbstractMesh(sizes, AXES, axis_types=types), mesh.strategy, frozenset(whole))
+        return Layout(AbstractMesh(sizes, AXES, axis_types=types), mesh.strategy, frozenset(whole), axes or {})
     made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[:size])
-    return Layout(made, mesh.strategy, frozenset(whole))
+    return Layout(made, mesh.strategy, frozenset(whole), axes or {})
 
 
 def _sizes(config: Config, devices: int) -> dict[str, int]:

@@ -2,7 +2,9 @@
 
 An epoch is a plan over token lengths: made from (seed, epoch), never from what was read before. So a checkpoint needs
 only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global batch.
-All arrays of a batch of texts are int32; segment 0 is padding. What a batch looks like is in the files beside this one.
+All arrays of a batch of texts are int32. Right-padded rows say how long they are (`*_lengths`), packed rows where each
+token stands (`*_positions`, and `*_segments`, of which 0 is padding). What a batch looks like is in the files beside
+this one.
 """
 
 import abc

@@ -17,7 +17,7 @@ class ContiguousBatches(Batches):
     other without a gap, so that in the long run every token is seen in every place of a row. `tokens` are those of one
     field; documents follow each other as if they were one.
 
-    Keys: target_inputs, targets, target_positions, target_segments [B, L], L = max_len.
+    Keys: target_inputs, targets [B, L], L = max_len; target_lengths [B].
     """
 
     def __init__(
@@ -76,6 +76,5 @@ class ContiguousBatches(Batches):
         return {
             "target_inputs": np.where(inside, flat[safe], 0).astype(np.int32),
             "targets": np.where(inside, flat[np.minimum(safe + 1, max(self._targets, 0))], 0).astype(np.int32),
-            "target_positions": np.where(inside, np.arange(width), 0).astype(np.int32),
-            "target_segments": inside.astype(np.int32),
+            "target_lengths": inside.sum(axis=1).astype(np.int32),
         }

@@ -15,7 +15,7 @@ class LabelledBatches(BucketedBatches):
 
     A text longer than max_len is cut (its EOS stays), in training and in `evaluation`: none is ever left out.
 
-    Keys: inputs, input_positions, input_segments [B, S], S = the bucket; labels [B], 0 on rows of padding;
+    Keys: inputs [B, S], S = the bucket; input_lengths [B]; labels [B], 0 on rows of padding;
     example_ids [B], -1 on rows of padding.
     """
 
@@ -47,12 +47,9 @@ class LabelledBatches(BucketedBatches):
         inputs[:, 1 : room + 1] = text
         inputs[real, 0] = Tokenizer.bos_id
         inputs[real, lengths[real] + 1] = Tokenizer.eos_id
-        position = np.arange(width, dtype=np.int32)
-        segments = (position < np.where(rows >= 0, lengths + 2, 0)[:, None]).astype(np.int32)
         return {
             "inputs": inputs,
-            "input_positions": position * segments,
-            "input_segments": segments,
+            "input_lengths": np.where(rows >= 0, lengths + 2, 0).astype(np.int32),
             "labels": np.where(rows >= 0, self._labels[np.maximum(rows, 0)], 0).astype(np.int32),
             "example_ids": rows.astype(np.int32),
         }

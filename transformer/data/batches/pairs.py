@@ -7,7 +7,7 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch, Tokens, gather
 from transformer.data.batches.bucketed import BucketedBatches
-from transformer.data.batches.targets import decoder_arrays, places
+from transformer.data.batches.targets import decoder_arrays
 from transformer.data.tokenizers import Tokenizer
 
 
@@ -17,8 +17,8 @@ class PairBatches(BucketedBatches):
     `tokens` are those of the source and of the target field, in this order. A pair's length is that of its longer
     side, EOS (or BOS) included; longer ones than max_len are left out of training and never of `evaluation`.
 
-    Keys: inputs, input_positions, input_segments [B, S]; target_inputs (BOS first), targets (EOS last),
-    target_positions, target_segments [B, L], S = L = the bucket; example_ids [B], -1 on rows of padding.
+    Keys: inputs [B, S], input_lengths [B]; target_inputs (BOS first), targets (EOS last) [B, L], target_lengths [B],
+    S = L = the bucket; example_ids [B], -1 on rows of padding.
     """
 
     noun = "pairs"
@@ -54,7 +54,7 @@ def pair_batch(
     source[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
     return {
         "inputs": source,
-        **places("input", source_lengths + real, source.shape[1]),
+        "input_lengths": (source_lengths + real).astype(np.int32),
         **decoder_arrays(target, target_lengths, rows),
         "example_ids": rows.astype(np.int32),
     }

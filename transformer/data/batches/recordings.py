@@ -11,7 +11,7 @@ from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
 from transformer.data.batches.base import MAP_ABOVE, Batch, tokenize
 from transformer.data.batches.bucketed import BucketedBatches
-from transformer.data.batches.targets import places, target_arrays
+from transformer.data.batches.targets import target_arrays
 from transformer.data.caching import cache_root, locked, writing
 from transformer.data.sources.source import Source, check_classes
 from transformer.data.tokenizers import Tokenizer
@@ -25,9 +25,9 @@ class SpeechBatches(BucketedBatches):
     `evaluation`) has each recording played faster or slower, after a pause, with noise, and with a run of bands and one
     of frames hidden; buckets then leave room for it, and what still does not fit into max_len is cut off.
 
-    Keys: inputs [B, T, mels] float32, input_positions, input_segments [B, T] int32; labels [B] int32, the field
-    `label`, or with a tokenizer, for the field `data.target`, target_inputs (BOS first), targets (EOS last),
-    target_positions, target_segments [B, L] int32 with one L for the split; example_ids [B], -1 on rows of padding.
+    Keys: inputs [B, T, mels] float32, input_lengths [B] int32; labels [B] int32, the field `label`, or with a
+    tokenizer, for the field `data.target`, target_inputs (BOS first) and targets (EOS last) [B, L], with one L for the
+    split, and target_lengths [B], int32; example_ids [B], -1 on rows of padding.
 
     UserErrors: a recording longer than max_len, a silent one, a class that `train` does not have.
     """
@@ -96,7 +96,7 @@ def _padded(frames: list[np.ndarray], width: int) -> Batch:
     inputs = np.zeros((len(frames), width, frames[0].shape[1]), np.float32)
     for row, own in enumerate(frames):
         inputs[row, : len(own)] = own
-    return {"inputs": inputs} | places("input", np.array([len(own) for own in frames]), width)
+    return {"inputs": inputs, "input_lengths": np.array([len(own) for own in frames], np.int32)}
 
 
 class Frames(NamedTuple):

@@ -1,16 +1,9 @@
-"""Positions and segments of padded rows, and the texts that a decoder is to write."""
+"""The texts that a decoder is to write."""
 
 import numpy as np
 
 from transformer.data.batches.base import Batch, Tokens, gather
 from transformer.data.tokenizers import Tokenizer
-
-
-def places(side: str, lengths: np.ndarray, width: int) -> Batch:
-    """Positions 0, 1, ... and segment 1 of rows [B] of such lengths, zeros after them: two arrays [B, width]."""
-    position = np.arange(width, dtype=np.int32)
-    segments = (position < lengths[:, None]).astype(np.int32)
-    return {f"{side}_positions": position * segments, f"{side}_segments": segments}
 
 
 def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
@@ -19,7 +12,8 @@ def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
 
 
 def decoder_arrays(text: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Batch:
-    """What a decoder reads (BOS first) and should say (EOS last) of padded texts [B, width], each [B, width].
+    """What a decoder reads (BOS first) and should say (EOS last) of padded texts [B, width], each [B, width], and how
+    many tokens that are [B].
 
     Every text is shorter than the width; where `rows` is -1 there is none.
     """
@@ -29,4 +23,4 @@ def decoder_arrays(text: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> B
     inputs = np.zeros_like(text)
     inputs[:, 1:] = text[:, :-1]
     inputs[real, 0] = Tokenizer.bos_id
-    return {"target_inputs": inputs, "targets": targets} | places("target", lengths + real, text.shape[1])
+    return {"target_inputs": inputs, "targets": targets, "target_lengths": (lengths + real).astype(np.int32)}

@@ -1,21 +1,22 @@
 """Attention: one pure entry point, `attend`, and one file a backend (BACKENDS).
 
-`choose` says which backend "auto" takes, and why.
+`attend` chooses the backend, once; `choose` says which, and why. What changes scores is in
+`transformer.model.attention.scores`, who sees whom in `transformer.model.masks`.
 """
 
 from collections.abc import Callable
-from types import FunctionType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from transformer.model import masks
 from transformer.model.attention.banded import banded, check_consecutive, tiling_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
 from transformer.model.attention.fused import fused, kernel
+from transformer.model.attention.scores import Score
+from transformer.platforms import device_rows, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
     "dense": dense,
@@ -23,9 +24,7 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "banded": banded,
     "fused": fused,
 }
-# Scores of one head from which tiles are faster than all scores at once, forward and backward on two cores: 21 ms
-# against 18 at length 512, 50 against 68 at 1,024 (experiments/attention_cost.py).
-TILES_FROM = 1 << 19
+Padding = Literal["none", "lengths", "segments"]  # how a batch tells its documents apart, and from padding
 
 
 class Choice(NamedTuple):
@@ -41,25 +40,25 @@ def choose(
     v: Any,
     limits: masks.Band,
     *,
-    bias: Any = None,
-    segments: bool = False,
+    score: Score | None = None,
+    padding: Padding = "none",
     consecutive: bool = True,
 ) -> Choice:
     """What "auto" takes for arrays (or `jax.ShapeDtypeStruct`s) q [B, L, H, K], k [B, S, G, K], v [B, S, G, M].
 
-    `limits` are those of `masks.band`. `segments`: there are some. `consecutive`: positions grow by one inside a
-    segment, for queries and keys alike, as they do where none are given.
+    `limits` are those of `masks.band`. `consecutive`: inside a segment the positions of queries and keys alike grow by
+    one with the index. The choice depends on shapes, types and the platform that is compiled for only.
     """
     length, keys = q.shape[1], k.shape[1]
-    name, why = kernel(q, k, v, limits, plain=bias is None and consecutive and not segments)
+    name, why = kernel(q, k, v, limits, score, consecutive and padding != "segments")
     if name is not None:
         return Choice("fused", f"{name}: {why}")
     if consecutive and length == keys and None not in limits:
-        tiling = tiling_of(q.shape[0], q.shape[2], length, limits)
+        tiling = tiling_of(device_rows(q.shape[0]), q.shape[2], length, limits)
         if 2 * tiling.across * tiling.slab <= length:
             share = tiling.across * tiling.slab / length
             return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
-    if length * keys >= TILES_FROM:
+    if length * keys >= tuned().tiles_from:
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
     return Choice("dense", f"{length} x {keys} scores a head are few")
 
@@ -73,24 +72,28 @@ def attend(
     window: masks.Window = None,
     q_positions: Int[Array, "#B L"] | None = None,
     k_positions: Int[Array, "#B S"] | None = None,
-    q_segments: Int[Array, "#B L"] | None = None,
-    k_segments: Int[Array, "#B S"] | None = None,
-    bias: Any = None,
+    q_segments: Int[Array, "#B L"] | Bool[Array, "#B L"] | None = None,
+    k_segments: Int[Array, "#B S"] | Bool[Array, "#B S"] | None = None,
+    k_lengths: Int[Array, " B"] | None = None,
+    consecutive: bool | None = None,
+    score: Score | None = None,
     scale: float | None = None,
     backend: str = "auto",
 ) -> Float[Array, "B L H M"]:
-    """softmax(scale · Q K^T + bias) V over the keys that a query may see; who sees whom is in
-    `transformer.model.masks`.
+    """softmax(score(scale · Q K^T)) V over the keys that a query may see.
 
     Args:
       q, k, v: queries, keys and values; G key/value heads, G divides H; M may differ from K.
       causal: no key after the query.
       window: visible neighbours besides oneself: w means (w, w), or (w, 0) when causal.
-      q_positions, k_positions: default 0, 1, 2, ...; "banded" needs them consecutive inside a segment.
-      q_segments, k_segments: ids of -1 or more; a query sees keys of its own segment only (packed rows; padding has
-        segment 0).
-      bias: a function of (q_positions [*B L], k_positions [*B S]) that gives [*B H L S], called on tiles. One with
-        weights is a pytree of them (`transformer.model.positions.T5Bias`), and a plain function has none.
+      q_positions, k_positions: 0, 1, 2, ... where they are not given.
+      q_segments, k_segments: ids of documents, whole numbers or booleans; a query sees keys of its own document only
+        (packed rows; padding has an id of its own, 0 in our batches). Both or neither.
+      k_lengths: right padding, where there are no segments: the first k_lengths[b] keys of row b are real, and the
+        others are not seen. What a query gives that is itself padding is finite, and otherwise unspecified.
+      consecutive: the caller knows that inside a document positions of queries and keys alike grow by one with the
+        index, so that a window can be cut by index. By default that is so where no positions are given.
+      score: what changes the scores; see `transformer.model.attention.scores`.
       scale: default 1 / sqrt(K).
       backend: "auto", or a row of BACKENDS.
 
@@ -105,43 +108,52 @@ def attend(
         raise ValueError(f"{groups} key/value heads do not divide {heads} query heads")
     if (q_segments is None) != (k_segments is None):
         raise ValueError("q_segments and k_segments come together: give both or neither")
-    limits = masks.band(causal, window)
-    consecutive = q_positions is None and k_positions is None
-    plain = consecutive and q_segments is None and bias is None
+    if q_segments is not None and k_lengths is not None:
+        raise ValueError("segments and k_lengths both say what is padding: give one of them")
+    if k_lengths is not None and k_lengths.shape != (batch,):
+        raise ValueError(f"k_lengths has shape {k_lengths.shape}, not ({batch},)")
+    where = masks.Visibility(
+        masks.band(causal, window),
+        _rows(jnp.arange(length)[None] if q_positions is None else q_positions, batch, length, "q_positions"),
+        _rows(jnp.arange(keys)[None] if k_positions is None else k_positions, batch, keys, "k_positions"),
+        None if q_segments is None else _rows(q_segments, batch, length, "q_segments"),
+        None if k_segments is None else _rows(k_segments, batch, keys, "k_segments"),
+        k_lengths,
+    )
+    if consecutive is None:
+        consecutive = q_positions is None and k_positions is None
+    if causal and consecutive and length == keys:
+        where = where._replace(k_lengths=None)  # no query but padding comes after padding
     if backend == "auto":
-        segments = q_segments is not None
-        backend = choose(q, k, v, limits, bias=bias, segments=segments, consecutive=consecutive).backend
-    if isinstance(bias, FunctionType):
-        bias = jax.tree_util.Partial(bias)
-    if backend not in BACKENDS:
+        padding: Padding = "none" if where.k_lengths is None else "lengths"
+        padding = padding if q_segments is None else "segments"
+        backend = choose(q, k, v, where.limits, score=score, padding=padding, consecutive=consecutive).backend
+    elif backend == "banded":
+        _check_banded(where, length, keys, consecutive)
+    elif backend not in BACKENDS:
         raise ValueError(f"there is no attention backend {backend!r}: choose 'auto' or one of {sorted(BACKENDS)}")
-    if backend == "banded":
-        if None in limits:
-            raise ValueError(
-                "backend='banded' needs a window on both sides: use backend='blockwise' for full attention"
-            )
-        if length != keys:
-            raise ValueError(
-                f"backend='banded' needs as many keys as queries, not {keys} and {length}: use backend='blockwise'"
-            )
-
-    def rows(ids: Array | None, default: Array | None, size: int, name: str) -> Array | None:
-        ids = default if ids is None else jnp.asarray(ids)
-        if ids is None:
-            return None
-        if ids.ndim != 2 or ids.shape[1] != size or ids.shape[0] not in (1, batch):
-            raise ValueError(f"{name} has shape {ids.shape}, not ({batch}, {size})")
-        return ids
-
-    ids = {
-        "q_positions": rows(q_positions, jnp.arange(length)[None], length, "q_positions"),
-        "k_positions": rows(k_positions, jnp.arange(keys)[None], keys, "k_positions"),
-        "q_segments": rows(q_segments, None, length, "q_segments"),
-        "k_segments": rows(k_segments, None, keys, "k_segments"),
-    }
-    if backend == "banded":
-        everywhere = jnp.ones((1, length), jnp.int32)
-        check_consecutive(*(everywhere if x is None else x for x in ids.values()))
-    more = {"plain": plain} if backend == "fused" else {}
     scale = width**-0.5 if scale is None else scale
-    return BACKENDS[backend](q, k, v, limits=limits, bias=bias, scale=scale, **ids, **more)
+    if backend == "fused":
+        return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
+    return BACKENDS[backend](q, k, v, where=where.with_ids(), score=score, scale=scale)
+
+
+def _rows(ids: Array, batch: int, size: int, name: str) -> Array:
+    """Ids as int32 [1 or B, size]. ValueError: another shape, or no whole numbers."""
+    ids = jnp.asarray(ids)
+    if ids.ndim != 2 or ids.shape[1] != size or ids.shape[0] not in (1, batch):
+        raise ValueError(f"{name} has shape {ids.shape}, not ({batch}, {size})")
+    if not (jnp.issubdtype(ids.dtype, jnp.integer) or ids.dtype == bool):
+        raise ValueError(f"{name} has type {ids.dtype}: give whole numbers")
+    return ids if ids.dtype == jnp.int32 else ids.astype(jnp.int32)
+
+
+def _check_banded(where: masks.Visibility, length: int, keys: int, consecutive: bool) -> None:
+    """ValueError: the band cannot be cut by index."""
+    if None in where.limits:
+        raise ValueError("backend='banded' needs a window on both sides: use backend='blockwise' for full attention")
+    if length != keys:
+        raise ValueError(
+            f"backend='banded' needs as many keys as queries, not {keys} and {length}: use backend='blockwise'"
+        )
+    check_consecutive(where.with_ids(), consecutive)

@@ -11,37 +11,43 @@ Tiles are cut by index, so positions must be consecutive inside a segment; withi
 (transformer.model.masks), so the width is exact.
 """
 
-from typing import Any
-
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from transformer.model import masks
 from transformer.model.attention.blockwise import largest_tile
+from transformer.model.attention.scores import Score
 from transformer.model.attention.tiles import Tiling, attend_tiles, tile_length
+from transformer.platforms import device_rows, tuned
 
-SMALLEST = 128  # queries a tile, under which a step of the loop costs more than the smaller tile saves
 
-
-def tiling_of(batch: int, heads: int, length: int, limits: masks.Band) -> Tiling:
-    """Tiles near the width of the band, so that about half of the computed scores are visible."""
+def tiling_of(rows: int, heads: int, length: int, limits: masks.Band) -> Tiling:
+    """Tiles near the width of the band, so that about half of the computed scores are visible; `rows` are those of one
+    device."""
     # A band wider than the sequence is the sequence.
     left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
-    largest = largest_tile(batch, heads)
-    block = tile_length(length, min(largest, max(SMALLEST, left + right)))
+    largest = largest_tile(rows, heads)
+    block = tile_length(length, min(largest, max(tuned().window_tile, left + right)))
     reach = block + left + right
     slab = tile_length(reach, 2 * largest)
     return Tiling(block, slab, across=-(-reach // slab), shift=block, before=left, limits=limits)
 
 
-def check_consecutive(q_positions: Array, k_positions: Array, q_segments: Array, k_segments: Array) -> None:
+def check_consecutive(where: masks.Visibility, known: bool) -> None:
     """The band is cut by index, so inside a segment positions must grow with the index, for queries and keys alike.
 
-    Padding (segment 0) may have any positions. Traced arrays are taken at their word.
+    Padding (segment 0) may have any positions. Traced positions cannot be looked at: the caller must say that it knows
+    them to be so (`known`). ValueError: it does not, or they are not.
     """
-    ids = (q_positions, k_positions, q_segments, k_segments)
+    ones = np.ones((1, where.q_positions.shape[1]), np.int32)
+    ids = (where.q_positions, where.k_positions, *(ones if x is None else x for x in where[3:5]))
     if any(isinstance(x, jax.core.Tracer) for x in ids):
+        if not known:
+            raise ValueError(
+                "backend='banded' needs positions that grow by one inside a segment, and traced ones cannot be "
+                "checked: say consecutive=True where they do, or use backend='blockwise'"
+            )
         return
     q_at, k_at, q_in, k_in = np.broadcast_arrays(*(np.asarray(x) for x in ids))
     positions, segments = np.concatenate([q_at, k_at], axis=1), np.concatenate([q_in, k_in], axis=1)
@@ -60,15 +66,11 @@ def banded(
     k: Float[Array, "B L G K"],
     v: Float[Array, "B L G M"],
     *,
-    limits: masks.Band,
-    q_positions: Int[Array, "#B L"],
-    k_positions: Int[Array, "#B L"],
-    q_segments: Int[Array, "#B L"] | None,
-    k_segments: Int[Array, "#B L"] | None,
-    bias: Any,
+    where: masks.Visibility,
+    score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` for a window on both sides, at its cost. What padding gives is finite, but unspecified."""
     batch, length, heads, _ = q.shape
-    tiling = tiling_of(batch, heads, length, limits)
-    return attend_tiles(tiling, q, k, v, bias, q_positions, k_positions, q_segments, k_segments, scale)
+    tiling = tiling_of(device_rows(batch), heads, length, where.limits)
+    return attend_tiles(tiling, q, k, v, score, where, scale)

@@ -1,24 +1,25 @@
 """The readable reference: every score, then a mask. O(L·S) time and memory."""
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
+from transformer.model.attention.scores import Score
 
 
 def weighted_values(
-    scores: Float[Array, "*B L S"], values: Float[Array, "*B S M"], mask: Bool[Array, "*#B L S"]
+    scores: Float[Array, "*B L S"], values: Float[Array, "*B S M"], mask: Bool[Array, "*#B L S"] | None
 ) -> Float[Array, "*B L M"]:
-    """softmax(scores) · V over the visible keys, divided last: exp(s - max) · V / sum exp(s - max).
+    """softmax(scores) · V over the visible keys (all of them without a mask), divided last: exp(s - max) · V / sum
+    exp(s - max).
 
     The softmax is taken in float32. A query that sees nothing gives zeros with zero gradients, never NaN.
     """
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     peak = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.where(mask, jnp.exp(scores - peak), 0.0)
+    weights = jnp.exp(scores - peak)
+    weights = weights if mask is None else jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
     summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
     return (summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
@@ -29,15 +30,11 @@ def dense(
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G M"],
     *,
-    limits: masks.Band,
-    q_positions: Int[Array, "#B L"],
-    k_positions: Int[Array, "#B S"],
-    q_segments: Int[Array, "#B L"] | None,
-    k_segments: Int[Array, "#B S"] | None,
-    bias: Any,
+    where: masks.Visibility,
+    score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """softmax(scale · Q K^T + bias) V (Vaswani et al. 2017, equation 1), with H / G query heads on each key head."""
+    """softmax(score(scale · Q K^T)) V (Vaswani et al. 2017, equation 1), with H / G query heads on each key head."""
     batch, length, heads, _ = q.shape
     groups = k.shape[2]
     q = jnp.moveaxis(q * scale, 1, 2)  # [B, H, L, K]
@@ -46,14 +43,14 @@ def dense(
     v = jnp.moveaxis(v, 1, 2)[:, :, None]
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
-    if length == 1:  # decoding: one query is turned around, not all the keys
+    if length == 1:  # decoding: the one query is transposed, not all the keys
         scores = jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=jnp.float32)
         scores = jnp.swapaxes(scores, -1, -2)
     else:
         scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
-    if bias is not None:
-        added = bias(q_positions, k_positions)
-        scores += added.reshape(added.shape[0], *scores.shape[1:])
-    mask = masks.visible(q_positions, k_positions, q_segments, k_segments, limits)
-    out = weighted_values(scores, v, mask[:, None, None])
+    if score is not None:
+        of_heads = scores.reshape(batch, heads, *scores.shape[3:])
+        scores = score(of_heads, where.q_positions, where.k_positions).reshape(scores.shape)
+    mask = where.mask()
+    out = weighted_values(scores, v, None if mask is None else mask[:, None, None])
     return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)

@@ -5,22 +5,27 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from transformer.model import masks
+from transformer.model.attention.scores import Bias, Score
+from transformer.platforms import target
 
 CUDNN_WIDTH = 128  # the widest head that every GPU's kernel takes
 
 
-def kernel(q: Any, k: Any, v: Any, limits: masks.Band, plain: bool) -> tuple[str | None, str]:
-    """The kernel that takes this call ("cudnn", "tokamax" or None), and why; from shapes, dtypes and the device only.
+def kernel(q: Any, k: Any, v: Any, limits: masks.Band, score: Score | None, regular: bool) -> tuple[str | None, str]:
+    """The kernel that takes this call ("cudnn", "tokamax" or None), and why; from shapes, types and the platform only.
 
-    `plain`: neither segments nor a bias nor positions of the caller's.
+    `regular`: there are no segments, and positions are consecutive. Lengths are no hindrance.
     """
-    platform = jax.default_backend()
+    platform = target()
     if platform not in ("gpu", "tpu"):
-        return None, f"it needs a GPU or a TPU, and this process runs on {platform}"
+        return None, f"it needs a GPU or a TPU, and this is compiled for {platform}"
+    if not (score is None or isinstance(score, Bias)):
+        return None, "no kernel takes a score function that does more than add a bias"
     left, right = limits
+    plain = score is None and regular
     half = q.dtype in (jnp.bfloat16, jnp.float16)
     fits = half and k.shape[-1] == v.shape[-1] <= CUDNN_WIDTH and k.shape[-1] % 8 == 0
     causal = right == 0 and q.shape[1] == k.shape[1]
@@ -37,30 +42,37 @@ def fused(
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G M"],
     *,
-    limits: masks.Band,
-    q_positions: Int[Array, "#B L"],
-    k_positions: Int[Array, "#B S"],
-    q_segments: Int[Array, "#B L"] | None,
-    k_segments: Int[Array, "#B S"] | None,
-    bias: Any,
+    where: masks.Visibility,
+    consecutive: bool,
+    score: Score | None,
     scale: float,
-    plain: bool,
 ) -> Float[Array, "B L H M"]:
     """`dense` by a kernel. Biases and masks that no kernel makes itself are given to tokamax as [L, S] arrays.
 
     ValueError: no kernel takes this call.
     """
-    name, why = kernel(q, k, v, limits, plain)
+    name, why = kernel(q, k, v, where.limits, score, consecutive and where.q_segments is None)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
     if name == "cudnn":
-        left, right = limits
-        window = None if left is None else (left, 0)
+        left, right = where.limits
+        lengths = {} if where.k_lengths is None else {
+            "query_seq_lengths": jnp.full(q.shape[0], q.shape[1], jnp.int32),
+            "key_value_seq_lengths": where.k_lengths,
+        }  # fmt: skip
         return jax.nn.dot_product_attention(
-            q, k, v, scale=scale, is_causal=right == 0, local_window_size=window, implementation="cudnn"
+            q,
+            k,
+            v,
+            scale=scale,
+            is_causal=right == 0,
+            local_window_size=None if left is None else (left, 0),
+            implementation="cudnn",
+            **lengths,
         )
     import tokamax
 
-    mask = masks.visible(q_positions, k_positions, q_segments, k_segments, limits)[:, None]
-    added = None if bias is None else bias(q_positions, k_positions).astype(q.dtype)
+    mask = where.mask()
+    mask = None if mask is None else mask[:, None]
+    added = None if not isinstance(score, Bias) else score.bias(where.q_positions, where.k_positions).astype(q.dtype)
     return tokamax.dot_product_attention(q, k, v, added, mask, scale=scale)

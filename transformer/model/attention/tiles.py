@@ -25,11 +25,13 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.model import masks
+from transformer.model.attention.scores import Score
 
 # Scores of what may not be seen, and the start of the running maximum: e^(HIDDEN - LOWEST) is 0, and so are then the
 # weights of a query that sees nothing.
 HIDDEN = float(np.finfo(np.float32).min)
 LOWEST = HIDDEN / 2
+NOBODY = np.iinfo(np.int32).min  # a segment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,9 +107,12 @@ def _cut(tiling: Tiling, keys: Slab, tile: Array, j: Array | int) -> tuple[Array
     )
 
 
-def _added(bias: Any, q_positions: Array, slab: Slab, groups: int) -> Float[Array, "#B G rows slab"]:
-    added = bias(q_positions, slab.positions)
-    return added.reshape(added.shape[0], groups, -1, added.shape[-1])
+def _scored(
+    tiling: Tiling, score: Any, weights: Any, scores: Float[Array, "B G rows slab"], q_positions: Array, slab: Slab
+) -> Float[Array, "B G rows slab"]:
+    """What a score function makes of a tile's scores."""
+    of_heads = scores.reshape(scores.shape[0], -1, tiling.block, tiling.slab)
+    return score(of_heads, q_positions, slab.positions, *weights).reshape(scores.shape)
 
 
 def _mask(
@@ -117,18 +122,8 @@ def _mask(
     return jnp.tile(mask, (1, repeats, 1))[:, None]  # the rows of a group's heads follow each other
 
 
-def _scores(
-    tiling: Tiling, q: Array, q_positions: Array, q_segments: Array, slab: Slab, bias: Any, masked: bool, turned: bool
-) -> Float[Array, "B G m n"]:
-    """Scores of a tile over a slab, [B, G, rows, slab], or keys first when `turned`."""
-    turn = (lambda x: jnp.swapaxes(x, -1, -2)) if turned else (lambda x: x)
-    scores = _matmul_t(slab.k, q) if turned else _matmul_t(q, slab.k)
-    if bias is not None:
-        scores += turn(_added(bias, q_positions, slab, slab.k.shape[1]))
-    if masked:
-        mask = _mask(tiling, q_positions, q_segments, slab, q.shape[-2] // tiling.block)
-        scores = jnp.where(turn(mask), scores, HIDDEN)
-    return scores
+def _transpose(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _by_kind(kind: Int[Array, ""], update: Callable[[bool, Any], Any], state: Any) -> Any:
@@ -139,24 +134,26 @@ def _over_slabs(tiling: Tiling, body: Any, state: Any) -> Any:
     return body(0, state) if tiling.across == 1 else lax.fori_loop(0, tiling.across, body, state)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def tiled(
     tiling: Tiling,
+    score: Any,
     q: Float[Array, "T B G rows K"],
     k: Float[Array, "B G S K"],
     v: Float[Array, "B G S M"],
-    bias: Any,
+    weights: Any,
     ids: Any,
 ) -> Float[Array, "T B G rows M"]:
     """Attention of tiles of queries (scaled; `rows` = the heads of a group times the tile's queries) over padded keys.
 
     `ids` are the positions of queries [T, #B, block] and of keys [#B, S], then their segments; padding has segments
-    of its own. `bias(q_positions, k_positions)` gives [#B, H, block, slab], or is None.
+    of its own. `score(scores [B, H, block, slab], q_positions, k_positions, *weights)` changes the scores, or is None;
+    `weights` are the arrays that it is differentiated by.
     """
-    return _forward(tiling, q, k, v, bias, ids)[0]
+    return _forward(tiling, score, q, k, v, weights, ids)[0]
 
 
-def _forward(tiling: Tiling, q: Array, k: Array, v: Array, bias: Any, ids: Any) -> tuple[Array, Any]:
+def _forward(tiling: Tiling, score: Any, q: Array, k: Array, v: Array, weights: Any, ids: Any) -> tuple[Array, Any]:
     q_positions, k_positions, q_segments, k_segments = ids
     tiles, batch, groups, rows, _ = q.shape
     keys = Slab(k, v, k_positions, k_segments)
@@ -170,11 +167,16 @@ def _forward(tiling: Tiling, q: Array, k: Array, v: Array, bias: Any, ids: Any) 
 
             def update(masked: bool, state: Any) -> Any:
                 peak, total, summed = state
-                scores = _scores(tiling, q, q_positions, q_segments, slab, bias, masked, turned=False)
+                scores = _matmul_t(q, slab.k)
+                if score is not None:
+                    scores = _scored(tiling, score, weights, scores, q_positions, slab)
+                if masked:
+                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
+                    scores = jnp.where(mask, scores, HIDDEN)
                 higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
-                weights, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
-                total = total * shrink + weights.sum(axis=-1, keepdims=True)
-                return higher, total, summed * shrink + _matmul(weights.astype(slab.v.dtype), slab.v)
+                p, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
+                total = total * shrink + p.sum(axis=-1, keepdims=True)
+                return higher, total, summed * shrink + _matmul(p.astype(slab.v.dtype), slab.v)
 
             return _by_kind(kind[j], update, state)
 
@@ -188,15 +190,14 @@ def _forward(tiling: Tiling, q: Array, k: Array, v: Array, bias: Any, ids: Any) 
         return None, ((summed / total).astype(v.dtype), peak + jnp.log(total))
 
     _, (out, logsumexp) = lax.scan(one_tile, None, (jnp.arange(tiles), q, q_positions, q_segments, kinds))
-    return out, (q, k, v, bias, ids, out, logsumexp, kinds)
+    return out, (q, k, v, weights, ids, out, logsumexp, kinds)
 
 
-def _backward(tiling: Tiling, kept: Any, d_out: Array) -> tuple[Any, ...]:
-    q, k, v, bias, ids, out, logsumexp, kinds = kept
+def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any, ...]:
+    q, k, v, weights, ids, out, logsumexp, kinds = kept
     q_positions, k_positions, q_segments, k_segments = ids
     tiles, batch, groups, rows, width = q.shape
     keys = Slab(k, v, k_positions, k_segments)
-    trained = bias is not None and bool(jax.tree.leaves(bias))
 
     def one_tile(totals: Any, x: Any) -> tuple[Any, Any]:
         i, q, q_positions, q_segments, kind, d_out, out, logsumexp = x
@@ -205,40 +206,46 @@ def _backward(tiling: Tiling, kept: Any, d_out: Array) -> tuple[Any, ...]:
         delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, None]
 
         def one_slab(j: Any, state: Any) -> Any:
-            dq, (dk, dv, d_bias) = state
+            dq, (dk, dv, d_weights) = state
             start, slab = _cut(tiling, keys, i, j)
 
             def update(masked: bool, state: Any) -> Any:
-                dq, dk, dv, d_bias = state
-                scores = _scores(tiling, q, q_positions, q_segments, slab, bias, masked, turned=True)
-                weights = jnp.exp(scores - logsumexp)
-                d_scores = weights * (_matmul_t(slab.v, d_out) - delta)
-                if trained:
-                    added, pull = jax.vjp(lambda b: _added(b, q_positions, slab, groups), bias)
-                    pushed = jnp.swapaxes(d_scores, -1, -2)
-                    pushed = pushed if added.shape[0] == batch else pushed.sum(axis=0, keepdims=True)
-                    d_bias = jax.tree.map(jnp.add, d_bias, pull(pushed.astype(added.dtype))[0])
+                dq, dk, dv, d_weights = state
+                scores = _matmul_t(slab.k, q)
+                if score is not None:
+                    change = lambda scores, weights: _transpose(  # noqa: E731
+                        _scored(tiling, score, weights, _transpose(scores), q_positions, slab)
+                    )
+                    scores, pull = jax.vjp(change, scores, weights)
+                if masked:
+                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
+                    scores = jnp.where(_transpose(mask), scores, HIDDEN)
+                p = jnp.exp(scores - logsumexp)
+                d_scores = p * (_matmul_t(slab.v, d_out) - delta)
+                if score is not None:
+                    d_scores, more = pull(d_scores)
+                    d_weights = jax.tree.map(jnp.add, d_weights, more)
                 d_scores = d_scores.astype(q.dtype)
                 return (
-                    dq + _matmul(jnp.swapaxes(slab.k, -1, -2), d_scores),  # [K, rows]: transposed
+                    dq + _matmul(_transpose(slab.k), d_scores),  # [K, rows]: transposed
                     dk + _matmul(d_scores, q),
-                    dv + _matmul(weights.astype(d_out.dtype), d_out),
-                    d_bias,
+                    dv + _matmul(p.astype(d_out.dtype), d_out),
+                    d_weights,
                 )
 
             at = partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=tiling.slab, axis=2)
             put = partial(lax.dynamic_update_slice_in_dim, start_index=start, axis=2)
-            state = (dq, at(dk), at(dv), d_bias)
-            dq, dk_slab, dv_slab, d_bias = _by_kind(kind[j], update, state)
-            return dq, (put(dk, dk_slab), put(dv, dv_slab), d_bias)
+            state = (dq, at(dk), at(dv), d_weights)
+            dq, dk_slab, dv_slab, d_weights = _by_kind(kind[j], update, state)
+            return dq, (put(dk, dk_slab), put(dv, dv_slab), d_weights)
 
         dq, totals = _over_slabs(tiling, one_slab, (jnp.zeros((batch, groups, width, rows)), totals))
-        return totals, jnp.swapaxes(dq, -1, -2).astype(q.dtype)
+        return totals, _transpose(dq).astype(q.dtype)
 
-    totals = (jnp.zeros(k.shape), jnp.zeros(v.shape), jax.tree.map(jnp.zeros_like, bias))
+    totals = (jnp.zeros(k.shape), jnp.zeros(v.shape), jax.tree.map(jnp.zeros_like, weights))
     xs = (jnp.arange(tiles), q, q_positions, q_segments, kinds, d_out, out, logsumexp)
-    (dk, dv, d_bias), dq = lax.scan(one_tile, totals, xs)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_bias, None
+    (dk, dv, d_weights), dq = lax.scan(one_tile, totals, xs)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_weights, None
 
 
 tiled.defvjp(_forward, _backward)
@@ -249,11 +256,8 @@ def attend_tiles(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G M"],
-    bias: Any,
-    q_positions: Int[Array, "#B L"],
-    k_positions: Int[Array, "#B S"],
-    q_segments: Int[Array, "#B L"] | None,
-    k_segments: Int[Array, "#B S"] | None,
+    score: Score | None,
+    where: masks.Visibility,
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """Cuts queries into tiles, pads, and puts the output together again."""
@@ -270,13 +274,23 @@ def attend_tiles(
     def pad_keys(x: Array, value: int = 0) -> Array:
         return jnp.pad(x, [(0, 0), (tiling.before, end)] + [(0, 0)] * (x.ndim - 2), constant_values=value)
 
-    # Padding has segments that nobody else has.
-    q_segments = jnp.zeros_like(q_positions) if q_segments is None else q_segments
-    k_segments = jnp.zeros_like(k_positions) if k_segments is None else k_segments
-    ids = (pad_queries(q_positions), pad_keys(k_positions), pad_queries(q_segments, -3), pad_keys(k_segments, -2))
+    q_segments = jnp.zeros_like(where.q_positions) if where.q_segments is None else where.q_segments
+    k_segments = jnp.zeros_like(where.k_positions) if where.k_segments is None else where.k_segments
+    # What fills up the last tile and slab has segments that nobody else has.
+    ids = (
+        pad_queries(where.q_positions),
+        pad_keys(where.k_positions),
+        pad_queries(q_segments, NOBODY),
+        pad_keys(k_segments, NOBODY + 1),
+    )
     cut = pad_queries(q * scale).reshape(tiles, batch, block, groups, repeats, width)
     cut = jnp.transpose(cut, (0, 1, 3, 4, 2, 5)).reshape(tiles, batch, groups, repeats * block, width)
     k, v = (jnp.moveaxis(pad_keys(x), 2, 1) for x in (k, v))
-    out = tiled(tiling, cut, k, v, bias, ids)
+    weights: list[Array] = []
+    if score is not None:
+        # What it closes over becomes an argument, so that gradients reach it.
+        tile = jnp.zeros((batch, heads, block, tiling.slab))
+        score, weights = jax.closure_convert(partial(score), tile, ids[0][0], ids[1][:, : tiling.slab])
+    out = tiled(tiling, score, cut, k, v, tuple(weights), ids)
     out = out.reshape(tiles, batch, groups, repeats, block, -1)
     return jnp.transpose(out, (1, 0, 4, 2, 3, 5)).reshape(batch, tiles * block, heads, -1)[:, :length]

@@ -20,7 +20,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from transformer.config import ModelConfig, head_width
 from transformer.errors import UserError
 from transformer.model.families import build
-from transformer.model.layers import Tokens, key_heads, value_width
+from transformer.model.layers import key_heads, value_width
 from transformer.model.pretrained.bert import BERT
 from transformer.model.pretrained.files import Settings, Weights, listed, read_settings, write_folder
 from transformer.model.pretrained.gpt2 import GPT2
@@ -30,6 +30,7 @@ from transformer.model.pretrained.rows import Architecture, Row
 from transformer.model.pretrained.t5 import T5
 from transformer.model.pretrained.vit import VIT
 from transformer.model.stacks import unstacked
+from transformer.model.tokens import Tokens
 
 ARCHITECTURES: dict[str, Architecture] = {
     "gpt2": GPT2,

@@ -15,25 +15,28 @@ from transformer.model.pretrained.rows import (
     norm,
 )
 
-ROPE = {"rope_type": "default", "rope_theta": 10000.0}
-
-
-def _check_rope(settings: Settings) -> None:
-    """The angles are 10000^(-2i/K), wherever the file's version says it. UserError: they are others."""
-    settings.only(rope_theta=ROPE["rope_theta"], rope_scaling=None, partial_rotary_factor=1.0)
-    for name, value in settings.get("rope_parameters", {}).items():
-        if value is not None and ROPE.get(name) != value:
-            raise UserError(
-                f"{settings.source} sets rope_parameters.{name}={value!r}, and our modules know only {ROPE}"
-            )
+def _theta(settings: Settings) -> float:
+    """The base of the rotary angles, wherever the file's version says it. UserError: the angles are scaled."""
+    settings.only(partial_rotary_factor=1.0)
+    found = settings.get("rope_theta", 10_000.0)
+    for group in ("rope_scaling", "rope_parameters"):
+        for name, value in settings.get(group, {}).items():
+            if name == "rope_theta" and isinstance(value, (int, float)):
+                found = float(value)
+            elif value is not None and not (name in ("rope_type", "type") and value == "default"):
+                raise UserError(
+                    f"{settings.source} sets {group}.{name}={value!r}, and our modules know only rope_type='default' "
+                    "with a rope_theta"
+                )
+    return found
 
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
-    _check_rope(settings)
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
     return ModelConfig(
         family="decoder_only",
         positions="rotary-half",
+        rotary_theta=_theta(settings),
         vocab_size=settings.size("vocab_size"),
         max_positions=settings.size("max_position_embeddings", 2048),
         num_layers=settings.size("num_hidden_layers"),
@@ -71,8 +74,8 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
         "hidden_act": THEIR_ACTIVATIONS[config.activation],
         "mlp_bias": config.feed_forward_bias,
         "tie_word_embeddings": config.tied,
-        "rope_theta": ROPE["rope_theta"],  # of older versions; the next is of newer ones
-        "rope_parameters": ROPE,
+        "rope_theta": config.rotary_theta,  # of older versions; the next is of newer ones
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rotary_theta},
     }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 
 from transformer.errors import UserError
-from transformer.model.pretrained.llama import ROPE
 
 HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 
@@ -83,7 +82,7 @@ def _settings(sizes: dict[str, int]) -> dict[str, Any]:
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
         "tie_word_embeddings": sizes["vocab_size"] > 0,
-        "rope_theta": ROPE["rope_theta"],
+        "rope_theta": 10_000.0,
         "bos_token_id": 1,
         "eos_token_id": 2,
         "dtype": "float32",

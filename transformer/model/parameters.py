@@ -1,0 +1,52 @@
+"""Every parameter says the names of its axes where it is made: sharding, weight decay and initialisation read them.
+
+The names go into the collection "axes" when a module is initialised, beside "params": `logical_axes` of
+`transformer.model.families` collects them. "layers" is the first axis of parameters that scanned layers stack.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+Names = tuple[str | None, ...]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The names of one parameter's axes. A pytree without leaves, so that it passes through `jax.jit`."""
+
+    names: Names
+
+
+def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], axes: Names) -> Array:
+    """`module.param` in float32, with a name for each axis (None: none, and the axis is never split).
+
+    Raises ValueError where there are not as many names as axes.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"parameter {name!r} has shape {shape} and axes {axes}: give a name for each axis")
+    _say(module, name, Axes(axes))
+    return module.param(name, init, shape, jnp.float32)
+
+
+def name_axes_of(module: nn.Module, child: nn.Module) -> None:
+    """Names the axes of what one of Flax's own modules made: matrices are ("in", "out"), vectors ("out",)."""
+    made = child.variables.get("params", {})
+    names: dict[int, Names] = {1: ("out",), 2: ("in", "out")}
+    _say(module, str(child.name), jax.tree.map(lambda x: Axes(names[x.ndim]), dict(made)))
+
+
+def _say(module: nn.Module, name: str, axes: Any) -> None:
+    if module.is_mutable_collection("axes"):
+        module.put_variable("axes", name, axes)
+
+
+def paths(axes: Any) -> dict[str, Names]:
+    """Path of a parameter -> the names of its axes, from the collection "axes"."""
+    flat = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, Axes))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): found.names for path, found in flat}
