@@ -284,28 +284,14 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 
 def _check(config: Config) -> None:
     model, data, optimizer, flat = config.model, config.data, config.optimizer, flatten(config)
-    positive = {
-        "steps": config.steps,
-        "model.num_layers": model.num_layers,
-        "model.d_model": model.d_model,
-        "model.num_heads": model.num_heads,
-        "model.max_positions": model.max_positions,
-        "model.channels": model.channels,
-        "model.patch_size": model.patch_size,
-        "data.horizon": data.horizon,
-        "data.max_len": data.max_len,
-        "data.batch_tokens": data.batch_tokens,
-        "data.row_multiple": data.row_multiple,
-        "optimizer.warmup_steps": optimizer.warmup_steps,
-        "mesh.accumulate": config.mesh.accumulate,
-        "optimizer.max_skipped": optimizer.max_skipped,
-        "logging.log_every": config.logging.log_every,
-        "logging.checkpoint_every": config.logging.checkpoint_every,
-        "logging.keep": config.logging.keep,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"config key {key!r} must be at least 1, not {value}")
+    positive = (
+        "steps model.num_layers model.d_model model.num_heads model.max_positions model.channels model.patch_size "
+        "data.horizon data.max_len data.batch_tokens data.row_multiple optimizer.warmup_steps optimizer.max_skipped "
+        "mesh.accumulate logging.log_every logging.checkpoint_every logging.keep"
+    )
+    for key in positive.split():
+        if flat[key] < 1:
+            raise UserError(f"config key {key!r} must be at least 1, not {flat[key]}")
     if model.d_model % model.num_heads and not model.head_dim:
         raise UserError(
             f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
@@ -347,26 +333,14 @@ def _check(config: Config) -> None:
         raise UserError(f"model.image_size={model.image_size} must be a height and a width, in pixels")
     if not 0 < data.corruption < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
-    not_negative = {
-        "model.d_ff": model.d_ff,
-        "model.head_dim": model.head_dim,
-        "model.value_dim": model.value_dim,
-        "model.segment_types": model.segment_types,
-        "model.num_classes": model.num_classes,
-        "model.patch_stride": model.patch_stride,
-        "model.norm_eps": model.norm_eps,
-        "optimizer.eps": optimizer.eps,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "optimizer.clip_norm": optimizer.clip_norm,
-        "optimizer.max_spike": optimizer.max_spike,
-        "optimizer.final_rate": optimizer.final_rate,
-        "model.vocab_size": model.vocab_size,
-        "logging.evaluate_every": config.logging.evaluate_every,
-        "logging.checkpoint_minutes": config.logging.checkpoint_minutes,
-    }
-    for key, number in not_negative.items():
-        if not 0 <= number < math.inf:
-            raise UserError(f"config key {key!r} must be 0 or more, not {number}")
+    not_negative = (
+        "model.d_ff model.head_dim model.value_dim model.segment_types model.num_classes model.patch_stride "
+        "model.norm_eps model.vocab_size optimizer.eps optimizer.weight_decay optimizer.clip_norm optimizer.max_spike "
+        "optimizer.final_rate logging.evaluate_every logging.checkpoint_minutes"
+    )
+    for key in not_negative.split():
+        if not 0 <= flat[key] < math.inf:
+            raise UserError(f"config key {key!r} must be 0 or more, not {flat[key]}")
     if min(data.buckets) < 1:
         raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:

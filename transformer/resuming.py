@@ -15,10 +15,11 @@ from transformer.config import Config, OptimizerConfig, check_key, differences, 
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
-# What a run may be changed in on purpose: it leaves the model, the batches and the shapes of the state as they are. Of
-# three keys, 0 leaves out a part of the optimizer's state, so they change neither from nor to it.
+# What a run may be changed in on purpose: it leaves the model, the batches and the shapes of the state as they are.
+# Some change between two values only and not from or to 0 (which leaves out a part of the optimizer's state) or ""
+# (another beginning; the path of the same one may change, as what was read there is in the run).
 CHANGEABLE = ("init_from", *(f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)))
-NOT_BY_ZERO = ("optimizer.weight_decay", "optimizer.clip_norm", "optimizer.max_spike")
+NEVER_EMPTY = ("init_from", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.max_spike")
 OF_FILES = ("files", "text")  # datasets of which data.source and data.target may name files
 
 
@@ -41,7 +42,7 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
         for key, pair in differences(old, config).items()
         if not is_runtime(key) and not _only_moved(key, pair, old)
     }
-    possible = [key for key, pair in changed.items() if key in CHANGEABLE and not (key in NOT_BY_ZERO and 0 in pair)]
+    possible = [key for key, pair in changed.items() if key in CHANGEABLE and (all(pair) or key not in NEVER_EMPTY)]
     if set(changed) - (set(possible) & set(change)):
         way = "choose another --workdir"
         if len(possible) == len(changed):
@@ -97,7 +98,8 @@ def claim(
         if changed:
             with (workdir / "changes.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "changed": changed} | moved) + "\n")
-        for name, content in (("data.json", json.dumps(_written(workdir) or data)), ("config.json", _text(config))):
+        data = data | _written(workdir)  # what it began with
+        for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
             part = workdir / f".{name}.part"
             part.write_text(content + "\n")
             part.replace(workdir / name)
@@ -121,10 +123,6 @@ def _written(workdir: Path) -> dict[str, Any]:
     """What data.json says of the run in the workdir, where there is one."""
     path = workdir / "data.json"
     return json.loads(path.read_text()) if path.exists() and (workdir / "config.json").exists() else {}
-
-
-def _text(config: Config) -> str:
-    return json.dumps(to_dict(config), indent=2)
 
 
 def _listed(changed: dict[str, tuple[Any, Any]]) -> str:

@@ -298,6 +298,17 @@ def test_a_rate_is_changed_on_purpose_and_recorded(
     assert resuming.check(tmp_path / "run", lower) == lower
 
 
+def test_another_beginning_cannot_be_given_but_a_moved_one_named(config: Config, whole: Run, tmp_path: Path) -> None:
+    begun = override(config, {"init_from": "there"})
+    with pytest.raises(UserError, match=r"init_from was '' and is now 'there'.: choose another --workdir$"):
+        resuming.check(whole.workdir, begun, ["init_from"])
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(begun)))
+    moved = override(config, {"init_from": "elsewhere"})
+    with pytest.raises(UserError, match="or add --change=init_from"):
+        resuming.check(tmp_path, moved)
+    assert resuming.check(tmp_path, moved, ["init_from"]) == begun
+
+
 @pytest.mark.parametrize("key", ["optimizer.clip_norm", "optimizer.weight_decay", "optimizer.max_spike"])
 def test_what_is_another_state_cannot_change(config: Config, whole: Run, key: str) -> None:
     """Zero leaves out a part of the optimizer: the shapes are compared here, too."""
@@ -317,7 +328,7 @@ def test_what_can_change_leaves_the_state_as_it_is(config: Config) -> None:
         made = make_optimizer(override(config, changes))
         return jax.tree.structure(jax.eval_shape(made.init, {"kernel": jnp.zeros((2, 2))}))
 
-    for key in {*resuming.CHANGEABLE} - {*resuming.NOT_BY_ZERO, "init_from"}:
+    for key in {*resuming.CHANGEABLE} - {*resuming.NEVER_EMPTY}:
         old = flatten(config)[key]
         assert structure({key: "cosine" if isinstance(old, str) else type(old)(old / 2 or 0.5)}) == structure({})
 
@@ -353,6 +364,14 @@ def test_rows_that_do_not_divide_are_told_before_anything_is_made(config: Config
     with pytest.raises(UserError, match=r"batch of 8 rows of length 16 .* 8 devices and 2 micro-batches"):
         verb.train(override(config, {"mesh.accumulate": 2}), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()
+    # Training has rows of 32 only, 8 of them; the texts of validation fit into 24, of which there are 12.
+    for split, length in (("train", 27), ("validation", 20), ("test", 20)):
+        lines = ["".join(random.Random(seed).choices("abcdef", k=length)) for seed in range(12)]
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines))
+    data = {"data.dir": str(tmp_path), "data.buckets": (24, 32), "data.batch_tokens": 288, "data.row_multiple": 4}
+    with pytest.raises(UserError, match=r"batch of 12 rows of length 24 .* fsdp = 8 devices: .* a multiple of 8,"):
+        verb.train(override(config, data | {"data.tokenizer": "characters"}), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.slow
