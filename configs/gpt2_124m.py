@@ -4,7 +4,9 @@
     python -m transformer.train --config=configs/gpt2_124m.py --config.data.name=files --config.data.source= \
       --config.data.target=corpus.txt --workdir=runs/gpt2
 
-Weights of the released model: `transformer.model.pretrained.load(folder)`. Not trained here: two cores are too few.
+A batch is 512 rows, near the half million tokens of GPT-3's smallest model and a power of two, so that it divides over
+1, 2, 4, 8 and 16 devices, in 4 micro-batches too. Weights of the released model:
+`transformer.model.pretrained.load(folder)`. Not trained here: two cores are too few.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.vocab_size = 50_257
     config.data.max_len = 1024
     config.data.buckets = (1024,)
-    config.data.batch_tokens = 491_520
+    config.data.batch_tokens = 524_288
     config.model.family = "decoder_only"
     config.model.positions = "learned"
     config.model.max_positions = 1024

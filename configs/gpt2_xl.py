@@ -23,7 +23,6 @@ def get_config() -> ConfigDict:
     config.data.max_len = 1024
     config.data.buckets = (1024,)
     config.data.batch_tokens = 524_288
-    config.data.row_multiple = 256
     config.model.family = "decoder_only"
     config.model.positions = "learned"
     config.model.max_positions = 1024

@@ -21,10 +21,10 @@ from experiments.lab.definitions import FOLDER, available, build, load, parse_se
 from experiments.lab.measures import main_metrics
 from experiments.lab.plan import expect, pilot, step_seconds, table
 from experiments.lab.progress import Progress
-from experiments.lab.results import flat, outcome, read_plan
+from experiments.lab.results import outcome, read_plan
 from experiments.lab.single import Cost, Run
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, differences, load_file, override, to_dict
+from transformer.config import Config, differences, from_stored, is_runtime, load_file, override, to_dict
 from transformer.errors import UserError
 
 GOING_ON = (
@@ -49,13 +49,7 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
                 f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {sweep['experiment']!r}: choose "
                 "another --workdir"
             )
-        kept = override(Config(), flat(old["config"]))
-        changed = {
-            key: pair
-            for key, pair in differences(kept, base).items()
-            if key == "steps" or key.split(".")[0] not in MAY_CHANGE
-        }
-        if changed:
+        if changed := differing(old["config"], base):
             listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
             raise UserError(
                 f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir"
@@ -66,10 +60,7 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
             result, _ = outcome(folder)
             if result is None:
                 continue
-            expected = to_dict(dataclasses.replace(config, seed=result["seed"], **ignored(config)))
-            found = to_dict(override(Config(), flat(result["config"])))
-            found |= {key: expected[key] for key in ignored(config)}
-            if found != expected:
+            if differing(result["config"], dataclasses.replace(config, seed=result["seed"])):
                 raise UserError(
                     f"{str(folder)!r} was trained as another variant than {variant!r} is now: choose another "
                     "--workdir, or delete that folder to train it again"
@@ -79,9 +70,11 @@ def claim(workdir: Path, sweep: dict[str, Any], configs: dict[str, Config], base
     return sweep
 
 
-def ignored(config: Config) -> dict[str, Any]:
-    """What may differ between runs of one sweep."""
-    return {"mesh": config.mesh, "logging": config.logging}
+def differing(stored: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """The keys that may not differ within a sweep, and do: key -> (stored, now). They are what a run is, and its
+    steps."""
+    changed = differences(from_stored(stored), config)
+    return {key: pair for key, pair in changed.items() if key == "steps" or not is_runtime(key)}
 
 
 def only_one(workdir: Path) -> IO[str]:

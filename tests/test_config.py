@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from transformer import config as module
 from transformer.config import (
-    MAY_CHANGE,
+    RUNTIME,
     Config,
     defaults,
     differences,
     flatten,
     from_config_dict,
     from_dict,
+    from_stored,
+    is_runtime,
     load_file,
     override,
     parse_pattern,
@@ -53,7 +55,36 @@ def test_every_key_is_commented_or_plain() -> None:
 def test_the_names_that_people_type() -> None:
     typed = {"steps", "seed", "data.dir", "data.source", "data.target", "model.positions", "model.attention"}
     assert typed | {"model.num_layers", "model.d_model"} <= set(KEYS)
-    assert {"steps", "mesh", "logging"} == set(MAY_CHANGE)
+
+
+def test_how_a_run_is_run_is_told_from_what_it_is() -> None:
+    groups = {key.split(".")[0] for key in KEYS}
+    assert all(name in KEYS or name in groups for name in RUNTIME)
+    found = {key for key in KEYS if is_runtime(key)}
+    assert {"steps", "mesh.fsdp", "logging.keep", "data.dir", "data.cache", "model.remat"} <= found
+    data = {"data.batch_tokens", "data.row_multiple", "data.tokenizer"}
+    optimizer = {key for key in KEYS if key.startswith("optimizer.")} - {"optimizer.max_skipped"}
+    assert not found & {"seed", "init_from", "task", "model.dtype", "model.scan_layers", *data, *optimizer}
+
+
+def test_a_retired_key_is_read_where_it_was_stored_and_refused_elsewhere(tmp_path: Path) -> None:
+    stored = to_dict(override(Config(), {"mesh.fsdp": 2, "steps": 7}))
+    stored["mesh"]["strategy"] = "fsdp"
+    assert from_stored(stored) == override(Config(), {"mesh.fsdp": 2, "steps": 7})
+    assert stored["mesh"]["strategy"] == "fsdp", "the caller's values are as they were"
+    with pytest.raises(UserError, match=r"unknown config key 'mesh\.strategi'"):
+        from_stored({"mesh": {"strategi": "fsdp"}})
+    sentence = r"'mesh\.strategy' is no more: .* follows from mesh\.fsdp and mesh\.tensor, so leave it out"
+    for read in (from_dict, lambda values: override(Config(), {"mesh.strategy": "fsdp"})):
+        with pytest.raises(UserError, match=sentence):
+            read(stored)
+    file = tmp_path / "old.py"
+    file.write_text(
+        "from transformer.config import defaults\ndef get_config():\n    c = defaults()\n"
+        "    c.mesh.strategy = 'fsdp'\n    return c\n"
+    )
+    with pytest.raises(UserError, match=sentence):
+        load_file(file)
 
 
 def test_there_and_back() -> None:
@@ -82,6 +113,7 @@ def test_override_changes_one_key_and_differences_finds_it(key: str, number: int
             "model.initialization": "depth_scaled",
             "model.cell": "gru",
             "model.remat": "full",
+            "model.dtype": "bfloat16",
             "optimizer.schedule": "cosine",
         }.get(key, f"other {number}"),
         tuple: ("full", f"window:{number}") if key == "model.attention" else (16, 256 * number),

@@ -482,7 +482,7 @@ def test_no_sentence_fits(small: Small, verb: Verb, tmp_path: Path) -> None:
     [
         ("--config.model.d_ff=64", ["model.d_ff", "32", "64"]),
         ("--config.seed=7", ["seed"]),
-        ("--config.optimizer.learning_rate=0.5", ["optimizer.learning_rate"]),
+        ("--config.optimizer.learning_rate=0.5", ["add --change=optimizer.learning_rate to change it on purpose"]),
         ("--config.data.batch_tokens=512", ["data.batch_tokens"]),
     ],
 )

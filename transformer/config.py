@@ -77,7 +77,7 @@ class DataConfig:
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
-    row_multiple: int = 8  # rows of a batch are a multiple of this, whatever the number of devices
+    row_multiple: int = 8  # the rows of a batch are a multiple of this
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
     augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
@@ -100,7 +100,6 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    strategy: str = "data"  # what is split over which axis: a row of transformer.training.sharding.SHARDINGS
     data: int = -1  # devices over which the rows of a batch are split; one of the three sizes may be -1, for the rest
     fsdp: int = 1  # over which rows, parameters and optimizer state are split
     tensor: int = 1  # over which heads, inner features of the feed-forward and the vocabulary are split
@@ -130,8 +129,13 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
 
 
-# What may differ when a workdir is resumed; any other changed key is an error that names it.
-MAY_CHANGE = ("steps", "mesh", "logging")
+# Groups and keys that say how a run is run: but for rounding they change nothing of what a step computes, so they may
+# differ when it goes on (`steps` says how far it goes; under a cosine the rate follows it, which is told). All other
+# keys say what the run is. What `data.dir` holds is held to the fingerprint of the data.
+RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", "optimizer.max_skipped")
+
+# Keys that are no more, and what to do instead. They are left out of configs that runs and sweeps have stored.
+RETIRED = {"mesh.strategy": "what is split follows from mesh.fsdp and mesh.tensor, so leave it out"}
 
 
 def defaults() -> ConfigDict:
@@ -156,6 +160,16 @@ def from_dict(values: dict[str, Any]) -> Config:
     config = _build(Config, values, "")
     _check(config)
     return config
+
+
+def from_stored(values: dict[str, Any]) -> Config:
+    """`from_dict` of a config that a run or a sweep has stored, perhaps while it had RETIRED keys."""
+    kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
+    for key in RETIRED:
+        group, _, name = key.rpartition(".")
+        if isinstance(kept.get(group), dict):
+            kept[group].pop(name, None)
+    return from_dict(kept)
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -189,9 +203,8 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
 
 def check_key(key: str) -> str:
     """The key itself, or a `UserError` that names the nearest one."""
-    known = list(flatten(Config()))
-    if key not in known:
-        raise UserError(f"unknown config key {key!r}: {_nearest(key, known)}")
+    if key not in flatten(Config()):
+        raise UserError(_unknown(key))
     return key
 
 
@@ -199,6 +212,11 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ: key -> (old, new)."""
     before, after = flatten(old), flatten(new)
     return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
+
+
+def is_runtime(key: str) -> bool:
+    """Whether a dotted key says how a run is run, not what it is."""
+    return key in RUNTIME or key.split(".")[0] in RUNTIME
 
 
 def load_file(path: str | Path) -> Config:
@@ -223,11 +241,15 @@ def load_file(path: str | Path) -> Config:
     return from_config_dict(made)
 
 
-def _nearest(key: str, known: list[str]) -> str:
+def _unknown(key: str) -> str:
+    if key in RETIRED:
+        return f"config key {key!r} is no more: {RETIRED[key]}"
     # Typed "model.postions" or just "positions": compare whole keys, and last parts.
+    known = list(flatten(Config()))
     by_last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     near = by_last[:1] or difflib.get_close_matches(key, known, 1, 0.4)
-    return f"did you mean {near[0]!r}?" if near else "see transformer/config.py for all keys"
+    hint = f"did you mean {near[0]!r}?" if near else "see transformer/config.py for all keys"
+    return f"unknown config key {key!r}: {hint}"
 
 
 def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
@@ -237,8 +259,7 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
     for name, value in values.items():
         key = prefix + name
         if name not in fields:
-            known = list(flatten(Config()))
-            raise UserError(f"unknown config key {key!r}: {_nearest(key, known)}")
+            raise UserError(_unknown(key))
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, dict):
                 raise UserError(f"config key {key!r} is a group of keys, not {value!r}: set one of its keys")
@@ -264,28 +285,14 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 
 def _check(config: Config) -> None:
     model, data, optimizer, flat = config.model, config.data, config.optimizer, flatten(config)
-    positive = {
-        "steps": config.steps,
-        "model.num_layers": model.num_layers,
-        "model.d_model": model.d_model,
-        "model.num_heads": model.num_heads,
-        "model.max_positions": model.max_positions,
-        "model.channels": model.channels,
-        "model.patch_size": model.patch_size,
-        "data.horizon": data.horizon,
-        "data.max_len": data.max_len,
-        "data.batch_tokens": data.batch_tokens,
-        "data.row_multiple": data.row_multiple,
-        "optimizer.warmup_steps": optimizer.warmup_steps,
-        "mesh.accumulate": config.mesh.accumulate,
-        "optimizer.max_skipped": optimizer.max_skipped,
-        "logging.log_every": config.logging.log_every,
-        "logging.checkpoint_every": config.logging.checkpoint_every,
-        "logging.keep": config.logging.keep,
-    }
-    for key, value in positive.items():
-        if value < 1:
-            raise UserError(f"config key {key!r} must be at least 1, not {value}")
+    positive = (
+        "steps model.num_layers model.d_model model.num_heads model.max_positions model.channels model.patch_size "
+        "data.horizon data.max_len data.batch_tokens data.row_multiple optimizer.warmup_steps optimizer.max_skipped "
+        "mesh.accumulate logging.log_every logging.checkpoint_every logging.keep"
+    )
+    for key in positive.split():
+        if flat[key] < 1:
+            raise UserError(f"config key {key!r} must be at least 1, not {flat[key]}")
     if model.d_model % model.num_heads and not model.head_dim:
         raise UserError(
             f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
@@ -305,8 +312,9 @@ def _check(config: Config) -> None:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
     if not 0 <= config.label_smoothing < 1:
         raise UserError(f"label_smoothing must be at least 0 and below 1, not {config.label_smoothing}")
-    if not 0 < optimizer.learning_rate < math.inf:
-        raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {optimizer.learning_rate}")
+    for key in ("optimizer.learning_rate", "model.rotary_theta"):
+        if not 0 < flat[key] < math.inf:
+            raise UserError(f"{key} must be above 0 and finite, not {flat[key]}")
     for key in ("b1", "b2"):
         if not 0 <= getattr(optimizer, key) < 1:
             raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
@@ -327,27 +335,14 @@ def _check(config: Config) -> None:
         raise UserError(f"model.image_size={model.image_size} must be a height and a width, in pixels")
     if not 0 < data.corruption < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
-    not_negative = {
-        "model.d_ff": model.d_ff,
-        "model.head_dim": model.head_dim,
-        "model.value_dim": model.value_dim,
-        "model.segment_types": model.segment_types,
-        "model.num_classes": model.num_classes,
-        "model.patch_stride": model.patch_stride,
-        "model.rotary_theta": model.rotary_theta,
-        "model.norm_eps": model.norm_eps,
-        "optimizer.eps": optimizer.eps,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "optimizer.clip_norm": optimizer.clip_norm,
-        "optimizer.max_spike": optimizer.max_spike,
-        "optimizer.final_rate": optimizer.final_rate,
-        "model.vocab_size": model.vocab_size,
-        "logging.evaluate_every": config.logging.evaluate_every,
-        "logging.checkpoint_minutes": config.logging.checkpoint_minutes,
-    }
-    for key, number in not_negative.items():
-        if not 0 <= number < math.inf:
-            raise UserError(f"config key {key!r} must be 0 or more, not {number}")
+    not_negative = (
+        "model.d_ff model.head_dim model.value_dim model.segment_types model.num_classes model.patch_stride "
+        "model.norm_eps model.vocab_size optimizer.eps optimizer.weight_decay optimizer.clip_norm optimizer.max_spike "
+        "optimizer.final_rate logging.evaluate_every logging.checkpoint_minutes"
+    )
+    for key in not_negative.split():
+        if not 0 <= flat[key] < math.inf:
+            raise UserError(f"config key {key!r} must be 0 or more, not {flat[key]}")
     if min(data.buckets) < 1:
         raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:

@@ -97,17 +97,14 @@ def backends(config: Config) -> list[str]:
 
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
-    """The config with the mesh of a text such as "data=2,fsdp=4", and its devices; what is not named is 1, and the
-    strategy is that which splits over the axes that are named."""
+    """The config with the mesh of a text such as "data=2,fsdp=4", and its devices; what is not named is 1."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for part in mesh.split(","):
         axis, _, size = part.partition("=")
         if axis not in sizes or not size.isdecimal() or int(size) < 1:
             raise UserError(f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor, and how many: data=2,fsdp=4")
         sizes[axis] = int(size)
-    strategy = "_".join(axis for axis in ("fsdp", "tensor") if sizes[axis] > 1) or "data"
-    changes = {f"mesh.{axis}": size for axis, size in sizes.items()}
-    return override(config, changes | {"mesh.strategy": strategy}), math.prod(sizes.values())
+    return override(config, {f"mesh.{axis}": size for axis, size in sizes.items()}), math.prod(sizes.values())
 
 
 def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], str, int]]:
@@ -145,6 +142,7 @@ def sent(config: Config) -> list[str]:
     spike = config.optimizer.max_spike
     train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, spike))
     length, rows = longest_batch(config)
+    sharding.check_rows(layout, [(rows, length)], config.mesh.accumulate)
     targets = {"targets": jax.ShapeDtypeStruct((rows, length), np.int32)}
     batch = jax.eval_shape(lambda: task.example(rows, length)) | targets
     compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()

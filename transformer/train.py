@@ -1,7 +1,9 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
 Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
-numbers for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with
+numbers for `tensorboard --logdir=runs`, and checkpoints/. Steps, mesh, logging and folders of the data may differ when
+it resumes; --change=optimizer.learning_rate lets a key of the optimizer differ, too, and changes.jsonl tells both
+values and the step. Several machines: the same command on each, with
 --distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 
@@ -10,7 +12,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,42 +20,10 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, DataConfig, differences, from_dict, to_dict
+from transformer.config import Config, DataConfig, from_stored
 from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
-
-
-def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
-    """Writes config.json and data.json, or checks that those there are of the same run.
-
-    Raises UserError, naming the keys, where anything but the steps, the mesh and the logging differs, and where the
-    data does.
-    """
-    path = workdir / "config.json"
-    if path.exists():
-        changed = {
-            key: values
-            for key, values in differences(read_config(workdir), config).items()
-            if key.split(".")[0] not in MAY_CHANGE
-        }
-        if changed:
-            listed = "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
-            raise UserError(f"{str(workdir)!r} holds a run of another config ({listed}): choose another --workdir")
-        data_path = workdir / "data.json"
-        if data_path.exists() and json.loads(data_path.read_text())["fingerprint"] != data["fingerprint"]:
-            raise UserError(
-                f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
-                "differ): bring back that data, or choose another --workdir"
-            )
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
-            part = workdir / f".{name}.part"
-            part.write_text(content + "\n")
-            part.replace(workdir / name)
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
 
 
 def read_config(workdir: Path) -> Config:
@@ -62,43 +32,51 @@ def read_config(workdir: Path) -> Config:
     if not path.is_file():
         raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
     try:
-        return from_dict(json.loads(path.read_text()))
+        return from_stored(json.loads(path.read_text()))
     except (ValueError, AttributeError, OSError) as error:
         raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
 
 
-def _data(config: Config, workdir: Path) -> DataConfig:
-    """The data's part of the config, with the tokenizer of the run that this one begins from; that run may be gone
-    once this one has begun. UserError: there is none."""
+def _data(config: Config) -> DataConfig:
+    """The data's part of the config, with the tokenizer of the run that this one begins from. UserError: there is
+    none."""
     if not config.init_from:
         return config.data
-    own = workdir / "tokenizer.json"
-    if not own.exists():
-        read_config(Path(config.init_from))
-        own = Path(config.init_from) / "tokenizer.json"
-    return dataclasses.replace(config.data, tokenizer=str(own))
+    read_config(Path(config.init_from))
+    return dataclasses.replace(config.data, tokenizer=str(Path(config.init_from) / "tokenizer.json"))
 
 
 def train(
-    config: Config, workdir: Path, quiet: bool = False, profile_steps: tuple[int, int] | None = None
+    config: Config,
+    workdir: Path,
+    quiet: bool = False,
+    profile_steps: tuple[int, int] | None = None,
+    change: Sequence[str] = (),
 ) -> dict[str, float]:
     """Trains a run to `config.steps` and returns its validation metrics (means, not smoothed).
 
     Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
-    leaves out none. After SIGTERM it saves, and raises `training.loop.Stopped`.
+    leaves out none. After SIGTERM it saves, and raises `training.loop.Stopped`. `change` names the keys in which a run
+    that goes on may differ from itself before (`transformer.resuming`).
     """
     from transformer.training.processes import alone_in, stop_signal
 
     with stop_signal() as stop, alone_in(workdir):
-        return _train(config, workdir, quiet, stop, profile_steps)
+        return _train(config, workdir, quiet, stop, profile_steps, change)
 
 
 def _train(
-    config: Config, workdir: Path, quiet: bool, stop: Callable[[], bool], profile_steps: tuple[int, int] | None
+    config: Config,
+    workdir: Path,
+    quiet: bool,
+    stop: Callable[[], bool],
+    profile_steps: tuple[int, int] | None,
+    change: Sequence[str],
 ) -> dict[str, float]:
     import jax
     import numpy as np
 
+    from transformer import resuming
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
     from transformer.tasks import task_class
@@ -110,21 +88,21 @@ def _train(
     first = jax.process_index() == 0
     kind = task_class(config.task)
     layout = sharding.make_layout(config)
+    old = resuming.check(workdir, config, change)
     source = load_source(config.data)
+    resuming.check_data(workdir, config, source.fingerprint)
     tokenizer = None
     if kind.reads_text:
         fields, extra = kind.fields(config, source), kind.extra_pieces(config)
-        tokenizer = load_or_train(source, _data(config, workdir), fields, extra)
+        make = lambda: load_or_train(source, _data(config), fields, extra)  # noqa: E731
+        tokenizer = resuming.tokenizer_of(workdir, config, make)
     task = kind(config, tokenizer)
     task.check(source)
     layout = dataclasses.replace(layout, axes=task.axes)  # it was made early, so that mistakes are told at once
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
-
-    if first:
-        claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
-        if tokenizer is not None and not (workdir / "tokenizer.json").exists():
-            tokenizer.save(workdir / "tokenizer.json")
+    sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
+    sharding.check_rows(layout, validation.evaluation_shapes)
 
     optimizer = optim.make_optimizer(config, task.axes)
     create = step.make_init(task.init, optimizer, layout)
@@ -142,6 +120,15 @@ def _train(
         raise UserError(f"{str(workdir)!r} is at step {start} already, past steps={config.steps}: ask for more steps")
     if profile_steps and profile_steps[0] <= start:
         raise UserError(f"--profile_steps={profile_steps[0]},{profile_steps[1]}: the run goes on after step {start}")
+    said = None
+    if first:
+        data = {"fingerprint": source.fingerprint} | training.report
+        if tokenizer is not None:
+            data["tokenizer"] = tokenizer.fingerprint
+            if old is None or not (workdir / "tokenizer.json").exists():
+                tokenizer.save(workdir / "tokenizer.json")
+        rates = [optim.current_rate(each)(state.optimizer) for each in (old or config, config)]
+        said = resuming.claim(workdir, config, data, old, start, (rates[0], rates[1]))
     writer = Writer(workdir, start, config.steps, quiet, first)
     eval_step = step.make_eval_step(task.loss, layout)
 
@@ -156,6 +143,8 @@ def _train(
     resumed = f", resumed at step {start}" if start else ""
     parameters = sum(map(math.prod, shapes.values()))
     writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
+    if said:
+        writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)
     try:
         state, metrics = loop.train(
@@ -225,7 +214,7 @@ def main() -> None:
     if FLAGS.distributed or FLAGS.coordinator:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
     try:
-        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps, config.steps))
+        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps, config.steps), change=FLAGS.change)
     except Stopped as stopped:
         print(f"{stopped}: the same command goes on from there", file=sys.stderr)
 
@@ -234,6 +223,7 @@ if __name__ == "__main__":
     command_line.define_config()
     flags.declare_key_flag("config")
     flags.DEFINE_string("workdir", None, "Folder of the run: created, or resumed.")
+    flags.DEFINE_list("change", [], "Keys in which the run that goes on may differ: optimizer.learning_rate.")
     flags.DEFINE_list("profile_steps", None, "First and last step of a trace for TensorBoard or Perfetto: 10,20.")
     flags.DEFINE_bool("distributed", False, "One of several processes, as SLURM, Open MPI or GKE started them.")
     flags.DEFINE_string("coordinator", None, "One of several processes: host:port where the first one listens.")

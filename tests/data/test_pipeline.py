@@ -115,6 +115,8 @@ def test_the_report_is_what_the_batches_hold(make) -> None:
         filled = sum(int((array > 0).sum()) for array in segments) / sum(array.size for array in segments)
         assert report["fill"] == pytest.approx(filled)
         assert {batch["targets"].shape for batch in made} == set(report["shapes"])
+    evaluated = {batch["targets"].shape for batch in batches.evaluation(batches.data.max_len)}
+    assert evaluated == set(batches.evaluation_shapes)
 
 
 @KINDS
@@ -129,8 +131,8 @@ def test_no_array_is_shared_between_batches(make) -> None:
 
 @KINDS
 def test_rows_are_shared_evenly_or_not_at_all(make) -> None:
-    with pytest.raises(UserError, match=r"row_multiple=4 cannot be shared by 3 processes"):
-        make(process_count=3)
+    with pytest.raises(UserError, match=r"A batch of \d+ rows cannot be shared by 3 processes: .* a multiple of 3"):
+        make(process_count=3).batch(0)
     with pytest.raises(ValueError, match="process 2 of 2"):
         make(process_index=2, process_count=2)
 

@@ -137,6 +137,20 @@ def test_another_base_or_experiment_is_refused(whole: Path, tmp_path: Path, caps
     assert "holds the experiment 'fake_question', not 'other_question'" in capsys.readouterr().err
 
 
+def test_how_a_sweep_is_run_may_differ(whole: Path, tmp_path: Path) -> None:
+    """It was moved, with its data; and it was written when there was a key that is retired now."""
+    workdir = shutil.copytree(whole, tmp_path / "moved")
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/*/result.json")}
+    for path in (workdir / "sweep.json", *before):
+        stored = json.loads(path.read_text())
+        stored["config"]["mesh"]["strategy"] = "data"
+        path.write_text(json.dumps(stored))
+    before = {path: path.stat().st_mtime_ns for path in before}
+    assert _sweep(workdir, "--seeds=2", "--set", "data.dir=moved", "--set", "model.remat=full", "--jobs=1") == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert _quality(workdir) == _quality(whole)
+
+
 def test_a_variant_that_changed_its_meaning_is_refused(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

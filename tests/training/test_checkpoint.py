@@ -187,8 +187,8 @@ def test_no_wrong_bit_escapes_the_checksum() -> None:
 def test_restored_onto_another_mesh_it_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     """Saved split by fsdp over 8, restored split by tensor over 2 x 4; and the next loss is the same to rounding."""
     meshes = [
-        {"mesh.strategy": "fsdp", "mesh.data": 1, "mesh.fsdp": 8},
-        {"mesh.strategy": "tensor", "mesh.data": 2, "mesh.tensor": 4},
+        {"mesh.data": 1, "mesh.fsdp": 8},
+        {"mesh.data": 2, "mesh.tensor": 4},
     ]
     one, other = (Made(override(tiny(**DECODER), mesh)) for mesh in meshes)
     state = one.create(np.uint32(0))

@@ -39,10 +39,10 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     config, devices = describe.on_mesh(gpt2, "data=2,fsdp=4")
     device = Accelerator(flops=9e12, single=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
-    assert (devices, config.mesh.strategy) == (8, "fsdp")
+    assert (devices, config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (8, 2, 4, 1)
     assert found["parameters"] == 124_439_808
-    assert found["tokens"] == 491_520
-    assert found["compute_seconds"] == pytest.approx(480 * 874_944_921_600 / (8 * 1e12 * 0.5))
+    assert found["tokens"] == 524_288
+    assert found["compute_seconds"] == pytest.approx(512 * 874_944_921_600 / (8 * 1e12 * 0.5))
     # Matrices are split over four; vectors (biases, and scales and offsets of 25 norms) are whole on each.
     vectors = 12 * (4 * 768 + 3072 + 768) + 25 * 2 * 768
     held = (124_439_808 - vectors) / 4 + vectors
@@ -51,8 +51,8 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     assert found["data_bytes"] == pytest.approx(4 * held)
     assert found["tensor_bytes"] == 0
     assert found["collective_seconds"] == pytest.approx(found["fsdp_bytes"] / 1e9 + found["data_bytes"] / 1e8)
-    # Kept: 60 rows a device, of each layer 4 D, 4 H K, 2 F. Whole: the output table, its gradient, two layers.
-    kept = 12 * 60 * 1024 * 4 * (4 * 768 + 4 * 768 + 2 * 3072)
+    # Kept: 64 rows a device, of each layer 4 D, 4 H K, 2 F. Whole: the output table, its gradient, two layers.
+    kept = 12 * 64 * 1024 * 4 * (4 * 768 + 4 * 768 + 2 * 3072)
     whole = 2 * 4 * 50_257 * 768 + 2 * 4 * (124_439_808 - 50_257 * 768) / 12
     assert found["memory_bytes"] == pytest.approx(16 * held + whole + kept + 2 * 4 * 512 * 50_257)
     assert found["step_seconds"] == found["compute_seconds"]  # it hides the rest
@@ -64,7 +64,7 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
 def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     config, devices = describe.on_mesh(gpt2, "tensor=4")
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
-    stream = 480 * 1024 * 768 * 4
+    stream = 512 * 1024 * 768 * 4
     # 50,257 pieces do not divide by 4: the table is whole, and nothing of the vocabulary is added up.
     assert found["tensor_bytes"] == pytest.approx(4 * 12 * stream * 2 * 3 / 4)
     waited = found["tensor_bytes"] / ACCELERATORS["h100"].near
@@ -75,7 +75,7 @@ def test_a_vocabulary_that_is_split_is_added_up(gpt2: Config) -> None:
     """One all-reduce where its rows are looked up, one of the features' gradient."""
     config, devices = describe.on_mesh(override(gpt2, {"model.vocab_size": 50_304}), "tensor=4")
     found = make_plan(config, describe.shapes(config), make_layout(config, devices), ACCELERATORS["h100"]).figures
-    assert found["tensor_bytes"] == pytest.approx((4 * 12 + 2) * 480 * 1024 * 768 * 4 * 2 * 3 / 4)
+    assert found["tensor_bytes"] == pytest.approx((4 * 12 + 2) * 512 * 1024 * 768 * 4 * 2 * 3 / 4)
 
 
 def test_layers_that_are_computed_again(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
@@ -83,10 +83,10 @@ def test_layers_that_are_computed_again(gpt2: Config, gpt2_shapes: dict[str, tup
     config, devices = describe.on_mesh(override(gpt2, {"model.remat": "full"}), "tensor=4")
     found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
     layers = 291_648_307_200 - 2 * 1024 * 50_257 * 768
-    assert found["flops"] == pytest.approx(480 * (874_944_921_600 + layers))
-    stream = 480 * 1024 * 768 * 4
+    assert found["flops"] == pytest.approx(512 * (874_944_921_600 + layers))
+    stream = 512 * 1024 * 768 * 4
     assert found["tensor_bytes"] == pytest.approx(6 * 12 * stream * 2 * 3 / 4)
-    kept = 12 * stream + 480 * 1024 * 4 * (4 * 768 + (4 * 768 + 2 * 3072) / 4)
+    kept = 12 * stream + 512 * 1024 * 4 * (4 * 768 + (4 * 768 + 2 * 3072) / 4)
     held = found["state_bytes"] / 12
     assert found["memory_bytes"] == pytest.approx(16 * held + kept + 2 * 4 * 512 * 50_257)
 
@@ -96,7 +96,7 @@ def test_a_ring_leaves_a_machine_over_all_its_links(gpt2: Config, gpt2_shapes: d
     device = Accelerator(flops=1e18, single=1e18, memory=1e10, near=1e9, far=1e8, machine=4)
     seconds = {}
     for mesh in ("data=16", "data=4,fsdp=4"):
-        config, devices = describe.on_mesh(override(gpt2, {"data.row_multiple": 16}), mesh)
+        config, devices = describe.on_mesh(gpt2, mesh)
         figures = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
         seconds[mesh] = figures["collective_seconds"] - figures["fsdp_bytes"] / 1e9, figures["data_bytes"]
     assert seconds["data=16"][0] == pytest.approx(seconds["data=16"][1] / 4e8)
@@ -121,7 +121,6 @@ def test_the_compiled_step_sends_what_the_plan_says(mesh: str, most: float) -> N
 def test_accumulation_saves_memory_and_sends_more(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     config, devices = describe.on_mesh(gpt2, "fsdp=8")
     four = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, accumulate=4))
-    four = override(four, {"data.row_multiple": 32})
     one, parts = (
         make_plan(each, gpt2_shapes, make_layout(each, devices), ACCELERATORS["h100"]).figures
         for each in (config, four)
@@ -133,14 +132,10 @@ def test_accumulation_saves_memory_and_sends_more(gpt2: Config, gpt2_shapes: dic
 
 def test_where_parameters_lie(gpt2: Config) -> None:
     config, devices = describe.on_mesh(gpt2, "data=32,fsdp=8")
-    rows = {path: (split, size) for path, _, split, size in describe.placement(_wide(config), devices)}
+    rows = {path: (split, size) for path, _, split, size in describe.placement(config, devices)}
     assert rows["embedder/table"] == ("fsdp: 768/8", 4 * 50_257 * 96)
     assert rows["decoder/layers_0/feed_forward/inner/kernel"] == ("fsdp: 768/8", 4 * 12 * 96 * 3072)
     assert rows["decoder/final_norm/scale"] == ("whole", 4 * 768)
-
-
-def _wide(config: Config) -> Config:
-    return override(config, {"data.row_multiple": 256})
 
 
 def test_the_longest_batch_is_that_of_the_pipeline() -> None:
@@ -152,6 +147,13 @@ def test_the_longest_batch_is_that_of_the_pipeline() -> None:
 def test_a_mesh_that_is_none_is_a_sentence(gpt2: Config, mesh: str) -> None:
     with pytest.raises(UserError, match=r"--mesh=.*write data, fsdp or tensor"):
         describe.on_mesh(gpt2, mesh)
+
+
+def test_rows_that_do_not_divide_are_a_sentence() -> None:
+    """The paper's batch is 96 rows."""
+    config, devices = describe.on_mesh(load_file(CONFIGS / "paper_big.py"), "data=256")
+    with pytest.raises(UserError, match="96 rows of length 256 does not divide over data x fsdp = 256 devices"):
+        describe.planned(config, devices, "h100")
 
 
 def test_what_is_not_known_is_a_sentence(gpt2: Config) -> None:

@@ -39,7 +39,7 @@ def _losses(workdir: Path) -> list[float]:
 
 def _train_apart(config: Path, workdir: Path, processes: int, *more: str) -> "list[subprocess.Popen[str]]":
     """Four devices in so many processes; rows over all of them, parameters split over pairs."""
-    mesh = ["--config.mesh.strategy=fsdp", "--config.mesh.data=2", "--config.mesh.fsdp=2", *more]
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", *more]
     if processes == 1:
         return [_train(config, workdir, 4, *mesh)]
     join = [f"--coordinator=localhost:{_port()}", f"--processes={processes}"]

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import resource
+import shutil
 import signal
 import struct
 from pathlib import Path
@@ -16,12 +17,24 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from transformer import resuming
 from transformer import train as verb
-from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, override
+from transformer.config import (
+    Config,
+    DataConfig,
+    LoggingConfig,
+    ModelConfig,
+    OptimizerConfig,
+    flatten,
+    override,
+    to_dict,
+)
 from transformer.data.batches.pairs import PairBatches
+from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Diverged
+from transformer.training.optim import make_optimizer
 from transformer.training.writer import Writer
 
 
@@ -134,28 +147,231 @@ def test_metrics_lines(whole: Run) -> None:
     assert lines[-1]["validation_nll"] == pytest.approx(whole.metrics["nll"], rel=1e-6)
 
 
+def _copied(run: Run, folder: Path) -> Path:
+    shutil.copytree(run.workdir, folder)
+    return folder
+
+
+def _changes(workdir: Path) -> list[dict[str, Any]]:
+    path = workdir / "changes.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("seed", 1), ("model.dropout", 0.3), ("data.batch_tokens", 256), ("optimizer.b2", 0.9), ("label_smoothing", 0.0)],
+    [("seed", 1), ("model.dropout", 0.3), ("data.batch_tokens", 256), ("label_smoothing", 0.0), ("data.name", "text")],
 )
 def test_any_other_key_is_refused_by_name(config: Config, whole: Run, key: str, value: Any) -> None:
-    before = (whole.workdir / "config.json").read_bytes()
-    with pytest.raises(UserError, match=rf"another config \({key} was .* and is now {value}\)"):
-        verb.claim(whole.workdir, override(config, {key: value, "steps": 99}), whole.data)
-    assert (whole.workdir / "config.json").read_bytes() == before
+    with pytest.raises(
+        UserError, match=rf"another config \({key} was .* and is now {value!r}\): choose another"
+    ) as raised:
+        resuming.check(whole.workdir, override(config, {key: value, "steps": 99}))
+    assert "--change" not in str(raised.value)
+    with pytest.raises(UserError, match=rf"--change={key} is not possible in a run"):
+        resuming.check(whole.workdir, config, [key])
 
 
-def test_what_may_change_does(config: Config, whole: Run, tmp_path: Path) -> None:
-    """Steps, mesh and logging; config.json then holds the new ones."""
-    (tmp_path / "config.json").write_bytes((whole.workdir / "config.json").read_bytes())
-    changed = override(config, {"steps": 15, "mesh.data": 1, "logging.log_every": 5, "logging.keep": 9})
-    verb.claim(tmp_path, changed, whole.data)
-    assert verb.read_config(tmp_path) == changed
+def test_how_it_is_run_may_differ(config: Config, whole: Run, tmp_path: Path) -> None:
+    """config.json then holds what is now, and changes.jsonl what was before; nothing of it is worth a word."""
+    workdir = _copied(whole, tmp_path / "run")
+    how: dict[str, Any] = {"steps": 15, "mesh.data": 1, "logging.keep": 9, "model.remat": "full", "data.dir": "moved"}
+    changed = override(config, how)
+    old = resuming.check(workdir, changed)
+    assert old == config
+    assert resuming.claim(workdir, changed, {}, old, 12, (0.1, 0.1)) is None
+    assert verb.read_config(workdir) == changed
+    (line,) = _changes(workdir)
+    assert line["step"] == 12
+    assert line["changed"] == {key: [flatten(config)[key], value] for key, value in how.items()}
+    assert json.loads((workdir / "data.json").read_text()) == whole.data
+    old = resuming.check(workdir, changed)
+    resuming.claim(workdir, changed, {}, old, 12, (0.1, 0.1))
+    assert len(_changes(workdir)) == 1, "the same once more is no change"
 
 
-def test_other_data_under_the_same_config_is_refused(config: Config, whole: Run) -> None:
+def test_other_data_under_the_same_config_is_refused(config: Config, whole: Run, tmp_path: Path) -> None:
+    resuming.check_data(whole.workdir, config, whole.data["fingerprint"])
     with pytest.raises(UserError, match="other data than 'files' holds now"):
-        verb.claim(whole.workdir, config, whole.data | {"fingerprint": "0123"})
+        resuming.check_data(whole.workdir, config, "0123")
+    resuming.check_data(tmp_path, config, "0123")  # there is no run
+
+
+def test_a_run_that_was_moved_goes_on(
+    config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other folders of the run, the data and the cache: the same numbers. One letter more in them is refused."""
+    first = Run(override(config, {"steps": 6}), tmp_path / "first", monkeypatch)
+    shutil.move(first.workdir, tmp_path / "run")
+    data = Path(shutil.copytree(config.data.dir, tmp_path / "data", ignore=shutil.ignore_patterns("cache")))
+    moved = override(config, {"data.dir": str(data), "data.cache": str(tmp_path / "cache")})
+    second = Run(moved, tmp_path / "run", monkeypatch)
+    for left, right in zip(whole.state(), second.state(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    lines = (data / "test.de").read_text().splitlines()
+    (data / "test.de").write_text("\n".join([*lines[:-1], lines[-1] + "a"]) + "\n")
+    with pytest.raises(UserError, match="other data than 'files' holds now"):
+        verb.train(moved, tmp_path / "run", quiet=True)
+
+
+def test_paths_of_files_are_not_compared_but_what_they_hold(config: Config, whole: Run, tmp_path: Path) -> None:
+    workdir = _copied(whole, tmp_path / "run")
+    pair = override(config, {"data.dir": "", "data.source": "a.en", "data.target": "a.de", "data.tokenizer": "t.json"})
+    (workdir / "config.json").write_text(json.dumps(to_dict(pair)))
+    moved = {"data.source": "/b/a.en", "data.target": "/b/a.de"}
+    assert resuming.check(workdir, override(pair, moved)) == pair
+    ready = tmp_path / "ready.json"
+    with pytest.raises(UserError, match=r"data\.tokenizer was 't\.json'"):
+        resuming.check(workdir, override(pair, {"data.tokenizer": str(ready)}))
+    shutil.copy(workdir / "tokenizer.json", ready)
+    assert resuming.check(workdir, override(pair, {"data.tokenizer": str(ready)})) == pair
+    with pytest.raises(UserError, match=r"data\.source was 'a\.en' and is now ''"):
+        resuming.check(workdir, override(pair, {"data.source": ""}))
+    with pytest.raises(UserError, match=r"data\.tokenizer was 't\.json' and is now 'bpe'"):
+        resuming.check(workdir, override(pair, {"data.tokenizer": "bpe"}))
+
+
+def _tokenizer(text: str) -> Tokenizer:
+    return Tokenizer.train([text], 280)
+
+
+def _never() -> Tokenizer:
+    raise AssertionError("it is not trained again")
+
+
+def test_the_tokenizer_is_the_runs_own_and_checked(config: Config, whole: Run, tmp_path: Path) -> None:
+    workdir, ready = _copied(whole, tmp_path / "run"), tmp_path / "ready.json"
+    own = resuming.tokenizer_of(workdir, config, _never)
+    assert own.fingerprint == whole.data["tokenizer"]
+    # A file that data.tokenizer names: as it was, gone, changed.
+    named = override(config, {"data.tokenizer": str(ready)})
+    own.save(ready)
+    assert resuming.tokenizer_of(workdir, named, _never).fingerprint == own.fingerprint
+    ready.unlink()
+    assert resuming.tokenizer_of(workdir, named, _never).fingerprint == own.fingerprint
+    _tokenizer("other").save(ready)
+    with pytest.raises(UserError, match=rf"data\.tokenizer={ready} holds another tokenizer than .*tokenizer\.json"):
+        resuming.tokenizer_of(workdir, named, _never)
+    # The run's own: lost and trained again, lost and not to be had again, exchanged.
+    (workdir / "tokenizer.json").unlink()
+    assert resuming.tokenizer_of(workdir, config, lambda: own) is own
+    with pytest.raises(UserError, match="another tokenizer than 'its data' gives now"):
+        resuming.tokenizer_of(workdir, config, lambda: _tokenizer("other"))
+    _tokenizer("other").save(workdir / "tokenizer.json")
+    with pytest.raises(UserError, match=r"trained with another tokenizer than .*tokenizer\.json' gives now"):
+        verb.train(config, workdir, quiet=True)
+    # No run is there yet: what lies about is no tokenizer of it.
+    (workdir / "config.json").unlink()
+    assert resuming.tokenizer_of(workdir, config, lambda: own) is own
+
+
+def test_a_rate_is_changed_on_purpose_and_recorded(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Run(override(config, {"steps": 6}), tmp_path / "run", monkeypatch)
+    lower = override(config, {"optimizer.learning_rate": 1e-3, "optimizer.clip_norm": 0.5})
+    sentence = (
+        r"optimizer\.learning_rate was 0\.01 and is now 0\.001; optimizer\.clip_norm was 1\.0 and is now 0\.5\): "
+        r".* or add --change=optimizer\.learning_rate,optimizer\.clip_norm to change it on purpose"
+    )
+    for change in ([], ["optimizer.learning_rate"]):
+        with pytest.raises(UserError, match=sentence):
+            verb.train(lower, tmp_path / "run", change=change)
+    assert verb.read_config(tmp_path / "run") == override(config, {"steps": 6})
+    capsys.readouterr()
+    verb.train(lower, tmp_path / "run", change=["optimizer.learning_rate", "optimizer.clip_norm"])
+    before, after = (peak * (5 / 6) ** 0.5 for peak in (1e-2, 1e-3))
+    said = f"the learning rate at step 6 goes down from {before:.4g} to {after:.4g}"
+    told = capsys.readouterr().err
+    assert "optimizer.learning_rate was 0.01 and is now 0.001; optimizer.clip_norm was 1.0 and is now 0.5: " in told
+    assert said in told
+    assert told.index(said) < told.index("first step after")
+    (line,) = _changes(tmp_path / "run")
+    assert line["step"] == 6
+    assert line["learning_rate"] == pytest.approx([before, after])
+    assert line["changed"]["optimizer.learning_rate"] == [0.01, 0.001]
+    assert line["changed"]["steps"] == [6, 12]
+    lines = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
+    assert rates[6] == pytest.approx(before)
+    assert rates[9] == pytest.approx(1e-3 * (5 / 9) ** 0.5)
+    assert verb.read_config(tmp_path / "run") == lower, "so the next time needs no --change"
+    assert resuming.check(tmp_path / "run", lower) == lower
+
+
+def test_another_beginning_cannot_be_given_but_a_moved_one_named(config: Config, whole: Run, tmp_path: Path) -> None:
+    begun = override(config, {"init_from": "there"})
+    with pytest.raises(UserError, match=r"init_from was '' and is now 'there'.: choose another --workdir$"):
+        resuming.check(whole.workdir, begun, ["init_from"])
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(begun)))
+    moved = override(config, {"init_from": "elsewhere"})
+    with pytest.raises(UserError, match="or add --change=init_from"):
+        resuming.check(tmp_path, moved)
+    assert resuming.check(tmp_path, moved, ["init_from"]) == begun
+
+
+@pytest.mark.parametrize("key", ["optimizer.clip_norm", "optimizer.weight_decay", "optimizer.max_spike"])
+def test_what_is_another_state_cannot_change(config: Config, whole: Run, key: str) -> None:
+    """Zero leaves out a part of the optimizer: the shapes are compared here, too."""
+    value = 0.0 if flatten(config)[key] else 1.0
+    shapes = [
+        jax.tree.structure(jax.eval_shape(make_optimizer(each).init, {"kernel": jnp.zeros((2, 2))}))
+        for each in (config, override(config, {key: value}), override(config, {key: 0.5}))
+    ]
+    assert shapes[0] != shapes[1]
+    assert shapes[2] in shapes[:2]
+    with pytest.raises(UserError, match=f"another config .{key} was .*: choose another --workdir$"):
+        resuming.check(whole.workdir, override(config, {key: value}), [key])
+
+
+def test_what_can_change_leaves_the_state_as_it_is(config: Config) -> None:
+    def structure(changes: dict[str, Any]) -> Any:
+        made = make_optimizer(override(config, changes))
+        return jax.tree.structure(jax.eval_shape(made.init, {"kernel": jnp.zeros((2, 2))}))
+
+    for key in {*resuming.CHANGEABLE} - {*resuming.NEVER_EMPTY}:
+        old = flatten(config)[key]
+        assert structure({key: "cosine" if isinstance(old, str) else type(old)(old / 2 or 0.5)}) == structure({})
+
+
+def test_a_longer_cosine_says_what_happens_to_the_rate(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Warm-up over 2 of 6 steps, and down to a tenth at step 6; of 12 steps that is 4 of the cosine's 10."""
+    short = override(config, {"steps": 6, "optimizer.schedule": "cosine", "optimizer.warmup_steps": 2})
+    Run(short, tmp_path / "run", monkeypatch)
+    capsys.readouterr()
+    long = override(short, {"steps": 12})
+    verb.train(long, tmp_path / "run")
+    after = 1e-2 * (0.1 + 0.9 * (1 + np.cos(0.4 * np.pi)) / 2)
+    said = f"steps was 6 and is now 12: the learning rate at step 6 goes up from 0.001 to {after:.4g}"
+    told = capsys.readouterr().err
+    assert said in told
+    assert told.index(said) < told.index("first step after")
+    (line,) = _changes(tmp_path / "run")
+    assert line == {"step": 6, "changed": {"steps": [6, 12]}, "learning_rate": pytest.approx([1e-3, after])}
+
+
+def test_fewer_steps_than_were_done_change_nothing(config: Config, whole: Run, tmp_path: Path) -> None:
+    workdir = _copied(whole, tmp_path / "run")
+    with pytest.raises(UserError, match="is at step 12 already, past steps=9"):
+        verb.train(override(config, {"steps": 9}), workdir, quiet=True)
+    assert verb.read_config(workdir) == config
+    assert not _changes(workdir)
+
+
+def test_rows_that_do_not_divide_are_told_before_anything_is_made(config: Config, tmp_path: Path) -> None:
+    """Of training, and of evaluation, whose batches are those of its own lengths."""
+    with pytest.raises(UserError, match=r"batch of 8 rows of length 16 .* 8 devices and 2 micro-batches"):
+        verb.train(override(config, {"mesh.accumulate": 2}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+    # Training has rows of 32 only, 8 of them; the texts of validation fit into 24, of which there are 12.
+    for split, length in (("train", 27), ("validation", 20), ("test", 20)):
+        lines = ["".join(random.Random(seed).choices("abcdef", k=length)) for seed in range(12)]
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}").write_text("".join(f"{line}\n" for line in lines))
+    data = {"data.dir": str(tmp_path), "data.buckets": (24, 32), "data.batch_tokens": 288, "data.row_multiple": 4}
+    with pytest.raises(UserError, match=r"batch of 12 rows of length 24 .* fsdp = 8 devices: .* a multiple of 8,"):
+        verb.train(override(config, data | {"data.tokenizer": "characters"}), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.slow

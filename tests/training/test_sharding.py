@@ -1,6 +1,9 @@
 """Where arrays live: logical axes, the same numbers on every mesh, and what the devices send each other."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.tiny import DECODER, MESHES, ROWS, Made, copied, on, ragged, tiny, train
-from transformer.config import override
+from tests.training.tiny import DECODER, MESHES, Made, copied, on, ragged, tiny, train
+from transformer.config import load_file, override
 from transformer.errors import UserError
 from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms
-from transformer.training.sharding import SHARDINGS, make_layout
+from transformer.training.plan import longest_batch
+from transformer.training.sharding import check_rows, make_layout
 from transformer.training.step import State
+
+ROOT = Path(__file__).parents[2]
 
 # --- The table
 
@@ -62,7 +68,7 @@ def test_how_parameters_are_split(mesh: str, path: str, shape: tuple[int, ...], 
 
 def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
     """Two heads of keys over four devices: half a head each would be a wrong split, though the columns divide."""
-    layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), strategy="tensor", data=2, tensor=4), axes=AXES)
+    layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), data=2, tensor=4), axes=AXES)
     assert tuple(layout.spec("attention/key/kernel", (16, 4))) == (None, None)
     assert tuple(layout.spec("attention/query/kernel", (16, 16))) == (None, "tensor")
 
@@ -122,7 +128,9 @@ def test_the_same_losses_on_every_mesh(alone: np.ndarray, mesh: str, accumulate:
     np.testing.assert_allclose(lines, alone, rtol=1e-5)
     specs = {tuple(leaf.sharding.spec) for leaf in jax.tree.leaves(state.params)}
     axes = {axis for spec in specs for axis in spec if axis}
-    assert axes == set(SHARDINGS[MESHES[mesh].get("strategy", "data")])  # and they are still where they were
+    assert axes == {
+        axis for axis in ("fsdp", "tensor") if MESHES[mesh].get(axis, 1) > 1
+    }  # and they are still where they were
 
 
 @pytest.fixture(scope="module")
@@ -237,23 +245,61 @@ def test_collectives_are_read_from_the_text() -> None:
     [
         ({"mesh.data": 9}, r"mesh\.data=9, .* but there are 8 devices"),
         ({"mesh.data": 0}, r"mesh\.data=0, .*one may be -1"),
-        ({"mesh.fsdp": 3, "mesh.strategy": "fsdp"}, r"mesh\.data=-1, mesh\.fsdp=3, .* there are 8 devices"),
+        ({"mesh.fsdp": 3}, r"mesh\.data=-1, mesh\.fsdp=3, .* there are 8 devices"),
         ({"mesh.fsdp": -1}, r"one may be -1"),
-        ({"mesh.strategy": "fdsp"}, r"there is no mesh\.strategy 'fdsp'"),
-        ({"mesh.strategy": "fsdp"}, r"'fsdp' splits nothing over mesh\.fsdp=1: set mesh\.fsdp"),
-        ({"mesh.tensor": 2}, r"mesh\.tensor=2, but mesh\.strategy='data' splits nothing over it"),
-        ({"data.row_multiple": 6}, r"row_multiple=6, which do not divide over 8 devices: .* multiple of 8"),
-        ({"mesh.accumulate": 8}, r"row_multiple=32, .* over 8 devices and 8 micro-batches: .* multiple of 64"),
-        ({"mesh.strategy": "tensor", "mesh.tensor": 8, "model.num_heads": 4}, r"num_heads=4 .* mesh\.tensor=8"),
-        ({"mesh.strategy": "tensor", "mesh.tensor": 4, "model.d_ff": 30}, r"d_ff=30 .* mesh\.tensor=4"),
+        ({"mesh.tensor": 8, "model.num_heads": 4}, r"num_heads=4 .* mesh\.tensor=8"),
+        ({"mesh.tensor": 4, "model.d_ff": 30}, r"d_ff=30 .* mesh\.tensor=4"),
     ],
 )
 def test_what_does_not_fit_is_a_sentence(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence) as raised:
         make_layout(override(tiny(), changes))
     assert len(re.findall(r"\.\s", str(raised.value))) == 0
-    assert ROWS == 32
 
 
 def test_a_part_of_the_devices_may_be_used() -> None:
-    assert make_layout(on(tiny(**{"data.row_multiple": 6}), data=3)).mesh.size == 3
+    assert make_layout(on(tiny(), data=3)).mesh.size == 3
+
+
+@pytest.mark.parametrize(
+    ("mesh", "rows", "accumulate", "sentence"),
+    [
+        ("data 8", 12, 1, r"12 rows of length 7 does not divide over data x fsdp = 8 devices: .* multiple of 8,"),
+        ("fsdp 2 x 4", 8, 2, r"8 rows .* = 8 devices and 2 micro-batches: make data\.row_multiple a multiple of 16,"),
+        ("tensor 8", 6, 4, r"6 rows .* = 1 devices and 4 micro-batches: .* multiple of 4,"),
+        ("fsdp_tensor 2 x 2 x 2", 6, 1, r"6 rows .* = 4 devices: .* multiple of 4,"),
+    ],
+)
+def test_rows_that_do_not_divide_are_a_sentence(mesh: str, rows: int, accumulate: int, sentence: str) -> None:
+    layout = make_layout(on(tiny(), **MESHES[mesh]))
+    check_rows(layout, [(16, 7), (32, 5)], accumulate)
+    with pytest.raises(UserError, match=sentence):
+        check_rows(layout, [(32, 5), (rows, 7)], accumulate)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4, 8, 16])
+def test_the_command_of_the_readme_divides_on_any_number_of_devices(devices: int) -> None:
+    """Its flags are read from the README."""
+    (command,) = re.findall(r"train --config=configs/gpt2_124m\.py (?:.*\\\n)*.*", (ROOT / "README.md").read_text())
+    given = dict(re.findall(r"--config\.(\S+)=(\S+)", command))
+    assert {"mesh.fsdp": "-1", "mesh.accumulate": "4"}.items() <= given.items()
+    changes = {key: int(value) if re.fullmatch(r"-?\d+", value) else value for key, value in given.items()}
+    config = override(load_file(ROOT / "configs" / "gpt2_124m.py"), changes)
+    layout, (length, rows) = make_layout(config, devices), longest_batch(config)
+    assert (rows, length) == (512, 1024)
+    assert layout.strategy == ("fsdp" if devices > 1 else "data")
+    check_rows(layout, [(rows, length)], config.mesh.accumulate)
+
+
+@pytest.mark.slow
+def test_the_command_of_the_readme_compiles_for_sixteen_devices() -> None:
+    """A smaller model with the same rows, in a process that has sixteen."""
+    small = {"num_layers": 2, "d_model": 32, "d_ff": 64, "num_heads": 4, "vocab_size": 64, "max_positions": 8}
+    sizes = [f"--config.model.{key}={value}" for key, value in small.items()]
+    sizes += ["--config.data.max_len=8", "--config.data.buckets=(8,)", "--config.data.batch_tokens=4096"]
+    flags = ["--config.mesh.accumulate=4", "--config.model.dtype=bfloat16", "--config.model.remat=dots"]
+    command = [sys.executable, "-m", "transformer.describe", f"--config={ROOT / 'configs' / 'gpt2_124m.py'}"]
+    ended = subprocess.run([*command, *sizes, *flags, "--mesh=fsdp=16"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "collectives of the compiled step, 512 rows of 8 tokens" in ended.stdout
+    assert re.search(r"embedder/table .*fsdp: 32/16", ended.stdout)

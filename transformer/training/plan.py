@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from transformer.config import Config, head_width, parse_pattern
 from transformer.errors import UserError
 from transformer.platforms import tuned
-from transformer.training.sharding import Layout
+from transformer.training.sharding import Layout, check_rows
 
 
 class Accelerator(NamedTuple):
@@ -113,10 +113,12 @@ def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mappi
 
 
 def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout, accelerator: Accelerator) -> Plan:
-    """What a step of the longest bucket takes. UserError: the model is none that `step_flops` counts."""
+    """What a step of the longest bucket takes. UserError: the model is none that `step_flops` counts, or the rows do
+    not divide."""
     model, sizes = config.model, dict(layout.mesh.shape)
     data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
     length, rows = longest_batch(config)
+    check_rows(layout, [(rows, length)], config.mesh.accumulate)
     micro = rows // (data * fsdp * config.mesh.accumulate)  # rows that a device computes at once
     number = 2 if model.dtype == "bfloat16" else 4
     peak = _peak(accelerator, model.dtype) * data * fsdp * tensor  # of all devices

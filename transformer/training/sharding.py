@@ -3,13 +3,14 @@
 A mesh has three axes. "data" and "fsdp" each take a share of the rows of a batch; over "fsdp" the parameters and the
 optimizer's state are split too, and gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO",
 stage 3); over "tensor" the heads, the inner features of the feed-forward and the vocabulary are split (Shoeybi et al.
-2019, "Megatron-LM"). A strategy says which axes of a parameter are split over which axis of the mesh.
+2019, "Megatron-LM"). Which axes of a parameter are split over which axis of the mesh is a row of SHARDINGS, by the axes
+that have more than one device.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -36,12 +37,11 @@ SHARDINGS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh and a strategy. `whole` names axes of parameters that cannot be split over "tensor"; `axes` are the names
-    that each parameter has for its axes (`Task.axes`), by its path, and are needed where arrays of a state are placed.
+    """A mesh, and how it splits arrays. `whole` names axes of parameters that cannot be split over "tensor"; `axes` are
+    the names that each parameter has for its axes (`Task.axes`), by its path: they are needed to place a state.
     """
 
     mesh: Mesh | AbstractMesh
-    strategy: str = "data"
     whole: frozenset[str] = frozenset()
     axes: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
@@ -57,6 +57,11 @@ class Layout:
         if len(names) != len(shape):
             raise ValueError(f"{path} has shape {shape} and axes {names}: a state is not of this model")
         return names
+
+    @property
+    def strategy(self) -> str:
+        """The row of SHARDINGS that the sizes of the mesh ask for."""
+        return "_".join(axis for axis in ("fsdp", "tensor") if self.mesh.shape[axis] > 1) or "data"
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How an array is split. What does not divide stays whole, so a vocabulary of odd size is not split over
@@ -135,31 +140,10 @@ def make_layout(
     """The layout that `config.mesh` asks for, over the devices that there are; or, on paper, over so many `devices`.
     `axes` are those of `Layout`.
 
-    Raises UserError where the devices, the rows of a batch, the heads or the feed-forward do not divide, and where the
-    strategy and the sizes of the mesh contradict each other.
+    Raises UserError where the devices, the heads or the feed-forward do not divide.
     """
     shape = _sizes(config, devices or len(jax.devices()))
-    mesh, model = config.mesh, config.model
-    size, tensor = math.prod(shape.values()), shape["tensor"]
-    for axis in ("fsdp", "tensor"):
-        if shape[axis] > 1 and axis not in SHARDINGS[mesh.strategy]:
-            raise UserError(
-                f"mesh.{axis}={shape[axis]}, but mesh.strategy={mesh.strategy!r} splits nothing over it: choose "
-                f"mesh.strategy={axis!r}"
-            )
-        if size > 1 and axis in SHARDINGS[mesh.strategy] and getattr(mesh, axis) == 1:
-            raise UserError(
-                f"mesh.strategy={mesh.strategy!r} splits nothing over mesh.{axis}=1: set mesh.{axis} to a number of "
-                "devices"
-            )
-    shards = shape["data"] * shape["fsdp"]
-    parts = shards * mesh.accumulate
-    if config.data.row_multiple % parts:
-        each = f" and {mesh.accumulate} micro-batches" if mesh.accumulate > 1 else ""
-        raise UserError(
-            f"the rows of a batch are multiples of data.row_multiple={config.data.row_multiple}, which do not divide "
-            f"over {shards} devices{each}: set data.row_multiple to a multiple of {parts}, or change the mesh"
-        )
+    model, tensor = config.model, shape["tensor"]
     for key in ("num_heads", "d_ff"):
         if getattr(model, key) % tensor:
             raise UserError(
@@ -171,17 +155,26 @@ def make_layout(
         whole.add("vocabulary")
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if devices is not None:
-        return Layout(AbstractMesh(sizes, AXES, axis_types=types), mesh.strategy, frozenset(whole), axes or {})
-    made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[:size])
-    return Layout(made, mesh.strategy, frozenset(whole), axes or {})
+        return Layout(AbstractMesh(sizes, AXES, axis_types=types), frozenset(whole), axes or {})
+    made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[: math.prod(sizes)])
+    return Layout(made, frozenset(whole), axes or {})
+
+
+def check_rows(layout: Layout, shapes: Iterable[tuple[int, int]], accumulate: int = 1) -> None:
+    """UserError: batches of these (rows, length) do not divide over the devices and the micro-batches."""
+    shards = math.prod(layout.mesh.shape[axis] for axis in ROW_AXES)
+    for rows, length in shapes:
+        if rows % (shards * accumulate):
+            each = f" and {accumulate} micro-batches" if accumulate > 1 else ""
+            raise UserError(
+                f"a batch of {rows} rows of length {length} does not divide over data x fsdp = {shards} devices{each}: "
+                f"make data.row_multiple a multiple of {shards * accumulate}, or change data.batch_tokens or the mesh"
+            )
 
 
 def _sizes(config: Config, devices: int) -> dict[str, int]:
     """The axes of the mesh, with a number in the place of -1. UserError: there are not as many devices."""
-    mesh = config.mesh
-    if mesh.strategy not in SHARDINGS:
-        raise UserError(f"there is no mesh.strategy {mesh.strategy!r}: choose one of {', '.join(SHARDINGS)}")
-    shape = {axis: getattr(mesh, axis) for axis in AXES}
+    shape = {axis: getattr(config.mesh, axis) for axis in AXES}
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
     rest = [axis for axis, size in shape.items() if size == -1]
     known = math.prod(size for size in shape.values() if size != -1)

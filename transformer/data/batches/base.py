@@ -139,6 +139,11 @@ class Batches(abc.ABC):
         """Of the training batches: examples `kept`, `dropped` for length, `fill` (the share of positions that are not
         padding), `shapes` (rows, width) over all processes, and `steps_per_epoch`."""
 
+    @property
+    def evaluation_shapes(self) -> list[tuple[int, int]]:
+        """(rows, width), over all processes, of the batches of `evaluation(data.max_len)`."""
+        return self.report["shapes"]
+
     @abc.abstractmethod
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]: ...
 
@@ -173,8 +178,13 @@ class Batches(abc.ABC):
         return self._make(width, self._share(rows))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of this process."""
+        """The rows of this process. UserError: they cannot be shared out evenly."""
         index, count = self._process
+        if len(rows) % count:
+            raise UserError(
+                f"A batch of {len(rows)} rows cannot be shared by {count} processes: make data.row_multiple a multiple "
+                f"of {count}."
+            )
         share = len(rows) // count
         return rows[index * share : (index + 1) * share]
 
@@ -189,11 +199,6 @@ def _check(data: DataConfig, process_index: int, process_count: int) -> None:
         raise UserError(
             f"data.max_len={data.max_len}, data.batch_tokens={data.batch_tokens} and data.row_multiple="
             f"{data.row_multiple} must be positive, max_len at least 2."
-        )
-    if data.row_multiple % process_count:
-        raise UserError(
-            f"data.row_multiple={data.row_multiple} cannot be shared by {process_count} processes: make it a multiple "
-            f"of {process_count}."
         )
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}")

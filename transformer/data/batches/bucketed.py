@@ -68,6 +68,10 @@ class BucketedBatches(Batches):
             "steps_per_epoch": sum(count for _, count in self._counts),
         }
 
+    @property
+    def evaluation_shapes(self) -> list[tuple[int, int]]:
+        return [(self._rows_of(self._widths[bucket]), self._widths[bucket]) for bucket in self._used]
+
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         bits = philox(self.seed, epoch)
         examples = self._kept[permutation(bits, len(self._kept))]

@@ -15,6 +15,7 @@ from transformer.model.pretrained.rows import (
     norm,
 )
 
+
 def _theta(settings: Settings) -> float:
     """The base of the rotary angles, wherever the file's version says it. UserError: the angles are scaled."""
     settings.only(partial_rotary_factor=1.0)

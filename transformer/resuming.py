@@ -1,0 +1,129 @@
+"""Whether a workdir holds this run already, what of it may differ, and what is written of that.
+
+config.json says how the run goes on now. Where that differs from before, changes.jsonl has a line with the step, both
+values of every key that differs and, where the schedule gives another learning rate now, both rates.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformer.config import Config, OptimizerConfig, check_key, differences, is_runtime, to_dict
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+
+# What a run may be changed in on purpose: it leaves the model, the batches and the shapes of the state as they are.
+# Some change between two values only and not from or to 0 (which leaves out a part of the optimizer's state) or ""
+# (another beginning; the path of the same one may change, as what was read there is in the run).
+CHANGEABLE = ("init_from", *(f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)))
+NEVER_EMPTY = ("init_from", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.max_spike")
+OF_FILES = ("files", "text")  # datasets of which data.source and data.target may name files
+
+
+def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config | None:
+    """The config of the run that the workdir holds; None where it holds none.
+
+    Keys of `transformer.config.RUNTIME` may differ, those that `change` names, and the paths of files whose content is
+    compared. UserErrors: another key differs, so that it is another run; `change` names one that cannot be changed.
+    """
+    from transformer.train import read_config
+
+    for key in change:
+        if check_key(key) not in CHANGEABLE and not is_runtime(key):
+            raise UserError(f"--change={key} is not possible in a run, only {', '.join(CHANGEABLE)}: train a new one")
+    if not (workdir / "config.json").exists():
+        return None
+    old = read_config(workdir)
+    changed = {
+        key: pair
+        for key, pair in differences(old, config).items()
+        if not is_runtime(key) and not _only_moved(key, pair, old)
+    }
+    possible = [key for key, pair in changed.items() if key in CHANGEABLE and (all(pair) or key not in NEVER_EMPTY)]
+    if set(changed) - (set(possible) & set(change)):
+        way = "choose another --workdir"
+        if len(possible) == len(changed):
+            way += f", or add --change={','.join(possible)} to change it on purpose"
+        raise UserError(f"{str(workdir)!r} holds a run of another config ({_listed(changed)}): {way}")
+    return old
+
+
+def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
+    """UserError: the run in the workdir was trained on other data."""
+    if fingerprint != _written(workdir).get("fingerprint", fingerprint):
+        raise UserError(
+            f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
+            "differ): bring back that data, or choose another --workdir"
+        )
+
+
+def tokenizer_of(workdir: Path, config: Config, make: Callable[[], Tokenizer]) -> Tokenizer:
+    """The tokenizer that the run in the workdir was trained with; of a new run, what `make` gives.
+
+    UserErrors: it is no longer what it was; the file that `data.tokenizer` names holds another one.
+    """
+    path, named = workdir / "tokenizer.json", Path(config.data.tokenizer).expanduser()
+    there = (workdir / "config.json").exists() and path.exists()
+    own = Tokenizer.load(path) if there else make()
+    # Of the file itself, as a later version of a library may write the same pieces in another way.
+    found = hashlib.sha256(path.read_bytes()).hexdigest() if there else own.fingerprint
+    if found != _written(workdir).get("tokenizer", found):
+        raise UserError(
+            f"{str(workdir)!r} was trained with another tokenizer than {str(path) if there else 'its data'!r} gives "
+            "now: bring that one back, or choose another --workdir"
+        )
+    ready = there and named.suffix == ".json" and named.exists() and not config.init_from
+    if ready and Tokenizer.load(named).fingerprint != own.fingerprint:
+        raise UserError(
+            f"data.tokenizer={config.data.tokenizer} holds another tokenizer than {str(workdir)!r} was trained with: "
+            f"name {str(path)!r}, or choose another --workdir"
+        )
+    return own
+
+
+def claim(
+    workdir: Path, config: Config, data: dict[str, Any], old: Config | None, step: int, rates: tuple[float, float]
+) -> str | None:
+    """Writes config.json, data.json and what changed since `old` (what `check` found); returns what is to be told.
+
+    `rates` are the learning rates of update `step` by the old and by the new schedule. UserError: nothing can be
+    written.
+    """
+    changed = differences(old, config) if old else {}
+    moved = {"learning_rate": rates} if rates[0] != rates[1] else {}
+    try:
+        if changed:
+            with (workdir / "changes.jsonl").open("a") as file:
+                file.write(json.dumps({"step": step, "changed": changed} | moved) + "\n")
+        data = data | _written(workdir)  # what it began with
+        for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
+            part = workdir / f".{name}.part"
+            part.write_text(content + "\n")
+            part.replace(workdir / name)
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
+    told = {key: pair for key, pair in changed.items() if not is_runtime(key) or (key == "steps" and moved)}
+    if told and moved:
+        way = "up" if rates[1] > rates[0] else "down"
+        return f"{_listed(told)}: the learning rate at step {step} goes {way} from {rates[0]:.4g} to {rates[1]:.4g}"
+    return f"{_listed(told)}, from step {step} on" if told else None
+
+
+def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
+    """Whether both values are paths of files that are held to the fingerprint of the data or of the tokenizer."""
+    if key == "data.tokenizer":
+        return all(path.endswith(".json") for path in pair) and Path(pair[1]).expanduser().is_file()
+    return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
+
+
+def _written(workdir: Path) -> dict[str, Any]:
+    """What data.json says of the run in the workdir, where there is one."""
+    path = workdir / "data.json"
+    return json.loads(path.read_text()) if path.exists() and (workdir / "config.json").exists() else {}
+
+
+def _listed(changed: dict[str, tuple[Any, Any]]) -> str:
+    return "; ".join(f"{key} was {old!r} and is now {new!r}" for key, (old, new) in changed.items())
