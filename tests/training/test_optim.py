@@ -91,7 +91,8 @@ def test_a_first_step_of_adam_is_the_rate_in_the_direction_of_the_gradients_sign
 def test_gradients_are_clipped_by_their_global_norm() -> None:
     """Adam hides a common factor, so eps is large here: then the update is nearly rate · gradient / eps."""
     gradients = {"kernel": jnp.full((2, 3), 4.0), "bias": jnp.full(3, -3.0), "scale": jnp.full(3, 0.5)}
-    norm = math.sqrt(6 * 16 + 3 * 9 + 3 * 0.25)
+    gradients |= {"stacked_scale": jnp.full((5, 3), 0.5)}
+    norm = math.sqrt(6 * 16 + 3 * 9 + 18 * 0.25)
     large = {"warmup_steps": 1, "learning_rate": 1.0, "eps": 1e6}
     free = _update(_config(clip_norm=0.0, **large), gradients)
     clipped = _update(_config(clip_norm=0.5, **large), gradients)
@@ -104,7 +105,7 @@ def test_gradients_are_clipped_by_their_global_norm() -> None:
 def test_the_rate_is_that_of_the_last_update() -> None:
     """Three updates; a step that was skipped leaves the state, and so the rate, as it was."""
     config = _config(warmup_steps=10, learning_rate=0.01, max_spike=2.0, weight_decay=0.1)
-    optimizer = make_optimizer(config)
+    optimizer = make_optimizer(config, AXES)
     state, rates = optimizer.init(PARAMS), []
     for _ in range(3):
         rates.append(current_rate(config)(state))
