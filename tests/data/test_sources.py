@@ -23,6 +23,7 @@ import tensorflow_datasets as tfds
 from transformer.config import DataConfig
 from transformer.data.builder import quiet
 from transformer.data.sources import load_source, named, parallel
+from transformer.data.sources.source import comparable
 from transformer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
