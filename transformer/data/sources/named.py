@@ -110,7 +110,7 @@ def survey(source: Source, data: DataConfig) -> dict[str, Any]:
             for example in examples:
                 add_example(digest, example)
                 image = example.get("image") if name == "train" else None
-                if image is not None and image.dtype == np.uint8:
+                if isinstance(image, np.ndarray) and image.dtype == np.uint8:
                     added = value_counts(image)
                     counts[len(added)] = counts.get(len(added), 0) + added
         facts = moments(*counts.values()) if len(counts) == 1 else {}
