@@ -49,9 +49,9 @@ def test_a_thing_is_made_once(tmp_path: Path) -> None:
 
 
 def test_whatever_it_follows_from_is_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = module(tmp_path / "a", "def make():\n    return 1\n")
-    same = module(tmp_path / "b", "def make():\n    return 1\n")
-    changed = module(tmp_path / "c", "def make():\n    return 2\n")
+    first = module(tmp_path / "a", "# a comment\ndef make():\n    return 1\n")
+    same = module(tmp_path / "b", "# a comment\ndef make():\n    return 1\n")
+    changed = module(tmp_path / "c", "# a comment\ndef make():\n    return 2\n")
 
     def path(inputs: object = ("a",), code: object = (first,), libraries: tuple[str, ...] = ("numpy",)) -> Path:
         return Key(tmp_path, inputs, code, libraries).path  # type: ignore[arg-type]

@@ -97,7 +97,8 @@ def survey(source: Source, data: DataConfig) -> dict[str, Any]:
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
     shards = {name: split.shard_lengths for name, split in info.splits.items()}
     parts = [source.fields, source.arrays, source.splits, dict(source.slices)]
-    key = Key(cache_root(data) / "surveys", [info.full_name, shards, files, parts], [sys.modules[__name__]])
+    code = [sys.modules[__name__], add_example, value_counts, moments]
+    key = Key(cache_root(data) / "surveys", [info.full_name, shards, files, parts], code)
 
     def make(folder: Path) -> None:
         count = sum(len(source.split(name)) for name in source.splits)
