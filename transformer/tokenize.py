@@ -16,7 +16,7 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     """The verb, with its flags parsed."""
-    from transformer.data.sources.parallel import lines_of
+    from transformer.data.sources.files import lines_of
     from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
 
     if not FLAGS.input or not FLAGS.output:

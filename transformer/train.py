@@ -78,7 +78,7 @@ def _train(
 
     from transformer import resuming
     from transformer.data.sources import load_source
-    from transformer.data.tokenizers import load_or_train
+    from transformer.data.tokenizers.training import load_or_train
     from transformer.tasks import task_class
     from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints

@@ -15,8 +15,9 @@ import tensorflow_datasets as tfds
 from transformer.config import DataConfig
 from transformer.data.batches.augmentation import uniforms
 from transformer.data.batches.images import ImageBatches
+from transformer.data.builder import quiet
 from transformer.data.sources import images, load_source
-from transformer.data.sources.source import Source, quiet
+from transformer.data.sources.source import Source
 from transformer.errors import UserError
 
 SPLITS = ("train", "validation", "test")

@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer.config import DataConfig
-from transformer.data.batches import base as pipeline
-from transformer.data.batches.base import Batches, Tokens, tokenize
+from transformer.data import caching
+from transformer.data.batches.base import Batches
 from transformer.data.batches.packed import PackedBatches, pack
 from transformer.data.batches.pairs import PairBatches
+from transformer.data.batches.tokens import Tokens, tokenize
 from transformer.data.sources import load_source
-from transformer.data.tokenizers import Tokenizer, load_or_train
+from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
 
 PAD, BOS, EOS = Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id
@@ -362,7 +364,7 @@ def test_text_to_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
                 assert tokenizer.decode(batch["targets"][row]) == train[example]["de"]
 
     monkeypatch.setattr(Tokenizer, "encode_batch", lambda *args: pytest.fail("encoded again"))
-    monkeypatch.setattr(pipeline, "MAP_ABOVE", 0)  # read through a memory map this time
+    monkeypatch.setattr(caching, "MAP_ABOVE", 0)  # read through a memory map this time
     again = tokenize(source, "train", source.pair(data), tokenizer, data)
     for name in tokens:
         assert isinstance(again[name].flat, np.memmap)

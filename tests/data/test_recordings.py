@@ -17,7 +17,8 @@ from transformer.data.batches.augmentation import augmented_audio, longest_augme
 from transformer.data.batches.recordings import SpeechBatches
 from transformer.data.sources import load_source, recordings
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import Tokenizer, load_or_train
+from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
 
 SPLITS = ("train", "validation", "test")

@@ -1,6 +1,5 @@
 import csv
 import dataclasses
-import hashlib
 import io
 from pathlib import Path
 
@@ -9,9 +8,9 @@ import pytest
 
 from transformer.config import DataConfig
 from transformer.data.batches.series import SeriesBatches
+from transformer.data.builder import of_arrays, prepared
 from transformer.data.sources import load_source, series
-from transformer.data.sources.arrays import ArrayData, ArrayDataset
-from transformer.data.sources.source import Source, from_builder, prepare
+from transformer.data.sources.source import Source, from_builder
 from transformer.errors import UserError
 
 OF_ETT = series.ETT_ROWS
@@ -250,8 +249,7 @@ def test_a_hole_in_a_prepared_series(tmp_path: Path) -> None:
     values = np.ones((40, 2), np.float32)
     values[3, 1] = np.nan
     form = series.series_data("x", ["a", "b"], np.random.default_rng(0).normal(size=(40, 2)), {"train": 40})
-    made = ArrayData("holes", {"values": form.features["values"]}, {"train": lambda: iter([{"values": values}])})
-    builder = prepare(lambda: ArrayDataset(made, data_dir=tmp_path))
-    source = from_builder("holes", builder, hashlib.sha256().hexdigest())
+    made = of_arrays("holes", {"values": form.features["values"]}, {"train": lambda: iter([{"values": values}])})
+    source = from_builder("holes", prepared(made, config("", tmp_path)), made.fingerprint)
     with pytest.raises(UserError, match="holes has nan in row 3 of column 1 of 'train'"):
         SeriesBatches(source, "train", seed=0, data=config("", tmp_path))

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,8 +21,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data import sources
-from transformer.data.sources import load_source, parallel, source
+from transformer.data.builder import quiet
+from transformer.data.sources import load_source, named, parallel
+from transformer.data.sources.source import comparable
 from transformer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -265,8 +267,9 @@ COMMAND = """
 import os, sys
 from transformer.config import DataConfig
 from transformer.data.sources import parallel
-from transformer.data.batches import base as pipeline
-from transformer.data import sources, tokenizers
+from transformer.data.batches.tokens import tokenize
+from transformer.data.tokenizers.training import load_or_train
+from transformer.data import sources
 
 data = DataConfig(name="multi30k", dir=sys.argv[1], cache=sys.argv[2], vocab_size=270)
 if sys.argv[3] == "die":
@@ -278,7 +281,7 @@ if sys.argv[3] == "die":
                 os._exit(9)  # as by kill -9: nothing is cleaned up
     parallel.TextFiles.examples = dying
 source = sources.load_source(data)
-tokens = pipeline.tokenize(source, "train", source.pair(data), tokenizers.load_or_train(source, data), data)
+tokens = tokenize(source, "train", source.pair(data), load_or_train(source, data), data)
 print(len(source.split("test")), sum(len(t.flat) for t in tokens.values()), "tensorflow" in sys.modules)
 """
 
@@ -310,6 +313,8 @@ with tfds.core.registered.skip_registration():
         VERSION = tfds.core.Version("1.0.0")
         BUILDER_CONFIGS = (tfds.core.BuilderConfig(name="de-en"),)
         code_path = None
+        TRAIN = 20
+        CORRECTED: tuple[int, ...] = ()
 
         def _info(self) -> tfds.core.DatasetInfo:
             features = {
@@ -321,18 +326,18 @@ with tfds.core.registered.skip_registration():
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
-            return {"test": self._generate_examples(3), "train": self._generate_examples(20)}
+            return {"test": self._generate_examples(3), "train": self._generate_examples(self.TRAIN)}
 
         def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
             for i in range(count):
-                about = {"de": "über", "label": i % 2}
+                about = {"de": "über", "label": (i % 2) ^ (i in self.CORRECTED)}
                 yield i, {"translation": {"de": f"ß{i}", "en": f"s{i}"}, "id": i, "about": about, "extra": ["a"]}
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared")
-    with source.quiet():
+    with quiet():
         TinyTranslate(data_dir=folder, config="de-en", file_format="array_record").download_and_prepare()
     return folder
 
@@ -347,6 +352,49 @@ def test_tfds_by_name(prepared: Path, tmp_path: Path) -> None:
     assert [example["translation/de"] for example in examples] == [f"ß{i}" for i in range(20)]
     assert examples[3] == {"translation/de": "ß3", "en": "s3", "about/de": "über", "label": 1, "id": 3}
     assert load_source(data).fingerprint == source.fingerprint
+
+
+def test_a_corrected_label_gives_another_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a dataset by name, wherever the example is: 300 are more than any sample of a hundred."""
+    monkeypatch.setattr(TinyTranslate, "TRAIN", 300)
+
+    def fingerprint(folder: str, *corrected: int) -> str:
+        monkeypatch.setattr(TinyTranslate, "CORRECTED", corrected)
+        with quiet():
+            TinyTranslate(data_dir=tmp_path / folder, config="de-en", file_format="array_record").download_and_prepare()
+        return load_source(config(tmp_path, "tiny_translate/de-en", dir=str(tmp_path / folder))).fingerprint
+
+    plain = fingerprint("plain")
+    assert fingerprint("again") == plain
+    found = {fingerprint(f"corrected{place}", place) for place in (0, 1, 131, 132, 299)}
+    assert len(found | {plain}) == 6
+
+
+def test_a_dataset_by_name_is_read_for_its_fingerprint_once(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = config(tmp_path, "tiny_translate/de-en", dir=str(tmp_path / "copy"))
+    shutil.copytree(prepared, tmp_path / "copy")
+    first = load_source(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(first), "split", lambda *args: pytest.fail("read again"))
+        assert load_source(data).fingerprint == first.fingerprint
+        shard = next((tmp_path / "copy").rglob("*train*array_record*"))
+        os.utime(shard, (0, 0))  # as of a file that was changed in place
+        with pytest.raises(pytest.fail.Exception):
+            load_source(data)
+    assert load_source(data).fingerprint == first.fingerprint
+
+
+def test_a_fingerprint_of_a_sample_is_not_compared(prepared: Path, tmp_path: Path) -> None:
+    of_all = load_source(config(tmp_path, "tiny_translate/de-en", dir=str(prepared))).fingerprint
+    write_multi30k(tmp_path)
+    of_files = load_source(config(tmp_path, "multi30k")).fingerprint
+    stored = hashlib.sha256(b"100 examples").hexdigest()
+    assert not comparable(stored, of_all)
+    assert comparable(stored, of_files)
+    assert comparable(of_all, of_all)
+    assert comparable(of_all, of_files)
 
 
 def test_tfds_names_that_cannot_be_read(prepared: Path, tmp_path: Path) -> None:
@@ -371,7 +419,7 @@ def test_tfds_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def getaddrinfo(*args: object) -> None:
         raise OSError(-2, "Name or service not known")
 
-    monkeypatch.setattr(sources.socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(named.socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     with pytest.raises(UserError, match=r"lm1b is not prepared on this machine .* data\.dir"):
         load_source(config(tmp_path, "lm1b", dir=""))
@@ -408,7 +456,7 @@ def test_a_dataset_without_text(tmp_path: Path) -> None:
             def _generate_examples(self) -> Iterator[tuple[int, dict]]:
                 yield 0, {"id": 0}
 
-    with source.quiet():
+    with quiet():
         NoText(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with pytest.raises(UserError, match="no_text has no text field"):
         load_source(config(tmp_path, "no_text"))
@@ -418,7 +466,7 @@ def test_importing_the_data_room_stays_light() -> None:
     code = textwrap.dedent("""
         import sys
         import transformer.data.batches.base, transformer.data.sources, transformer.data.tokenizers
-        names = {"tensorflow", "torch", "transformer.model", "transformer.data.builtin.embedded"}
+        names = {"tensorflow", "torch", "transformer.model", "transformer.data.builtin.quantities", "babel"}
         print(sorted(names & set(sys.modules)))
     """)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}

@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import Batches, Tokens, read_labels
+from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
 from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed
 from transformer.data.batches.labelled import LabelledBatches
+from transformer.data.batches.tokens import Tokens, read_labels
 from transformer.data.sources import load_source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.errors import UserError
@@ -142,9 +143,9 @@ def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(type(source), "split", lambda self, name: ())
     assert read_labels(source, "train", data).tolist() == [0, 1] * 5
     with pytest.raises(UserError, match="sst2 has no classes: choose"):
-        read_labels(dataclasses.replace(source, classes=()), "train", data)
+        read_labels(dataclasses.replace(source, facts={}), "train", data)
     with pytest.raises(UserError, match=r"^Example 2 of train of sst2 has the label 1, which is no class"):
-        read_labels(dataclasses.replace(source, classes=("one",)), "train", data)
+        read_labels(dataclasses.replace(source, facts={"classes": ["one"]}), "train", data)
 
 
 # --- Masked

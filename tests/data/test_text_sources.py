@@ -2,6 +2,7 @@
 
 import collections
 import gzip
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, DataConfig, override
-from transformer.data.batches.base import tokenize
 from transformer.data.batches.contiguous import ContiguousBatches
+from transformer.data.batches.tokens import tokenize
+from transformer.data.builder import share
 from transformer.data.builtin import docstrings, languages, leads, prompts, summaries
 from transformer.data.sources import load_source
-from transformer.data.sources.records import Records, fingerprint, share
-from transformer.data.tokenizers import load_or_train
+from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
 from transformer.tasks import LanguageModel
 
@@ -217,12 +218,13 @@ def test_leads_of_one_split_are_in_no_other() -> None:
 
 
 def test_summaries_of_installed_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = {"train": {"optax": docstrings.root("optax")}, "test": {"absl": docstrings.root("absl")}}
+    packages = {"train": "optax", "validation": "flax", "test": "absl"}
+    folders = {split: {package: docstrings.root(package)} for split, package in packages.items()}
     made = docstrings.collect(folders)
     monkeypatch.setattr(docstrings, "corpus", lambda: made)
     source = load_source(config(tmp_path, "summaries", dir=""))
     assert source.fields == ("body", "summary")
-    pairs = {split: [(e["body"], e["summary"]) for e in source.split(split)] for split in ("train", "test")}
+    pairs = {split: [(e["body"], e["summary"]) for e in source.split(split)] for split in SPLITS}
     assert len(pairs["train"]) > 150
     assert not set(pairs["train"]) & set(pairs["test"])
     for body, summary in pairs["train"]:
@@ -313,11 +315,10 @@ def test_prompts_are_right_and_unseen() -> None:
 
 def test_prompts_are_prepared_as_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     few = {split: rows[:20] for split, rows in prompts.splits().items()}
-    records = Records("prompts", ("text", "prompt", "answer"), fingerprint(few), lambda: few)
-    monkeypatch.setattr(prompts, "records", lambda: records)
+    monkeypatch.setattr(prompts, "splits", lambda: few)
     source = load_source(config(tmp_path, "prompts"))
     assert {split: list(source.split(split)) for split in SPLITS} == few
-    assert source.fingerprint == fingerprint(few)
+    assert source.fingerprint == hashlib.sha256(json.dumps(few, sort_keys=True).encode()).hexdigest()
     assert source.classes == ()
     assert not source.contiguous
 

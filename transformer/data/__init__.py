@@ -1,4 +1,5 @@
-"""Examples and batches: sources (TFDS builders), tokenizers, and batches as a pure function of (seed, step).
+"""Examples and batches: where examples come from, how texts become tokens, and what a batch is.
 
-Knows nothing of models or training. No TensorFlow is imported.
+Each of these imports only those before it: caching, builder, builtin, sources, tokenizers, batches. None of them knows
+models or training, and none imports TensorFlow.
 """

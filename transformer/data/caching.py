@@ -1,12 +1,20 @@
 """The cache folder: what takes long is made once, whole or not at all, by one process at a time."""
 
 import contextlib
+import dataclasses
 import fcntl
+import hashlib
+import importlib.metadata
+import inspect
+import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from transformer.config import DataConfig
 from transformer.errors import UserError
@@ -22,6 +30,51 @@ def cache_root(data: DataConfig) -> Path:
             f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write."
         ) from error
     return root
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """All that a thing in the cache follows from: where any of it changes, the thing is made anew, in another folder.
+
+    `inputs` are what it is made from, as JSON: fingerprints, names, sizes. `code` are the modules, classes and
+    functions that make it: their source text counts. `libraries` are installed packages that the result depends on:
+    their versions count.
+    """
+
+    shelf: Path  # the folder of all things of this kind, in the folder that `cache_root` gives
+    inputs: Sequence[Any]
+    code: Sequence[Any]
+    libraries: Sequence[str] = ()
+
+    @property
+    def path(self) -> Path:
+        """The folder of the thing."""
+        code = [inspect.getsource(part) for part in self.code]
+        versions = [(name, importlib.metadata.version(name)) for name in self.libraries]
+        text = json.dumps([self.inputs, code, versions], sort_keys=True)
+        return self.shelf / hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def cached(key: Key, make: Callable[[Path], None]) -> Path:
+    """The folder of a key. Where there is none, `make` is given an empty folder to fill, which is then moved there.
+
+    One process makes it, while others wait. Where `make` fails or is killed, there is no folder.
+    """
+    path = key.path
+    with locked(path):
+        if not path.exists():
+            with writing(path) as temporary:
+                temporary.mkdir()
+                make(temporary)
+    return path
+
+
+MAP_ABOVE = 2**28  # bytes
+
+
+def load_array(path: Path) -> np.ndarray:
+    """The array of an .npy file: read, or mapped into memory where it is large."""
+    return np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
 
 
 @contextlib.contextmanager

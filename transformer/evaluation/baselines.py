@@ -76,7 +76,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
     from sklearn.preprocessing import StandardScaler
 
     from transformer import tasks
-    from transformer.data.batches.base import read_labels
+    from transformer.data.batches.tokens import read_labels
 
     task, source = trained.task, trained.source
     texts = isinstance(task, tasks.TextClassification)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from transformer.config import Config, ModelConfig
-from transformer.data.batches.base import Batches, tokenize
+from transformer.data.batches.base import Batches
+from transformer.data.batches.tokens import tokenize
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError

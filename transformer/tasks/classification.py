@@ -6,10 +6,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from transformer.config import Config
-from transformer.data.batches.base import Batches, read_labels
+from transformer.data.batches.base import Batches
 from transformer.data.batches.images import ImageBatches
 from transformer.data.batches.labelled import LabelledBatches
 from transformer.data.batches.recordings import SpeechBatches
+from transformer.data.batches.tokens import read_labels
 from transformer.data.sources.source import Source
 from transformer.errors import UserError
 from transformer.model.noise import Noise

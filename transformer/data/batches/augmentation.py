@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transformer.data.batches.log_mel import RATE
+from transformer.data.sources.recordings import RATE
 
 SHIFT = 14  # an image moves by up to a 14th of its side, and by up to one pixel at least: 2 of MNIST's 28, 1 of 8
 

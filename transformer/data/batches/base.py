@@ -1,4 +1,4 @@
-"""Examples -> cached tokens -> batches, where a batch is a pure function of (seed, step).
+"""Batches: what all kinds share. A batch is a pure function of (seed, step).
 
 An epoch is a plan over token lengths: made from (seed, epoch), never from what was read before. So a checkpoint needs
 only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global batch.
@@ -8,20 +8,14 @@ this one.
 """
 
 import abc
-import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.caching import cache_root, locked, writing
-from transformer.data.sources import Source
-from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -29,89 +23,6 @@ Batch = dict[str, np.ndarray]
 # These stand in the place of the epoch in the key of random numbers: of the packing, and of what evaluation hides.
 PACKING = 2**64 - 1
 EVALUATION = 2**64 - 2
-MAP_ABOVE = 2**28  # bytes; larger token files are mapped into memory instead of read
-
-
-# --- Tokens
-
-
-@dataclasses.dataclass(frozen=True)
-class Tokens:
-    """Token ids of many texts, end to end, without special tokens: text i is flat[offsets[i]:offsets[i + 1]]."""
-
-    flat: np.ndarray  # int32
-    offsets: np.ndarray  # int64, one more than there are texts
-
-    @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "Tokens":
-        lengths = [len(sequence) for sequence in sequences]
-        flat = np.fromiter((i for sequence in sequences for i in sequence), np.int32, count=sum(lengths))
-        return cls(flat, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64))
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @functools.cached_property
-    def lengths(self) -> np.ndarray:
-        return np.diff(self.offsets)
-
-
-def tokenize(
-    source: Source, split: str, fields: Sequence[str], tokenizer: Tokenizer, data: DataConfig
-) -> dict[str, Tokens]:
-    """Tokens of the fields of a split, in that order, from the cache where they have been made before."""
-    names = [source.field(field) for field in fields]
-    examples = source.split(split)  # before the cache is asked, for its UserError
-    identity = json.dumps([source.fingerprint, split, names, tokenizer.fingerprint])
-    folder = cache_root(data) / "tokens" / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    with locked(folder):
-        if not folder.exists():
-            parts: dict[str, list[Tokens]] = {name: [] for name in names}
-            for start in range(0, len(examples), 4096):
-                chunk = examples.many(range(start, min(start + 4096, len(examples))))
-                for name in names:
-                    parts[name].append(Tokens.of(tokenizer.encode_batch([example[name] for example in chunk])))
-            with writing(folder) as temporary:
-                temporary.mkdir()
-                for number, name in enumerate(names):
-                    lengths = np.concatenate([part.lengths for part in parts[name]])
-                    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-                    np.save(temporary / f"{number}.offsets.npy", offsets)
-                    np.save(temporary / f"{number}.flat.npy", np.concatenate([part.flat for part in parts[name]]))
-    tokens = {}
-    for number, name in enumerate(names):
-        flat = folder / f"{number}.flat.npy"
-        ids = np.load(flat, mmap_mode="r") if flat.stat().st_size > MAP_ABOVE else np.load(flat)
-        tokens[name] = Tokens(ids, np.load(folder / f"{number}.offsets.npy"))
-    return tokens
-
-
-def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
-    """The class of every example of a split [examples], int32, from the cache where they have been read before.
-
-    UserError: the source has no classes, or examples of none of them.
-    """
-    if not source.classes:
-        raise UserError(f"{source.name} has no classes: choose a dataset of labelled texts in data.name.")
-    examples = source.split(split)
-    identity = json.dumps([source.fingerprint, split, "label"])
-    path = cache_root(data) / "labels" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.npy"
-    with locked(path):
-        if not path.exists():
-            labels = np.array([example["label"] for example in examples], np.int32)
-            with writing(path) as temporary, open(temporary, "wb") as stream:
-                np.save(stream, labels)
-    labels = np.load(path)
-    without = np.flatnonzero((labels < 0) | (labels >= len(source.classes)))
-    if len(without):  # -1 stands for no label, as in the test split of GLUE
-        raise UserError(
-            f"Example {without[0] + 1} of {split} of {source.name} has the label {labels[without[0]]}, which is no "
-            "class: choose another split, or take it out."
-        )
-    return labels
-
-
-# --- Batches
 
 
 class Batches(abc.ABC):
@@ -230,14 +141,3 @@ def widths_needed(data: DataConfig) -> list[int]:
             f"data.buckets={data.buckets} does not cover data.max_len={data.max_len}: add a bucket of {data.max_len}."
         )
     return buckets[: int(np.searchsorted(buckets, data.max_len)) + 1]
-
-
-def gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [B, width] of the texts `rows`, padded, and their lengths [B]; a row of -1 is empty."""
-    starts = tokens.offsets[np.maximum(rows, 0)]
-    lengths = np.where(rows >= 0, tokens.lengths[np.maximum(rows, 0)], 0)
-    column = np.arange(width)
-    inside = column < lengths[:, None]
-    matrix = np.full((len(rows), width), Tokenizer.pad_id, np.int32)
-    matrix[inside] = tokens.flat[(starts[:, None] + column)[inside]]
-    return matrix, lengths

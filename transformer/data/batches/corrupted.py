@@ -6,10 +6,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import EVALUATION, Batch, Batches, Tokens
+from transformer.data.batches.base import EVALUATION, Batch, Batches
 from transformer.data.batches.bucketed import BucketedBatches
 from transformer.data.batches.packed import Packed
 from transformer.data.batches.pairs import pair_batch
+from transformer.data.batches.tokens import Tokens
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 

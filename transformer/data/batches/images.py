@@ -1,16 +1,15 @@
 """Batches of images with a class."""
 
-import hashlib
-import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.augmentation import shifted_images
-from transformer.data.batches.base import MAP_ABOVE, Batch
+from transformer.data.batches.base import Batch
 from transformer.data.batches.rows import RowBatches
-from transformer.data.caching import cache_root, locked, writing
+from transformer.data.caching import Key, cache_root, cached, load_array
 from transformer.data.sources.source import Source, check_classes
 from transformer.errors import UserError
 
@@ -19,7 +18,8 @@ class ImageBatches(RowBatches):
     """Images of a fixed size with their class; `data.batch_tokens` counts images.
 
     Pixels are divided by 255, and then have the mean and the deviation of the training split removed, a channel at a
-    time. With `data.augment`, `batch` (never `evaluation`) moves each image by up to a 14th of its side.
+    time: `source.facts` has them. With `data.augment`, `batch` (never `evaluation`) moves each image by up to a 14th of
+    its side.
 
     Keys: inputs [B, H, W, C] float32, labels [B] int32, example_ids [B] int32; -1, and zeros, on rows of padding.
     UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.
@@ -47,7 +47,7 @@ class ImageBatches(RowBatches):
                 f"model.channels={depth}."
             )
         check_classes(source, split, own.labels, training.labels)
-        self.mean, self.deviation = training.moments()
+        self.mean, self.deviation = (np.array(source.facts[name], np.float32) for name in ("mean", "deviation"))
         super().__init__(len(self._pixels), shape[0] * shape[1], seed, data, process_index, process_count)
 
     def batch(self, step: int) -> Batch:
@@ -74,18 +74,10 @@ class ImageBatches(RowBatches):
 
 
 class Images(NamedTuple):
-    """The images of a split: pixels [n, H, W, C] uint8, labels [n] int32; counts [C, 256], how often each value is."""
+    """The images of a split: pixels [n, H, W, C] uint8, labels [n] int32."""
 
     pixels: np.ndarray
     labels: np.ndarray
-    counts: np.ndarray
-
-    def moments(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and deviation [C] of pixels / 255, float32; the deviation is 1 where a channel has one value only."""
-        grey, shares = np.arange(256) / 255, self.counts / self.counts.sum(axis=1, keepdims=True)
-        mean = shares @ grey
-        deviation = np.sqrt((shares * (grey - mean[:, None]) ** 2).sum(axis=1))
-        return mean.astype(np.float32), np.where(deviation > 0, deviation, 1).astype(np.float32)
 
 
 def read_images(source: Source, split: str, data: DataConfig) -> Images:
@@ -95,30 +87,25 @@ def read_images(source: Source, split: str, data: DataConfig) -> Images:
     """
     source.array("image")
     examples = source.split(split)
-    folder = cache_root(data) / "images" / hashlib.sha256(json.dumps([source.fingerprint, split]).encode()).hexdigest()
-    with locked(folder):
-        if not folder.exists():
-            pixels: list[np.ndarray] = []
-            labels = np.empty(len(examples), np.int32)
-            for number, example in enumerate(examples):
-                image = example["image"]
-                if image.dtype != np.uint8 or (pixels and image.shape != pixels[0].shape):
-                    raise UserError(
-                        f"Image {number} of {source.name}, split {split!r}, is {image.dtype} of shape {image.shape}, "
-                        f"and all should be uint8 of one shape, as {pixels[0].shape if pixels else image.shape}: "
-                        "choose another data.name."
-                    )
-                if "label" not in example:
-                    raise UserError(f"{source.name} has no field 'label': choose a dataset of images with classes.")
-                labels[number] = example["label"]
-                pixels.append(image)
-            with writing(folder) as temporary:
-                temporary.mkdir()
-                stacked = np.stack(pixels)
-                counts = [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(stacked, -1, 0)]
-                np.save(temporary / "pixels.npy", stacked)
-                np.save(temporary / "labels.npy", labels)
-                np.save(temporary / "counts.npy", np.stack(counts))
-    path = folder / "pixels.npy"
-    loaded = np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
-    return Images(loaded, np.load(folder / "labels.npy"), np.load(folder / "counts.npy"))
+    key = Key(cache_root(data) / "images", [source.fingerprint, split], [read_images])
+
+    def make(folder: Path) -> None:
+        pixels: list[np.ndarray] = []
+        labels = np.empty(len(examples), np.int32)
+        for number, example in enumerate(examples):
+            image = example["image"]
+            if image.dtype != np.uint8 or (pixels and image.shape != pixels[0].shape):
+                raise UserError(
+                    f"Image {number} of {source.name}, split {split!r}, is {image.dtype} of shape {image.shape}, "
+                    f"and all should be uint8 of one shape, as {pixels[0].shape if pixels else image.shape}: "
+                    "choose another data.name."
+                )
+            if "label" not in example:
+                raise UserError(f"{source.name} has no field 'label': choose a dataset of images with classes.")
+            labels[number] = example["label"]
+            pixels.append(image)
+        np.save(folder / "pixels.npy", np.stack(pixels))
+        np.save(folder / "labels.npy", labels)
+
+    folder = cached(key, make)
+    return Images(load_array(folder / "pixels.npy"), np.load(folder / "labels.npy"))

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
+from transformer.data.sources.recordings import RATE
 from transformer.errors import UserError
 
-RATE = 8_000  # samples a second
 WINDOW = RATE // 40  # samples of a frame: 25 ms
 HOP = RATE // 100  # samples from frame to frame: 10 ms
 FFT = 512  # points; more than WINDOW, so that narrow bands at low frequencies still hold one

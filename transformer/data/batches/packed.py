@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import PACKING, Batch, Batches, Tokens, cut, permutation, philox
+from transformer.data.batches.base import PACKING, Batch, Batches, cut, permutation, philox
+from transformer.data.batches.tokens import Tokens
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 

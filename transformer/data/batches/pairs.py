@@ -5,9 +5,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import Batch, Tokens, gather
+from transformer.data.batches.base import Batch
 from transformer.data.batches.bucketed import BucketedBatches
 from transformer.data.batches.targets import decoder_arrays
+from transformer.data.batches.tokens import Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
 

@@ -1,7 +1,6 @@
 """Batches of recordings as log-mel frames, with a class or a text."""
 
-import hashlib
-import json
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +8,11 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
-from transformer.data.batches.base import MAP_ABOVE, Batch, tokenize
+from transformer.data.batches.base import Batch
 from transformer.data.batches.bucketed import BucketedBatches
 from transformer.data.batches.targets import target_arrays
-from transformer.data.caching import cache_root, locked, writing
+from transformer.data.batches.tokens import tokenize
+from transformer.data.caching import Key, cache_root, cached, load_array
 from transformer.data.sources.source import Source, check_classes
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
@@ -112,22 +112,18 @@ def read_frames(source: Source, split: str, data: DataConfig, mels: int) -> Fram
     """Log-mel frames of the field `audio` of a split, from the cache where they have been made before."""
     source.array("audio")
     examples = source.split(split)
-    form = [log_mel.RATE, log_mel.WINDOW, log_mel.HOP, log_mel.FFT, log_mel.FLOOR, mels]
-    identity = json.dumps([source.fingerprint, split, form])
-    folder = cache_root(data) / "frames" / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    with locked(folder):
-        if not folder.exists():
-            frames, labels, samples = [], [], []
-            for example in examples:
-                frames.append(log_mel.normalised(log_mel.log_mel(example["audio"], mels)))
-                labels.append(example.get("label", 0))
-                samples.append(len(example["audio"]))
-            with writing(folder) as temporary:
-                temporary.mkdir()
-                np.save(temporary / "flat.npy", np.concatenate(frames))
-                np.save(temporary / "offsets.npy", np.cumsum([0, *map(len, frames)]))
-                np.save(temporary / "labels.npy", np.array(labels, np.int32))
-                np.save(temporary / "samples.npy", np.array(samples))
-    path = folder / "flat.npy"
-    flat = np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
-    return Frames(flat, *(np.load(folder / f"{name}.npy") for name in ("offsets", "labels", "samples")))
+    key = Key(cache_root(data) / "frames", [source.fingerprint, split, mels], [log_mel, read_frames], ("numpy",))
+
+    def make(folder: Path) -> None:
+        frames, labels, samples = [], [], []
+        for example in examples:
+            frames.append(log_mel.normalised(log_mel.log_mel(example["audio"], mels)))
+            labels.append(example.get("label", 0))
+            samples.append(len(example["audio"]))
+        np.save(folder / "flat.npy", np.concatenate(frames))
+        np.save(folder / "offsets.npy", np.cumsum([0, *map(len, frames)]))
+        np.save(folder / "labels.npy", np.array(labels, np.int32))
+        np.save(folder / "samples.npy", np.array(samples))
+
+    folder = cached(key, make)
+    return Frames(*(load_array(folder / f"{name}.npy") for name in Frames._fields))

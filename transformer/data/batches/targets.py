@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from transformer.data.batches.base import Batch, Tokens, gather
+from transformer.data.batches.base import Batch
+from transformer.data.batches.tokens import Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
 

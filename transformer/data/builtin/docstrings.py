@@ -6,20 +6,18 @@ standard library: about 11 million characters. Files are parsed, never imported,
 The splits are whole packages, because a docstring's neighbours are written alike: JAX, NumPy, SciPy and Python train,
 Flax validates and Optax tests. Packages copy from each other, so an exact repetition counts once, and a docstring of
 validation is dropped when it shares a line of at least `LONG_LINE` characters with training, one of test when it
-shares a line with training or validation. The builder's metadata says how many were dropped.
+shares a line with training or validation.
 
-What is installed decides what the corpus is: `identity()` names the versions before anything is read, and
-`Corpus.fingerprint` the text itself. Figures compare only within one fingerprint.
+What is installed decides what the corpus is: `versions()` is known before anything is read, and `Corpus.fingerprint`
+is of the text itself. Figures compare only within one fingerprint.
 """
 
 import ast
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
-import inspect
-import json
+import logging
 import platform
 import sys
 import sysconfig
@@ -28,6 +26,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import tensorflow_datasets as tfds
+
+from transformer.data.builder import Dataset, at_once, digest_of_rows
+
+logger = logging.getLogger(__name__)
 
 PYTHON = "python"  # the standard library, as a package among the others
 SPLITS: dict[str, tuple[str, ...]] = {
@@ -59,8 +61,8 @@ class Corpus:
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of every docstring of every split, in order (hex)."""
-        rows = {split: [(row.package, row.text) for row in rows] for split, rows in self.splits.items()}
-        return hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
+        pairs = {split: [(row.package, row.text) for row in rows] for split, rows in self.splits.items()}
+        return digest_of_rows({split: functools.partial(iter, rows) for split, rows in pairs.items()})
 
 
 def root(package: str) -> Path:
@@ -129,7 +131,9 @@ def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
 @functools.cache
 def corpus() -> Corpus:
     """What is installed here, as one corpus (about ten seconds, once a process)."""
-    return collect({split: {package: root(package) for package in packages} for split, packages in SPLITS.items()})
+    made = collect({split: {package: root(package) for package in packages} for split, packages in SPLITS.items()})
+    logger.info("docstrings dropped, as they share a long line with an earlier split: %s", made.dropped)
+    return made
 
 
 def versions() -> dict[str, str]:
@@ -138,33 +142,12 @@ def versions() -> dict[str, str]:
     return {p: platform.python_version() if p == PYTHON else importlib.metadata.version(p) for p in packages}
 
 
-def identity() -> str:
-    """A short name for what the corpus will be, known before anything is read: the packages and this code."""
-    code = inspect.getsource(sys.modules[__name__])
-    return hashlib.sha256(json.dumps([versions(), code], sort_keys=True).encode()).hexdigest()[:12]
+def dataset() -> Dataset:
+    """Fields: text and package."""
 
+    def rows() -> dict[str, list[dict[str, str]]]:
+        return {split: [dataclasses.asdict(row) for row in found] for split, found in corpus().splits.items()}
 
-class Docstrings(tfds.core.GeneratorBasedBuilder):
-    """Docstrings of the installed scientific stack, split by package (see the module)."""
-
-    code_path = None  # TFDS would look for checksums of downloads beside it, with a library that it does not require
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "JAX, NumPy, SciPy, Flax, Optax and Python's standard library."}
-    # Its name is the folder of the prepared data: other versions or other code never read an older corpus.
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=identity(), description="The installed versions.")]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            features=tfds.features.FeaturesDict({"text": tfds.features.Text(), "package": tfds.features.Text()}),
-            metadata=tfds.core.MetadataDict(versions=versions()),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        made = corpus()
-        self.info.metadata["fingerprint"] = made.fingerprint
-        self.info.metadata["dropped"] = made.dropped
-        return {split: self._generate_examples(rows) for split, rows in made.splits.items()}
-
-    def _generate_examples(self, rows: tuple[Docstring, ...]) -> Iterator[tuple[int, dict[str, str]]]:
-        yield from enumerate(dataclasses.asdict(row) for row in rows)
+    features = {"text": tfds.features.Text(), "package": tfds.features.Text()}
+    made, code = at_once(SPLITS, rows), (sys.modules[__name__],)
+    return Dataset("docstrings", features, made, lambda: corpus().fingerprint, code, versions(), shuffled=True)

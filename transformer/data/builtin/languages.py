@@ -16,7 +16,7 @@ from typing import Any
 
 from babel import Locale
 
-from transformer.data.sources.records import Records, Splits, code_identity, share
+from transformer.data.builder import Dataset, at_once, of_texts, share
 
 LANGUAGES = (
     "ar bg bn cs de el en es fa fi fr he hi hu hy id it ja ka ko nl pl pt ro ru sv ta th tr uk vi zh".split()
@@ -47,7 +47,7 @@ def names(language: str) -> Iterator[tuple[str, str]]:
 
 
 @functools.cache
-def splits() -> Splits:
+def splits() -> dict[str, list[dict[str, Any]]]:
     """The splits: lists of {"text", "label"}."""
     named = {language: list(names(language)) for language in LANGUAGES}
     owners: defaultdict[str, set[str]] = defaultdict(set)
@@ -66,7 +66,7 @@ def splits() -> Splits:
     return made
 
 
-def records() -> Records:
-    """The dataset: field text, and the classes of label are codes of languages, such as "de"."""
-    identity = code_identity([sys.modules[__name__]], {"babel": importlib.metadata.version("babel")})
-    return Records("languages", ("text",), identity, splits, tuple(LANGUAGES))
+def dataset() -> Dataset:
+    """Field: text; the classes are codes of languages, such as "de"."""
+    made, versions = at_once(SPLITS, splits), {"babel": importlib.metadata.version("babel")}
+    return of_texts("languages", ("text",), made, LANGUAGES, code=(sys.modules[__name__],), versions=versions)

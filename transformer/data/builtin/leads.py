@@ -9,8 +9,8 @@ import re
 import sys
 from collections.abc import Iterator
 
+from transformer.data.builder import Dataset, at_once, of_texts
 from transformer.data.builtin import docstrings, summaries
-from transformer.data.sources.records import Records, Splits, code_identity
 
 MAX_CHARACTERS = 400
 _WORDS = range(3, 41)
@@ -33,7 +33,7 @@ def pairs_of(docstring: str) -> Iterator[tuple[str, str]]:
             yield passage, sentence
 
 
-def splits(corpus: docstrings.Corpus) -> Splits:
+def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
     """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
     seen: set[tuple[str, str]] = set()
     made: dict[str, list[dict[str, str]]] = {}
@@ -44,7 +44,8 @@ def splits(corpus: docstrings.Corpus) -> Splits:
     return made
 
 
-def records() -> Records:
-    """The dataset: fields body and summary."""
-    identity = code_identity([docstrings, summaries, sys.modules[__name__]], docstrings.versions())
-    return Records("leads", ("body", "summary"), identity, lambda: splits(docstrings.corpus()))
+def dataset() -> Dataset:
+    """Fields: body and summary."""
+    made = at_once(docstrings.SPLITS, lambda: splits(docstrings.corpus()))
+    code = (docstrings, summaries, sys.modules[__name__])
+    return of_texts("leads", ("body", "summary"), made, code=code, versions=docstrings.versions())

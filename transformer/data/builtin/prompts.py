@@ -14,10 +14,11 @@ import functools
 import sys
 from typing import Any
 
+from transformer.data.builder import Dataset, at_once, of_texts, share
 from transformer.data.builtin import quantities
 from transformer.data.builtin import quantity_words as words
-from transformer.data.sources.records import Records, Splits, code_identity, share
 
+SPLITS = ("train", "validation", "test")
 LARGEST = 999  # operand, sum and number
 ALL_UP_TO = 99
 ONE_IN = 12
@@ -56,15 +57,16 @@ def _numbers() -> list[tuple[str, str, str]]:
 
 
 @functools.cache
-def splits() -> Splits:
+def splits() -> dict[str, list[dict[str, Any]]]:
     """The splits: lists of {"text", "prompt", "answer"}."""
-    made: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
+    made: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
     for split, prompt, answer in [*_sums(), *_numbers()]:
         made[split].append({"text": prompt + answer, "prompt": prompt, "answer": answer})
     return made
 
 
-def records() -> Records:
-    """The dataset: fields text (the whole line), prompt and answer."""
-    identity = code_identity([sys.modules[__name__], words], quantities.versions())
-    return Records("prompts", ("text", "prompt", "answer"), identity, splits)
+def dataset() -> Dataset:
+    """Fields: text (the whole line), prompt and answer."""
+    code = (sys.modules[__name__], words)
+    fields = ("text", "prompt", "answer")
+    return of_texts("prompts", fields, at_once(SPLITS, splits), code=code, versions=quantities.versions())

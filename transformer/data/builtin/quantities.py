@@ -13,25 +13,25 @@ before the quantity. The true translation of any length is known, so a model can
   even steps up to more than twice its length. Only length is new there: every English word and every part of a German
   number word (`parts_of`) occurs in `train`, and so does every pattern of clauses and lists, in a shorter form.
 
-The same constants, num2words and Babel give the same corpus on any machine; `fingerprint()` names it.
+The same constants, num2words and Babel give the same corpus on any machine. Figures compare only within one
+fingerprint.
 """
 
 import collections
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import itertools
-import json
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from transformer.data.builder import Dataset, at_once, digest_of_rows
 from transformer.data.builtin import quantity_frames
 from transformer.data.builtin import quantity_words as words
 from transformer.data.builtin.quantity_frames import CONTRASTS, FRAMES, OPENERS, REPORTS, Frame
@@ -279,41 +279,10 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in ("babel", "num2words")}
 
 
-def identity() -> str:
-    """A short name for what the corpus will be, known before it is generated: the libraries and this code."""
-    code = "".join(
-        inspect.getsource(sys.modules[name]) for name in (__name__, words.__name__, quantity_frames.__name__)
-    )
-    return hashlib.sha256(json.dumps([versions(), code], sort_keys=True).encode()).hexdigest()[:12]
-
-
-def fingerprint(splits: Mapping[str, list[dict[str, Any]]]) -> str:
-    """SHA-256 of every sentence of every split, in order (hex). Figures compare only within one fingerprint."""
-    return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
-
-
-class Quantities(tfds.core.GeneratorBasedBuilder):
-    """Spelled-out quantities, English to German, generated on the spot (see the module)."""
-
-    code_path = None  # TFDS would look for checksums of downloads beside it, with a library that it does not require
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Numbers below a thousand, units, currencies, dates, ordinals and counted things."}
-    # Its name is the folder of the prepared data: another Babel or other code never reads an older corpus.
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=identity(), description="The installed num2words and Babel.")]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=__doc__,
-            features=tfds.features.FeaturesDict(
-                {"en": tfds.features.Text(), "de": tfds.features.Text(), "quantities": np.int32}
-            ),
-            supervised_keys=("en", "de"),
-            metadata=tfds.core.MetadataDict(versions=versions()),
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        self.info.metadata["fingerprint"] = fingerprint(corpus())
-        return {split: self._generate_examples(split) for split in SIZES}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(corpus()[split])
+def dataset() -> Dataset:
+    """Fields: en and de; `quantities` is how many a sentence has."""
+    made = at_once(SIZES, corpus)
+    features = {"en": tfds.features.Text(), "de": tfds.features.Text(), "quantities": np.int32}
+    code = (sys.modules[__name__], words, quantity_frames)
+    digest = functools.partial(digest_of_rows, made)
+    return Dataset("quantities", features, made, digest, code=code, versions=versions(), shuffled=True)

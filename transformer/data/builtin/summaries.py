@@ -11,8 +11,8 @@ import re
 import sys
 from collections.abc import Iterable
 
+from transformer.data.builder import Dataset, at_once, of_texts
 from transformer.data.builtin import docstrings
-from transformer.data.sources.records import Records, Splits, code_identity
 
 MIN_WORDS = 15
 MAX_CHARACTERS = 1000
@@ -44,7 +44,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"[A-Za-z]{2,}", text)
 
 
-def splits(corpus: docstrings.Corpus) -> Splits:
+def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
     """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
     seen: set[tuple[str, str]] = set()
     return {split: list(_unseen((row.text for row in rows), seen)) for split, rows in corpus.splits.items()}
@@ -58,7 +58,8 @@ def _unseen(texts: Iterable[str], seen: set[tuple[str, str]]) -> Iterable[dict[s
             yield {"body": pair[0], "summary": pair[1]}
 
 
-def records() -> Records:
-    """The dataset: fields body and summary."""
-    identity = code_identity([docstrings, sys.modules[__name__]], docstrings.versions())
-    return Records("summaries", ("body", "summary"), identity, lambda: splits(docstrings.corpus()))
+def dataset() -> Dataset:
+    """Fields: body and summary."""
+    made = at_once(docstrings.SPLITS, lambda: splits(docstrings.corpus()))
+    code = (docstrings, sys.modules[__name__])
+    return of_texts("summaries", ("body", "summary"), made, code=code, versions=docstrings.versions())

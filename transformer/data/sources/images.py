@@ -15,18 +15,22 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.sources.arrays import ArrayData, array_feature, folder_of, read_bytes
+from transformer.data.builder import Dataset, array_feature, of_arrays
+from transformer.data.sources.files import existing, folder_of, read_bytes
 from transformer.errors import UserError
 
 MNIST_VALIDATION = 5_000  # the last of the 60,000 training images
 DIGITS_SHARES = (("train", 70), ("validation", 15), ("test", 15))  # percent
 
 
-def mnist(data: DataConfig) -> ArrayData:
+def mnist(data: DataConfig) -> Dataset | None:
     """MNIST (LeCun et al., 1998) of `data.dir`, plain or gzipped: 55,000, 5,000 and 10,000 images of 28 x 28.
 
-    The validation split is the last 5,000 of the file of training images. Fashion-MNIST has the same form.
+    The validation split is the last 5,000 of the file of training images. Fashion-MNIST has the same form. None, for
+    the dataset of that name as TFDS prepares it, without `data.dir` or where that is a folder of prepared datasets.
     """
+    if not data.dir or (Path(data.dir).expanduser() / "mnist").is_dir():
+        return None
     folder = folder_of(data, "train-images-idx3-ubyte and the other three files of MNIST, plain or as .gz")
     training, test = (_labelled(folder, stem) for stem in ("train", "t10k"))
     if len(training[0]) <= MNIST_VALIDATION:
@@ -42,7 +46,7 @@ def mnist(data: DataConfig) -> ArrayData:
     return _image_data("mnist", parts)
 
 
-def digits(data: DataConfig) -> ArrayData:
+def digits(data: DataConfig) -> Dataset:
     """The 1,797 digits of scikit-learn (UCI, Alpaydin and Kaynak, 1998), 8 x 8 pixels of 17 greys, as 0, 15, ..., 240.
 
     A hash of its pixels decides the split of an image (70 / 15 / 15 percent), so that none is in two of them.
@@ -66,7 +70,7 @@ def _split_of(image: np.ndarray) -> str:
     raise AssertionError("the shares add up to 100")
 
 
-def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> ArrayData:
+def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> Dataset:
     """Parts: split -> (pixels [n, H, W, 1], labels [n])."""
 
     def examples(split: str) -> Iterator[dict[str, Any]]:
@@ -77,12 +81,30 @@ def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> Array
         "image": array_feature(parts["train"][0].shape[1:], np.uint8),
         "label": tfds.features.ClassLabel(names=[str(digit) for digit in range(10)]),
     }
-    return ArrayData(name, features, {split: functools.partial(examples, split) for split in parts})
+    facts = moments(value_counts(parts["train"][0]))
+    return of_arrays(name, features, {split: functools.partial(examples, split) for split in parts}, facts=facts)
+
+
+def value_counts(pixels: np.ndarray) -> np.ndarray:
+    """How often each channel of images [..., C] uint8 has each value, int64 [C, 256]."""
+    return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, -1, 0)])
+
+
+def moments(counts: np.ndarray) -> dict[str, list[float]]:
+    """`mean` and `deviation` of each channel of pixels / 255, of `value_counts`, in float32.
+
+    The deviation is 1 where a channel has one value only.
+    """
+    grey, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ grey
+    deviation = np.sqrt((shares * (grey - mean[:, None]) ** 2).sum(axis=1))
+    deviation = np.where(deviation > 0, deviation, 1)
+    return {"mean": mean.astype(np.float32).tolist(), "deviation": deviation.astype(np.float32).tolist()}
 
 
 def _labelled(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels [n, H, W, 1] and labels [n] of the two files of a stem."""
-    paths = [_present(folder, f"{stem}-{kind}") for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    paths = [existing([folder], [f"{stem}-{kind}"]) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     pixels, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
     if len(pixels) != len(labels):
         counts = f"{paths[0]} has {len(pixels)} images but {paths[1]} has {len(labels)} labels"
@@ -90,13 +112,6 @@ def _labelled(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
     if labels.max(initial=0) > 9:
         raise UserError(f"{paths[1]} has the label {labels.max()}, and digits go from 0 to 9: fetch it again.")
     return pixels[..., None], labels
-
-
-def _present(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(f"There is no file {folder / name}, plain or as .gz: add it or change data.dir.")
 
 
 def read_idx(path: Path, axes: int) -> np.ndarray:

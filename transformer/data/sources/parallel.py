@@ -1,19 +1,21 @@
-"""Parallel text files as a TFDS builder: line n of one file is the translation of line n of the other."""
+"""Parallel text files: line n of one file is the translation of line n of the other."""
 
 import dataclasses
-import gzip
+import functools
 import hashlib
 import json
 import logging
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import tensorflow_datasets as tfds
 
+from transformer.config import DataConfig
+from transformer.data.builder import Dataset
+from transformer.data.sources.files import existing, lines_of
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -95,61 +97,42 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
         yield lines
 
 
-def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a file, plain or gzipped, without surrounding white space.
+def parallel_text(name: str, files: TextFiles, **options: Any) -> Dataset:
+    """The dataset of such files."""
+    splits = {split: functools.partial(files.examples, split) for split in files.split_names}
+    features = {field: tfds.features.Text() for field in files.fields}
+    return Dataset(name, features, splits, functools.partial(files.fingerprint, name), **options)
 
-    They end at a line feed only, since U+2028 and its kind belong to the text. UserErrors: the file is empty, damaged,
-    not UTF-8 (with the line), or cannot be read.
+
+def languages_of(data: DataConfig) -> tuple[str, ...]:
+    """The two languages; the target alone where data.source is empty, as for a language model."""
+    if not data.target or data.source == data.target:
+        raise UserError(f"data.source={data.source!r} and data.target={data.target!r} must name two languages.")
+    return (data.source, data.target) if data.source else (data.target,)
+
+
+FOLDER_STEMS = {"train": ("train",), "validation": ("validation", "val", "valid", "dev"), "test": ("test",)}
+
+
+def files(data: DataConfig) -> Dataset:
+    """Any parallel text: `data.dir` with {train,validation,test}.{source,target}, or the paths of one pair of files.
+
+    The folder's validation files may be called val, valid or dev, and every file may be gzipped. A pair of files is
+    split by a hash of the source line into 90 / 5 / 5 percent, so that no source sentence is in two splits; its fields
+    are called source and target. With an empty `data.source` there is one text only, for a language model.
     """
-    number = 0
-    try:
-        with opened(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 in line {number}: convert it, for example with iconv.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
-    if not number:
-        raise UserError(f"{path} is empty: give a file with one example a line.")
-
-
-def opened(path: Path) -> BinaryIO:
-    """The bytes of a file, plain or gzipped."""
-    with open(path, "rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]
-
-
-with tfds.core.registered.skip_registration():  # it takes arguments that tfds.builder(name) could not give
-
-    class ParallelText(tfds.core.GeneratorBasedBuilder):
-        """Text files as a dataset of string fields, in the order of the files.
-
-        The data folder is `<name>/<fingerprint>/<version>`: other files, another folder.
-        """
-
-        VERSION = tfds.core.Version("1.0.0")
-        # There are no checksums beside this file; looking for them needs a package that TFDS 4.9 forgets to require.
-        code_path = None
-
-        def __init__(self, files: TextFiles, *, name: str, fingerprint: str, data_dir: Path) -> None:
-            self.files = files
-            self.name = name
-            config = tfds.core.BuilderConfig(name=fingerprint[:32], version=self.VERSION)
-            super().__init__(data_dir=data_dir, config=config, file_format="array_record")
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=tfds.features.FeaturesDict({field: tfds.features.Text() for field in self.files.fields}),
-                disable_shuffling=True,
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-            return {split: self._generate_examples(split) for split in self.files.split_names}
-
-        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str]]]:
-            yield from enumerate(self.files.examples(split))
+    names = languages_of(data)
+    if data.dir:
+        folder = Path(data.dir).expanduser()
+        splits = {
+            split: {name: existing([folder], [f"{stem}.{name}" for stem in stems]) for name in names}
+            for split, stems in FOLDER_STEMS.items()
+        }
+        return parallel_text(data.name, TextFiles(splits))
+    fields = ("source", "target")[-len(names) :]
+    paths = {field: Path(name).expanduser() for field, name in zip(fields, names, strict=True)}
+    for field, path in paths.items():
+        if not path.is_file():
+            raise UserError(f"There is no file data.{field}={path}: give a text file, or name a folder in data.dir.")
+    aliases = dict(zip(names, fields, strict=True))
+    return parallel_text(data.name, TextFiles({"all": paths}, hashed=True), aliases=aliases)

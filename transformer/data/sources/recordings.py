@@ -20,10 +20,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.batches.log_mel import RATE
-from transformer.data.sources.arrays import ArrayData, array_feature, folder_of, read_bytes
+from transformer.data.builder import Dataset, array_feature, of_arrays
+from transformer.data.sources.files import folder_of, read_bytes
 from transformer.errors import UserError
 
+RATE = 8_000  # samples a second
 OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that may name a speaker to hold out
 FORM = "recordings/{digit}_{speaker}_{take}.wav"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -44,7 +45,7 @@ class Recording:
     audio: np.ndarray
 
 
-def fsdd(data: DataConfig) -> ArrayData:
+def fsdd(data: DataConfig) -> Dataset:
     """The Free Spoken Digit Dataset (Jackson et al., 2018) of `data.dir`: takes 0 to 4 are `test`, as its authors say.
 
     Takes 5 to 9 are `validation`, the rest `train`: 2,400, 300 and 300 recordings of six speakers.
@@ -56,10 +57,10 @@ def fsdd(data: DataConfig) -> ArrayData:
             yield {"audio": recording.audio, "label": recording.digit, "speaker": recording.speaker}
 
     features = _audio() | {"label": tfds.features.ClassLabel(names=list(WORDS)), "speaker": tfds.features.Text()}
-    return ArrayData("fsdd", features, {split: functools.partial(examples, split) for split in splits})
+    return of_arrays("fsdd", features, {split: functools.partial(examples, split) for split in splits})
 
 
-def digit_strings(data: DataConfig) -> ArrayData:
+def digit_strings(data: DataConfig) -> Dataset:
     """Strings of three to five digits, each of recordings of one speaker and of one split of `fsdd`, with pauses.
 
     6,000, 300 and 300 strings of at most four seconds, the same on every machine. The speakers take turns, and
@@ -79,7 +80,7 @@ def digit_strings(data: DataConfig) -> ArrayData:
             yield {"audio": audio, "text": " ".join(WORDS[digit] for digit in spoken), "speaker": speaker}
 
     features = _audio() | {"text": tfds.features.Text(), "speaker": tfds.features.Text()}
-    return ArrayData("digit_strings", features, {split: functools.partial(examples, split) for split in splits})
+    return of_arrays("digit_strings", features, {split: functools.partial(examples, split) for split in splits})
 
 
 def _audio() -> dict[str, Any]:

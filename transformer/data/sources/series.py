@@ -2,7 +2,8 @@
 
 A split is one example: `values` float32 [T, C], which are z-scores by `mean` and `deviation` [C] of the training part
 (the deviation is the population's, as in the literature). The splits follow each other in time without a gap, so that
-what came before a split is found at the end of the one before it.
+what came before a split is found at the end of the one before it. The facts of a series are the names of its `columns`,
+and `mean` and `deviation` in float64, as the values were scaled by.
 """
 
 import csv
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.sources.arrays import ArrayData, array_feature, folder_of, read_bytes
+from transformer.data.builder import Dataset, array_feature, of_arrays
+from transformer.data.sources.files import folder_of, read_bytes
 from transformer.errors import UserError
 
 ETT_FILE = "ETTh1.csv"
@@ -21,13 +23,13 @@ ETT_ROWS = {"train": 8_640, "validation": 2_880, "test": 2_880}  # hours: 12, 4 
 CO2_SHARES = (0.7, 0.1)  # train and validation; the rest is test
 
 
-def ett(data: DataConfig) -> ArrayData:
+def ett(data: DataConfig) -> Dataset:
     """ETTh1 (Zhou et al., 2021) of `data.dir`: seven hourly columns, of which the first 14,400 rows are used."""
     columns, values = read_csv(folder_of(data, ETT_FILE) / ETT_FILE)
     return series_data("ett", columns, values, ETT_ROWS)
 
 
-def co2(data: DataConfig) -> ArrayData:
+def co2(data: DataConfig) -> Dataset:
     """Weekly CO2 of Mauna Loa in ppm (Keeling and Whorf, 2004), 1958 to 2001, with gaps filled by straight lines."""
     del data  # it is installed with statsmodels
     from statsmodels.datasets import co2 as dataset  # only here: slow to import
@@ -40,7 +42,7 @@ def co2(data: DataConfig) -> ArrayData:
     return series_data("co2", ["co2"], values, rows)
 
 
-def series_data(name: str, columns: list[str], values: np.ndarray, rows: dict[str, int]) -> ArrayData:
+def series_data(name: str, columns: list[str], values: np.ndarray, rows: dict[str, int]) -> Dataset:
     """A dataset of `values` [T, C], float64, cut into consecutive splits of so many rows.
 
     UserErrors: too few rows, a value that is no finite number, a column that does not change in the training part.
@@ -76,7 +78,8 @@ def series_data(name: str, columns: list[str], values: np.ndarray, rows: dict[st
         "mean": array_feature((width,), np.float32),
         "deviation": array_feature((width,), np.float32),
     }
-    return ArrayData(name, features, splits)
+    facts = {"columns": columns, "mean": mean.tolist(), "deviation": deviation.tolist()}
+    return of_arrays(name, features, splits, facts=facts)
 
 
 def read_csv(path: Path) -> tuple[list[str], np.ndarray]:

@@ -1,27 +1,17 @@
-"""A source: a TFDS builder prepared as ArrayRecord files, read at random without TensorFlow.
+"""A source: a TFDS builder prepared as ArrayRecord files, read at random without TensorFlow."""
 
-Preparing happens once, under a lock and into a temporary folder, so that neither a second process nor a kill half-way
-leaves a broken cache.
-"""
-
-import contextlib
 import dataclasses
 import difflib
 import functools
-import hashlib
-import io
-import json
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.caching import locked, remove
+from transformer.data.builder import quiet
 from transformer.errors import UserError
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -73,7 +63,20 @@ def _text(value: Any) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A prepared dataset. `fingerprint` is a hex digest of what it holds: equal digests, equal data."""
+    """A prepared dataset.
+
+    `fingerprint` is a digest of every example of every split, with its labels and arrays: equal digests, equal data.
+    Two that differ mean other data only where they are `comparable`.
+
+    `facts` is what a run needs to know of its training data besides the vocabulary, as plain JSON (a float is read back
+    as it was written):
+
+    * with a field `label`: `classes`, the names of the classes in the order of their numbers;
+    * of files with labels of their own (sst2): `labels`, the number of the class of each;
+    * images of 8 bit: `mean` and `deviation` of each channel of pixels / 255, of the training split;
+    * series: `columns`, their names, and `mean` and `deviation` of each in the training split, which made z-scores of
+      the values.
+    """
 
     name: str
     builder: tfds.core.DatasetBuilder
@@ -82,9 +85,14 @@ class Source:
     fingerprint: str
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
     arrays: tuple[str, ...] = ()  # fields of numbers in an array: images, recordings, series
-    classes: tuple[str, ...] = ()  # names of the classes of the field `label`
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     slices: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> the part of TFDS's split that it is
     contiguous: bool = False  # one long text, of which a language model reads rows of consecutive tokens
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes of the field `label`; none where there is no such field."""
+        return tuple(self.facts.get("classes", ()))
 
     def split(self, name: str) -> Examples:
         """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
@@ -129,6 +137,18 @@ class Source:
         return (source, target) if source in self.fields and source != target else (target,)
 
 
+ALL = "all:"  # begins the fingerprint of a TFDS dataset by name, since it covers all examples
+
+
+def comparable(old: str, new: str) -> bool:
+    """Whether `old`, a stored fingerprint, says anything about data whose fingerprint now is `new`.
+
+    Fingerprints of TFDS datasets used to be of a hundred examples a split and of no labels, and had no prefix: those
+    can differ for the same data.
+    """
+    return old.startswith(ALL) or not new.startswith(ALL)
+
+
 def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.ndarray) -> None:
     """UserError: `labels`, those of a split, hold a class that `trained`, those of the split `train`, do not."""
     unseen = np.setdiff1d(labels, trained)
@@ -149,35 +169,6 @@ def choose(wrong: str, names: Iterable[str]) -> str:
 
 
 # --- From a builder
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """TFDS without progress bars, log lines and prints; everything is as before afterwards."""
-    verbosity = absl.logging.get_verbosity()
-    progress = tfds.core.utils.tqdm_utils._active
-    absl.logging.set_verbosity(absl.logging.ERROR)
-    tfds.display_progress_bar(False)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        absl.logging.set_verbosity(verbosity)
-        tfds.display_progress_bar(progress)
-
-
-def prepare(make: Callable[[], tfds.core.DatasetBuilder]) -> tfds.core.DatasetBuilder:
-    """The builder that `make` makes, prepared once in the cache folder; other processes wait meanwhile."""
-    with quiet():
-        path = Path(make().data_path)
-    with locked(path), quiet():
-        builder = make()  # reads what another process has prepared while this one waited
-        if (path / "dataset_info.json").exists():
-            return builder
-        for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own temporary folders, of killed processes
-            remove(stale)
-        builder.download_and_prepare(file_format="array_record")
-    return builder
 
 
 def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
@@ -206,11 +197,14 @@ def _is_array(feature: Any) -> bool:
     return isinstance(feature, tfds.features.Image) or (numbers and feature.shape != ())
 
 
-def from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str = "", **aliases: str) -> Source:
-    """The source of a prepared builder, whose examples are read for the fingerprint where none is given.
-
-    UserError: it has neither a text nor an array field.
-    """
+def from_builder(
+    name: str,
+    builder: tfds.core.DatasetBuilder,
+    fingerprint: str,
+    facts: Mapping[str, Any] | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> Source:
+    """The source of a prepared builder. UserError: it has neither a text nor an array field."""
     texts, others = _features(builder)
     arrays = [field for field, path in others.items() if _is_array(_leaf(builder.info.features, path))]
     if not texts and not arrays:
@@ -221,23 +215,6 @@ def from_builder(name: str, builder: tfds.core.DatasetBuilder, fingerprint: str 
         slices = {"train": "train[:90%]", "validation": "train[90%:]"}
         present.append("validation")
     splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]
-    classes = tuple(getattr(dict(builder.info.features).get("label"), "names", None) or ())
-    source = Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases, tuple(arrays), classes, slices)
-    return source if fingerprint else dataclasses.replace(source, fingerprint=_content_fingerprint(source))
-
-
-def _content_fingerprint(source: Source) -> str:
-    """Digest of name, configuration, version, sizes, and 100 examples of each split spread evenly over it."""
-    builder = source.builder
-    own = (builder.info.metadata or {}).get("fingerprint")  # some builders say themselves what they hold
-    digest = hashlib.sha256(json.dumps([builder.info.full_name, own, source.fields, source.splits]).encode())
-    for name in source.splits:
-        split = builder.info.splits[source.slices.get(name, name)]
-        digest.update(json.dumps([name, split.shard_lengths, split.num_bytes]).encode())
-        examples = source.split(name)
-        indices = sorted(set(np.linspace(0, len(examples) - 1, 100).astype(int).tolist()))
-        for example in examples.many(indices):
-            digest.update(json.dumps([example[field] for field in source.fields]).encode())
-            for field in source.arrays:
-                digest.update(np.ascontiguousarray(example[field]).tobytes())
-    return digest.hexdigest()
+    classes = getattr(dict(builder.info.features).get("label"), "names", None)
+    facts = ({"classes": list(classes)} if classes else {}) | dict(facts or {})
+    return Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases or {}, tuple(arrays), facts, slices)

@@ -1,21 +1,24 @@
 """Texts from files with a form of their own: labelled lines, abstracts with summaries, one long text."""
 
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformer.config import DataConfig
-from transformer.data.sources.parallel import lines_of, opened
-from transformer.data.sources.records import Records, Splits, fingerprint
+from transformer.data.builder import Dataset, of_texts
+from transformer.data.sources.files import lines_of, opened
 from transformer.errors import UserError
 
 FILES = {"train": "train", "validation": "dev", "test": "test"}
 SST2_CLASSES = {"0": "negative", "1": "positive"}
 
 
-def _records(data: DataConfig, fields: tuple[str, ...], splits: Splits, classes: tuple[str, ...] = ()) -> Records:
-    return Records(data.name, fields, fingerprint(splits), lambda: splits, classes)
+def _texts(
+    data: DataConfig, fields: Sequence[str], rows: Mapping[str, Sequence[Mapping[str, Any]]], **options: Any
+) -> Dataset:
+    return of_texts(data.name, fields, {split: functools.partial(iter, rows[split]) for split in rows}, **options)
 
 
 def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
@@ -30,10 +33,11 @@ def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
     return paths
 
 
-def sst2(data: DataConfig) -> Records:
+def sst2(data: DataConfig) -> Dataset:
     """The Stanford Sentiment Treebank with two classes (Socher et al., 2013): a sentence, a tab and 0 or 1 a line.
 
-    Fields: text, label. Any other labels do as well: their classes are those of train.tsv, sorted.
+    Fields: text, label. Any other labels do as well: their classes are those of train.tsv, sorted. The fact
+    `labels` maps a label of the files to the number of its class.
     """
     read: dict[str, list[tuple[str, str]]] = {}
     for split, path in _paths(data, ".tsv").items():
@@ -47,7 +51,9 @@ def sst2(data: DataConfig) -> Records:
     splits = {
         split: [{"text": text, "label": labels.index(label)} for text, label in rows] for split, rows in read.items()
     }
-    return _records(data, ("text",), splits, tuple(SST2_CLASSES.get(label, label) for label in labels))
+    classes = [SST2_CLASSES.get(label, label) for label in labels]
+    facts = {"labels": {label: number for number, label in enumerate(labels)}}
+    return _texts(data, ("text",), splits, classes=classes, facts=facts)
 
 
 def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -57,7 +63,7 @@ def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
     return text.strip(), label
 
 
-def scitldr(data: DataConfig) -> Records:
+def scitldr(data: DataConfig) -> Dataset:
     """SciTLDR (Cachola et al., 2020): abstracts of papers and summaries of one sentence, in JSON lines.
 
     Fields: abstract, summary (the first reference) and references (all of them, one a line), for evaluation.
@@ -66,7 +72,7 @@ def scitldr(data: DataConfig) -> Records:
         split: [_abstract(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
         for split, path in _paths(data, ".jsonl").items()
     }
-    return _records(data, ("abstract", "summary", "references"), splits)
+    return _texts(data, ("abstract", "summary", "references"), splits)
 
 
 def _abstract(path: Path, number: int, line: str) -> dict[str, str]:
@@ -89,7 +95,7 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def text(data: DataConfig) -> Records:
+def text(data: DataConfig) -> Dataset:
     """One text file as one document: the file `data.target`, or input.txt in `data.dir`. Field: text.
 
     The first 90 % of its characters are `train` and the last 10 % `validation`, as nanoGPT splits tinyshakespeare.
@@ -113,4 +119,5 @@ def text(data: DataConfig) -> Records:
         raise UserError(f"{path} has only {len(whole)} characters: give a longer text.")
     cut = int(len(whole) * 0.9)
     parts = {"train": whole[:cut], "validation": whole[cut:], "test": whole[cut:]}
-    return _records(data, ("text",), {split: [{"text": part}] for split, part in parts.items()})
+    rows = {split: [{"text": part}] for split, part in parts.items()}
+    return _texts(data, ("text",), rows, aliases={data.target: "text"})

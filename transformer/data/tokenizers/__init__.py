@@ -1,7 +1,6 @@
-"""Text to token ids and back: TOKENIZERS, by name; train, save, load.
+"""Text to token ids and back: TOKENIZERS, by name, and the class that all of them are used through.
 
-A tokenizer is learned from the training split alone, and both languages of a pair share one vocabulary (the model ties
-source, target and output embedding). `bpe`, `characters`, `bytes`, `unigram` and `sentencepiece_bpe` are lossless on
+`bpe`, `characters`, `bytes`, `unigram` and `sentencepiece_bpe` are lossless on
 any text; `wordpiece` and `words` are not.
 """
 
@@ -9,18 +8,12 @@ import difflib
 import functools
 import hashlib
 import json
-import logging
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tokenizers
-
-from transformer.config import DataConfig
-from transformer.data.caching import cache_root, locked, writing
-from transformer.data.sources import Source
+from transformer.data.caching import writing
 from transformer.data.tokenizers.letters import Bytes, Characters
 from transformer.data.tokenizers.subwords import ByteLevelBPE, SentencePieceBPE, Unigram
 from transformer.data.tokenizers.words import BERT_UNKNOWN, WordPiece, Words, read_vocab_txt
@@ -29,13 +22,9 @@ from transformer.errors import UserError
 if TYPE_CHECKING:
     from typing import Self
 
-logger = logging.getLogger(__name__)
-
 # The names hold a space, which is a letter of no piece: neither a text nor a merge can spell them.
 SPECIALS = ("<padding piece>", "<begin piece>", "<end piece>")
 MASK = "<mask piece>"  # reserved on request, for masked language models
-# A corpus of many millions of lines teaches a tokenizer nothing that an even sample of it does not.
-MAX_TRAINING_EXAMPLES = 1_000_000
 
 # Each has train(texts, vocab_size, specials), state() and from_state(state, specials), encode_batch(texts),
 # decode(ids), vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for.
@@ -205,57 +194,3 @@ def kind_class(kind: str) -> Any:
             + (f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(TOKENIZERS)}.")
         )
     return TOKENIZERS[kind]
-
-
-def load_or_train(
-    source: Source, data: DataConfig, fields: Sequence[str] | None = None, extra: Sequence[str] = ()
-) -> Tokenizer:
-    """The tokenizer `data.tokenizer` of a source's training split, from the cache where it has been trained before.
-
-    `fields` are the text fields that it learns from, by default those that `data.source` and `data.target` name (a
-    language model's source names none). `extra` are names of special tokens to reserve: MASK, `holes(n)`. UserError: a
-    vocabulary too small, a field that the source does not have, no such kind of tokenizer.
-
-    Where `data.tokenizer` is the path of a .json file (`transformer.tokenize` writes them), that one is taken.
-    """
-    if data.tokenizer.endswith(".json"):
-        return _ready(data.tokenizer, extra)
-    kind_class(data.tokenizer)
-    if fields is None:
-        fields = source.chosen_fields(data)
-    names = tuple(dict.fromkeys(source.field(name) for name in fields))
-    key = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra), MAX_TRAINING_EXAMPLES]
-    identity = json.dumps([*key, tokenizers.__version__])
-    path = cache_root(data) / "tokenizers" / f"{hashlib.sha256(identity.encode()).hexdigest()[:24]}.json"
-    with locked(path):
-        if not path.exists():
-            start = time.perf_counter()
-            tokenizer = Tokenizer.train(_texts(source, names), data.vocab_size, data.tokenizer, extra)
-            tokenizer.save(path)
-            seconds = time.perf_counter() - start
-            logger.info("trained a tokenizer of %d pieces in %.1f s", tokenizer.vocab_size, seconds)
-        return Tokenizer.load(path)
-
-
-def _ready(path: str, extra: Sequence[str]) -> Tokenizer:
-    tokenizer = Tokenizer.load(Path(path).expanduser())
-    if [tokenizer.specials[name] for name in SPECIALS] != [Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id]:
-        raise UserError(
-            f"data.tokenizer={path} has the ids of a pretrained model: train one with transformer.tokenize."
-        )
-    missing = [name for name in extra if name not in tokenizer.specials]
-    if missing:
-        raise UserError(
-            f"data.tokenizer={path} has no {missing[0]}, which the task needs: train it again with that piece "
-            "(--mask, --holes)."
-        )
-    return tokenizer
-
-
-def _texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
-    examples = source.split("train")
-    stride = -(-len(examples) // MAX_TRAINING_EXAMPLES)
-    for index in range(0, len(examples), max(stride, 1)):
-        example = examples[index]
-        for field in fields:
-            yield example[field]

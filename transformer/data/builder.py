@@ -1,0 +1,186 @@
+"""A dataset before it is prepared, and the TFDS builder that writes any of them as ArrayRecord files.
+
+Readers of files (sources/) and generators (builtin/) say what a dataset is; preparing it is here, for all of them.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transformer.config import DataConfig
+from transformer.data.caching import Key, cache_root, cached
+from transformer.errors import UserError
+
+# Split -> a function that gives its examples in order. It is called more than once.
+Splits = Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """What a dataset is called, what an example looks like, and where the examples come from.
+
+    Data read from files have no `code`: `digest` reads them whenever they are asked for, and changed files are
+    prepared anew. Generated data name the modules that generate them in `code`, and all else that decides what comes
+    out in `versions`: they are generated only where one of these has changed.
+    """
+
+    name: str
+    features: Mapping[str, Any]  # key of an example -> its TFDS feature
+    splits: Splits
+    digest: Callable[[], str]  # a hex digest of every example of every split, labels and arrays included
+    code: Sequence[Any] = ()
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see Source.facts
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a text field -> the field
+    shuffled: bool = False  # TFDS stores the examples in the order of a hash of their numbers
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """`digest()`, read once."""
+        return self.digest()
+
+
+def of_texts(name: str, fields: Iterable[str], splits: Splits, classes: Sequence[str] = (), **options: Any) -> Dataset:
+    """A dataset of text fields; with `classes`, an example also has the number of its class, `label`."""
+    features: dict[str, Any] = {field: tfds.features.Text() for field in fields}
+    if classes:
+        features["label"] = tfds.features.ClassLabel(names=list(classes))
+    return Dataset(name, features, splits, functools.partial(digest_of_rows, splits), **options)
+
+
+def of_arrays(name: str, features: Mapping[str, Any], splits: Splits, **options: Any) -> Dataset:
+    """A dataset with fields of arrays: images, recordings or series."""
+    return Dataset(name, features, splits, functools.partial(digest_of_arrays, name, features, splits), **options)
+
+
+def at_once(names: Iterable[str], make: Callable[[], Mapping[str, Sequence[Any]]]) -> Splits:
+    """Splits of which `make` makes all together, when the first of them is read."""
+    made = functools.cache(make)
+    return {name: functools.partial(lambda split: made()[split], name) for name in names}
+
+
+def array_feature(shape: tuple[int | None, ...], dtype: Any) -> tfds.features.Tensor:
+    """A field of arrays, stored as their bytes; the first axis may be None, for any length."""
+    return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
+
+
+def share(*key: object) -> float:
+    """A number from 0 to 1 that depends on the key only: where a split is drawn by it, it never changes."""
+    return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "big") / 2**64
+
+
+# --- Digests
+
+
+def digest_of_rows(splits: Mapping[str, Callable[[], Iterable[Any]]]) -> str:
+    """SHA-256 (hex) of the JSON object {split: [row, ...]} with sorted keys, of which one row is held at a time."""
+    digest = hashlib.sha256(b"{")
+    for number, split in enumerate(sorted(splits)):
+        digest.update(f"{', ' if number else ''}{json.dumps(split)}: [".encode())
+        for place, row in enumerate(splits[split]()):
+            digest.update(f"{', ' if place else ''}{json.dumps(row, sort_keys=True)}".encode())
+        digest.update(b"]")
+    digest.update(b"}")
+    return digest.hexdigest()
+
+
+def digest_of_arrays(name: str, features: Iterable[str], splits: Splits) -> str:
+    """SHA-256 (hex) of the names, and of every example of every split in order. UserError: a split has none."""
+    digest = hashlib.sha256(json.dumps([name, list(features)]).encode())
+    for split, examples in splits.items():
+        count = 0
+        for example in examples():
+            count += 1
+            add_example(digest, example)
+        if not count:
+            raise UserError(f"{name} has no example for its split {split!r}: add files to data.dir.")
+        digest.update(json.dumps([split, count]).encode())
+    return digest.hexdigest()
+
+
+def add_example(digest: Any, example: Mapping[str, Any]) -> None:
+    """Adds all fields of an example to a digest of hashlib: arrays by type, shape and bytes, all else by value."""
+    for key, value in example.items():
+        if isinstance(value, np.ndarray):
+            digest.update(f"{key} {value.dtype.str} {value.shape} ".encode())
+            digest.update(np.ascontiguousarray(value).data)
+        else:  # a NumPy scalar is written otherwise by every other version of NumPy
+            digest.update(f"{key} {value.item() if isinstance(value, np.generic) else value!r} ".encode())
+
+
+# --- TFDS
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """TFDS without progress bars, log lines and prints; everything is as before afterwards."""
+    verbosity = absl.logging.get_verbosity()
+    progress = tfds.core.utils.tqdm_utils._active
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    tfds.display_progress_bar(False)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        absl.logging.set_verbosity(verbosity)
+        tfds.display_progress_bar(progress)
+
+
+with tfds.core.registered.skip_registration():  # it takes an argument that tfds.builder(name) could not give
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        """A Dataset as TFDS has them. Its metadata hold the fingerprint and the versions."""
+
+        VERSION = tfds.core.Version("1.0.0")
+        # There are no checksums beside this file; looking for them needs a package that TFDS 4.9 forgets to require.
+        code_path = None
+
+        def __init__(self, dataset: Dataset, *, data_dir: Path) -> None:
+            self.dataset = dataset
+            self.name = dataset.name
+            super().__init__(data_dir=data_dir, file_format="array_record")
+
+        def _info(self) -> tfds.core.DatasetInfo:
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=tfds.features.FeaturesDict(dict(self.dataset.features)),
+                disable_shuffling=not self.dataset.shuffled,
+                metadata=tfds.core.MetadataDict(versions=dict(self.dataset.versions)),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+            self.info.metadata["fingerprint"] = self.dataset.fingerprint
+            return {split: self._generate_examples(split) for split in self.dataset.splits}
+
+        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+            yield from enumerate(dict(example) for example in self.dataset.splits[split]())
+
+
+def prepared(dataset: Dataset, data: DataConfig) -> Builder:
+    """The builder of a dataset, written once in the cache folder; `info.metadata["fingerprint"]` is of what it holds.
+
+    UserError: what the dataset's reader finds wrong with its files.
+    """
+    classes = getattr(dataset.features.get("label"), "names", None)
+    content = dict(dataset.versions) if dataset.code else dataset.fingerprint
+    code = (*dataset.code, sys.modules[__name__])
+    key = Key(cache_root(data) / "prepared" / dataset.name, [list(dataset.features), classes, content], code)
+
+    def make(folder: Path) -> None:
+        with quiet():
+            Builder(dataset, data_dir=folder).download_and_prepare(file_format="array_record")
+
+    folder = cached(key, make)
+    with quiet():
+        return Builder(dataset, data_dir=folder)

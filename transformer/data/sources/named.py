@@ -1,0 +1,150 @@
+"""Any dataset of TFDS, by its name: found prepared, or downloaded and prepared in the cache folder."""
+
+import contextlib
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import logging
+import re
+import socket
+import sys
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transformer.config import DataConfig
+from transformer.data.builder import add_example, quiet
+from transformer.data.caching import Key, cache_root, cached, locked, remove
+from transformer.data.sources.images import moments, value_counts
+from transformer.data.sources.source import ALL, Source, from_builder
+from transformer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# TFDS registers its older datasets only as far as the first folder that wants TensorFlow; those of text come after it.
+TEXT_MODULES = ("text", "translate", "summarization", "question_answering", "text_simplification")
+
+
+def load(data: DataConfig, own: Iterable[str]) -> Source:
+    """The TFDS dataset `data.name`: of data.dir, of TFDS's own folder, or downloaded and prepared in the cache folder.
+
+    UserError: there is none, or it cannot be had; then `own` are the names that are no datasets of TFDS.
+    """
+    with quiet():
+        for module in TEXT_MODULES:
+            with contextlib.suppress(ImportError):
+                importlib.import_module(f"tensorflow_datasets.{module}")
+        try:
+            builder = tfds.builder(data.name, data_dir=data.dir or None)
+            if not data.dir and not builder.is_prepared():
+                builder = tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
+            prepared = builder.is_prepared()
+        except tfds.core.DatasetNotFoundError as error:
+            raise UserError(_no_such_dataset(data, list(own))) from error
+        except Exception as error:  # no such configuration or version, or whatever else a dataset's code raises
+            raise UserError(f"data.name={data.name!r} cannot be opened ({_brief(error)}): check the name.") from error
+    if not prepared and data.dir:
+        raise UserError(
+            f"{data.name} is not prepared in data.dir={data.dir}: prepare it there with TFDS, or leave data.dir empty "
+            "to download it."
+        )
+    if not prepared:
+        try:
+            _check_network(builder)
+            logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
+            builder = _prepare(data)
+        except Exception as error:  # whatever a dataset's own code and the network raise
+            raise UserError(
+                f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
+                'it where that works, with file_format="array_record", and name its folder in data.dir.'
+            ) from error
+    source = from_builder(data.name, builder, fingerprint="")
+    found = survey(source, data)
+    return dataclasses.replace(source, fingerprint=found["fingerprint"], facts={**source.facts, **found["facts"]})
+
+
+def _prepare(data: DataConfig) -> tfds.core.DatasetBuilder:
+    """Prepares a dataset in TFDS's own folders, where it is found again by its name; other processes wait meanwhile."""
+
+    def make() -> tfds.core.DatasetBuilder:
+        return tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
+
+    with quiet():
+        path = Path(make().data_path)
+    with locked(path), quiet():
+        builder = make()  # reads what another process has prepared while this one waited
+        if not builder.is_prepared():
+            for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own folders, of killed processes
+                remove(stale)
+            builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def survey(source: Source, data: DataConfig) -> dict[str, Any]:
+    """The `fingerprint` of a source, of every example of every split, and `facts` of its images, if it has any.
+
+    All examples are read for it, once: the cache has it as long as the prepared files stay as they are.
+    """
+    info = source.builder.info
+    stats = [(path.name, path.stat()) for path in sorted(Path(source.builder.data_path).iterdir())]
+    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    shards = {name: split.shard_lengths for name, split in info.splits.items()}
+    parts = [source.fields, source.arrays, source.splits, dict(source.slices)]
+    code = [sys.modules[__name__], add_example, value_counts, moments]
+    key = Key(cache_root(data) / "surveys", [info.full_name, shards, files, parts], code)
+
+    def make(folder: Path) -> None:
+        count = sum(len(source.split(name)) for name in source.splits)
+        logger.info("reading all %d examples of %s for their fingerprint, once", count, source.name)
+        digest = hashlib.sha256(json.dumps([info.full_name, source.fields, source.arrays]).encode())
+        counts: dict[int, np.ndarray] = {}  # by the number of channels
+        for name in source.splits:
+            examples = source.split(name)
+            digest.update(json.dumps([name, len(examples)]).encode())
+            for example in examples:
+                add_example(digest, example)
+                image = example.get("image") if name == "train" else None
+                if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+                    added = value_counts(image)
+                    counts[len(added)] = counts.get(len(added), 0) + added
+        facts = moments(*counts.values()) if len(counts) == 1 else {}
+        found = {"fingerprint": ALL + digest.hexdigest(), "facts": facts}
+        (folder / "survey.json").write_text(json.dumps(found))
+
+    return json.loads((cached(key, make) / "survey.json").read_text())
+
+
+def _check_network(builder: tfds.core.DatasetBuilder) -> None:
+    """Raises at once where none of a dataset's hosts has an address; TFDS itself would try for minutes."""
+    hosts = {host for url in builder.url_infos or {} if (host := urllib.parse.urlsplit(url).hostname)}
+    failure = None
+    for host in [] if urllib.request.getproxies() else sorted(hosts):
+        try:
+            socket.getaddrinfo(host, 443)
+            return
+        except OSError as error:
+            failure = ConnectionError(f"{host}: {error.strerror}")
+    if failure:
+        raise failure
+
+
+def _no_such_dataset(data: DataConfig, own: list[str]) -> str:
+    name = re.split("[/:]", data.name)[0]
+    names = [*own, *tfds.list_builders(with_community_datasets=False)]
+    if name in names:  # the code is there, and the folder of prepared data is not
+        return f"{data.name} is not prepared in data.dir={data.dir}: prepare it there with TFDS."
+    near = difflib.get_close_matches(name, names, n=2)
+    hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"choose one of {', '.join(own)}"
+    return f"There is no dataset {name!r}: {hint}, or name any dataset of TFDS."
+
+
+def _brief(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

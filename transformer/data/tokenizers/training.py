@@ -1,0 +1,78 @@
+"""The tokenizer of a run: trained on its source, or a file that was trained before.
+
+It learns from the training split alone, and both languages of a pair share one vocabulary, since the model ties source,
+target and output embedding.
+"""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from transformer.config import DataConfig
+from transformer.data import tokenizers
+from transformer.data.caching import Key, cache_root, cached
+from transformer.data.sources.source import Source
+from transformer.data.tokenizers import SPECIALS, Tokenizer, kind_class, letters, subwords, words
+from transformer.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+CODE = (tokenizers, letters, subwords, words)  # what decides how a text is cut
+# A corpus of many millions of lines teaches a tokenizer nothing that an even sample of it does not.
+MAX_TRAINING_EXAMPLES = 1_000_000
+
+
+def load_or_train(
+    source: Source, data: DataConfig, fields: Sequence[str] | None = None, extra: Sequence[str] = ()
+) -> Tokenizer:
+    """The tokenizer `data.tokenizer` of a source's training split, from the cache where it has been trained before.
+
+    `fields` are the text fields that it learns from, by default those that `data.source` and `data.target` name (a
+    language model's source names none). `extra` are names of special tokens to reserve: MASK, `holes(n)`. UserError: a
+    vocabulary too small, a field that the source does not have, no such kind of tokenizer.
+
+    Where `data.tokenizer` is the path of a .json file (`transformer.tokenize` writes them), that one is taken.
+    """
+    if data.tokenizer.endswith(".json"):
+        return _ready(data.tokenizer, extra)
+    kind_class(data.tokenizer)
+    if fields is None:
+        fields = source.chosen_fields(data)
+    names = tuple(dict.fromkeys(source.field(name) for name in fields))
+    inputs = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra)]
+    key = Key(cache_root(data) / "tokenizers", inputs, (*CODE, sys.modules[__name__]), ("tokenizers",))
+
+    def make(folder: Path) -> None:
+        start = time.perf_counter()
+        tokenizer = Tokenizer.train(_texts(source, names), data.vocab_size, data.tokenizer, extra)
+        tokenizer.save(folder / "tokenizer.json")
+        seconds = time.perf_counter() - start
+        logger.info("trained a tokenizer of %d pieces in %.1f s", tokenizer.vocab_size, seconds)
+
+    return Tokenizer.load(cached(key, make) / "tokenizer.json")
+
+
+def _ready(path: str, extra: Sequence[str]) -> Tokenizer:
+    tokenizer = Tokenizer.load(Path(path).expanduser())
+    if [tokenizer.specials[name] for name in SPECIALS] != [Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id]:
+        raise UserError(
+            f"data.tokenizer={path} has the ids of a pretrained model: train one with transformer.tokenize."
+        )
+    missing = [name for name in extra if name not in tokenizer.specials]
+    if missing:
+        raise UserError(
+            f"data.tokenizer={path} has no {missing[0]}, which the task needs: train it again with that piece "
+            "(--mask, --holes)."
+        )
+    return tokenizer
+
+
+def _texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
+    examples = source.split("train")
+    stride = -(-len(examples) // MAX_TRAINING_EXAMPLES)
+    for index in range(0, len(examples), max(stride, 1)):
+        example = examples[index]
+        for field in fields:
+            yield example[field]
