@@ -37,7 +37,7 @@ from transformer.decoding import beam, greedy
 from transformer.model.families import build
 from transformer.model.layers import Tokens
 from transformer.model.pretrained import parameter_shapes, save
-from transformer.writing import at_once, side_by_side
+from transformer.writing.slices import at_once, side_by_side
 
 # Tokens of a sentence of test_2016_flickr.en, with BOS and EOS -> how many sentences have so many.
 SOURCE_LENGTHS = {

@@ -18,7 +18,7 @@ from typing import Any
 from absl import flags
 
 from transformer import command_line
-from transformer.config import MAY_CHANGE, Config, DataConfig, differences, from_dict, to_dict
+from transformer.config import MAY_CHANGE, Config, DataConfig, differences, to_dict
 from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -30,6 +30,8 @@ def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
     Raises UserError, naming the keys, where anything but the steps, the mesh and the logging differs, and where the
     data does.
     """
+    from transformer.runs import read_config
+
     path = workdir / "config.json"
     if path.exists():
         changed = {
@@ -56,20 +58,11 @@ def claim(workdir: Path, config: Config, data: dict[str, Any]) -> None:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
 
 
-def read_config(workdir: Path) -> Config:
-    """The config of the run in a workdir. UserError: there is none."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
-    try:
-        return from_dict(json.loads(path.read_text()))
-    except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
-
-
 def _data(config: Config, workdir: Path) -> DataConfig:
     """The data's part of the config, with the tokenizer of the run that this one begins from; that run may be gone
     once this one has begun. UserError: there is none."""
+    from transformer.runs import read_config
+
     if not config.init_from:
         return config.data
     own = workdir / "tokenizer.json"
@@ -99,6 +92,7 @@ def _train(
     import jax
     import numpy as np
 
+    from transformer import runs
     from transformer.data.sources import load_source
     from transformer.data.tokenizers import load_or_train
     from transformer.tasks import task_class
@@ -121,7 +115,7 @@ def _train(
     per_epoch = training.steps_per_epoch
 
     if first:
-        claim(workdir, config, {"fingerprint": source.fingerprint} | training.report)
+        claim(workdir, config, {"fingerprint": source.fingerprint, "facts": runs.facts_of(source)} | training.report)
         if tokenizer is not None and not (workdir / "tokenizer.json").exists():
             tokenizer.save(workdir / "tokenizer.json")
 
@@ -132,7 +126,7 @@ def _train(
     if checkpoints.latest is None:
         state = create(seed)
         if config.init_from:
-            state = state._replace(params=_begin_from(Path(config.init_from), task.init, layout))
+            state = state._replace(params=runs.read_params(Path(config.init_from), task.init, layout)[0])
     else:
         state = checkpoints.restore(layout.abstract(jax.eval_shape(create, seed)))
         checkpoints.set_aside_after(int(state.step))
@@ -183,25 +177,6 @@ def _train(
         checkpoints.close()
         writer.close()
     return metrics
-
-
-def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
-    """The newest parameters of another run of the same model; its optimizer's state is left behind.
-
-    UserError: there is no run, or one of another model.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from transformer.training import optim, step
-    from transformer.training.checkpoint import Checkpoints
-
-    create = step.make_init(init, optim.make_optimizer(read_config(workdir)), layout)
-    checkpoints = Checkpoints(workdir)
-    try:
-        return checkpoints.restore(layout.abstract(jax.eval_shape(create, jnp.uint32(0)))).params
-    finally:
-        checkpoints.close()
 
 
 def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | None:

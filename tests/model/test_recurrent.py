@@ -18,7 +18,6 @@ from transformer.config import Config, DataConfig, LoggingConfig, MeshConfig, Mo
 from transformer.data.tokenizers import Tokenizer
 from transformer.describe import backends
 from transformer.errors import UserError
-from transformer.generate import generate, restore
 from transformer.model.families import build, output_table
 from transformer.model.layers import Tokens
 from transformer.model.noise import step_noise
@@ -356,7 +355,7 @@ def test_trained_by_the_same_loop(config: Config, changes: dict[str, Any], tmp_p
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.6 * losses[0]
     assert found["token_accuracy"] > 0.3
-    trained = restore(tmp_path)
+    trained = load_run(tmp_path)
     given = ["ab", "", "cab", "a"]
     outputs = generate(trained, given)
     assert len(outputs) == 4

@@ -20,6 +20,7 @@ from transformer import train as verb
 from transformer.config import Config, DataConfig, LoggingConfig, ModelConfig, OptimizerConfig, override
 from transformer.data.batches.pairs import PairBatches
 from transformer.errors import UserError
+from transformer.runs import read_config
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Diverged
 from transformer.training.writer import Writer
@@ -150,7 +151,7 @@ def test_what_may_change_does(config: Config, whole: Run, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_bytes((whole.workdir / "config.json").read_bytes())
     changed = override(config, {"steps": 15, "mesh.data": 1, "logging.log_every": 5, "logging.keep": 9})
     verb.claim(tmp_path, changed, whole.data)
-    assert verb.read_config(tmp_path) == changed
+    assert read_config(tmp_path) == changed
 
 
 def test_other_data_under_the_same_config_is_refused(config: Config, whole: Run) -> None:

@@ -1,0 +1,32 @@
+"""What names the class of each text."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.tasks.trained import Trained
+from transformer.writing.manner import Output
+from transformer.writing.slices import rows_of
+
+
+class Classifier:
+    """Names the class of each row of padded tokens; the score is its log-probability."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._predict = jax.jit(lambda params, batch: jax.nn.log_softmax(trained.task.predict(params, batch)))
+        self._params, self._names = trained.params, trained.classes
+        self.devices = 1
+        self.compiled: set[tuple[int, ...]] = set()
+
+    def rows(self, width: int) -> int:
+        """Of a batch of inputs that are so long."""
+        return rows_of(width)
+
+    def __call__(self, tokens: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
+        """The most likely class of each row."""
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(np.int32)
+        batch = {"inputs": tokens, "input_positions": positions, "input_segments": segments}
+        scores = np.asarray(self._predict(self._params, batch))
+        return [[Output(self._names[row.argmax()], float(row.max()))] for row in scores]
