@@ -29,6 +29,7 @@ from transformer.tasks.trained import Trained
 from transformer.training import optim, step
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.sharding import Layout, make_layout
+from transformer.writing.manner import Manner
 
 if TYPE_CHECKING:
     from transformer.analysis.attention import Watched
@@ -48,14 +49,12 @@ class Run(Trained):
     def generate(self, lines: list[str], **manner: Any) -> list[str]:
         """The best output for each line; `manner`: fields of `transformer.writing.manner.Manner`, such as beam=4."""
         from transformer.writing.lines import generate
-        from transformer.writing.manner import Manner
 
         return generate(self, lines, Manner(**manner))
 
     def evaluate(self, split: str = "test", resamples: int = 0, **manner: Any) -> dict[str, Any]:
         """All metrics of a split, with intervals from so many resamples; see `python -m transformer.evaluate`."""
         from transformer.evaluation.splits import evaluate
-        from transformer.writing.manner import Manner
 
         return evaluate(self, split, Manner(**manner), resamples)
 

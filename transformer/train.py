@@ -1,7 +1,7 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
-numbers for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with
+Trains, and resumes where the workdir stopped. Writes config.json, data.json, tokenizer.json (of texts), metrics.jsonl,
+the same numbers for `tensorboard --logdir=runs`, and checkpoints/. Several machines: the same command on each, with
 --distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 

@@ -13,14 +13,7 @@ from transformer.data.batches.base import Batch
 from transformer.errors import UserError
 from transformer.evaluation import metrics
 from transformer.evaluation.metrics import Measured
-from transformer.tasks import (
-    Classification,
-    Forecasting,
-    LanguageModel,
-    SpanCorruption,
-    TokenTask,
-    Translation,
-)
+from transformer.tasks import Classification, Forecasting, LanguageModel, SpanCorruption, TokenTask, Translation
 from transformer.tasks.trained import Trained
 from transformer.training import step
 from transformer.training.sharding import make_layout

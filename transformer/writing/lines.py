@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from transformer.errors import UserError
 from transformer.tasks import SpeechRecognition, TextClassification, WritingTask
 from transformer.tasks.trained import Trained
@@ -67,19 +65,12 @@ def _prepared(
 
 def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
     """The outputs of the lines of a part, which are computed by their widths."""
-    members: list[list[int]] = []  # of each slice
     jobs: list[tuple[Any, ...]] = []
     for width in sorted({widths[i] for i in part if i in widths}):
-        own = [i for i in part if widths.get(i) == width]
-        rows = write.rows(width)
-        members += [own[start : start + rows] for start in range(0, len(own), rows)]
-        jobs += slices([ids[i] for i in own], width, rows)
-    for n, (tokens, _) in enumerate(jobs):
-        numbers = members[n] + members[n][:1] * (len(tokens) - len(members[n]))
-        jobs[n] = (*jobs[n], np.array(numbers, np.int32))
+        jobs += slices([i for i in part if widths.get(i) == width], ids, width, write.rows(width))
     found = {i: [Output("")] * nbest for i in part}
-    for lines, written in zip(members, _written(write, jobs), strict=True):
-        found |= dict(zip(lines, written, strict=False))
+    for (*_, numbers), written in zip(jobs, _written(write, jobs), strict=True):
+        found |= dict(zip(reversed(numbers.tolist()), reversed(written), strict=True))  # of rows that repeat, the first
     return [found[i] for i in part]
 
 

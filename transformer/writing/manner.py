@@ -23,29 +23,30 @@ class Manner:
     min_new: int = 0  # tokens before an output may end
 
     def __post_init__(self) -> None:
-        if self.beam < 0:
-            raise UserError(f"--beam must be 0 (greedy) or more, not {self.beam}")
-        if not math.isfinite(self.alpha):
-            raise UserError(f"--alpha must be a finite number, not {self.alpha}")
-        if self.sample and self.beam:
-            raise UserError(f"--sample and --beam={self.beam} exclude each other: leave one of them out")
-        if not 1 <= self.nbest <= max(self.beam, 1):
-            raise UserError(f"--nbest={self.nbest} must be from 1 to the beam's width, --beam={self.beam}: widen it")
-        if not (self.temperature > 0 and math.isfinite(self.temperature)):
-            raise UserError(
-                f"--temperature must be above 0 and finite, not {self.temperature}: for the most likely text, leave "
-                "out --sample"
-            )
-        if self.top_k < 0:
-            raise UserError(f"--top_k must be 0 (all tokens) or more, not {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed must be a whole number from 0 to 2147483647, not {self.seed}")
-        if self.max_new is not None and self.max_new < 0:
-            raise UserError(f"--max_new must be 0 or more, not {self.max_new}")
-        if self.min_new < 0 or (self.max_new is not None and self.min_new > self.max_new):
-            raise UserError(f"--min_new={self.min_new} must be from 0 to --max_new: lower it")
+        most, hot = math.inf if self.max_new is None else self.max_new, "for the most likely text, leave out --sample"
+        for wrong, sentence in (
+            (self.beam < 0, f"--beam must be 0 (greedy) or more, not {self.beam}"),
+            (not math.isfinite(self.alpha), f"--alpha must be a finite number, not {self.alpha}"),
+            (self.sample and self.beam, f"--sample and --beam={self.beam} exclude each other: leave one of them out"),
+            (
+                not 1 <= self.nbest <= max(self.beam, 1),
+                f"--nbest={self.nbest} must be from 1 to the beam's width, --beam={self.beam}: widen it",
+            ),
+            (
+                not 0 < self.temperature < math.inf,
+                f"--temperature must be above 0 and finite, not {self.temperature}: {hot}",
+            ),
+            (self.top_k < 0, f"--top_k must be 0 (all tokens) or more, not {self.top_k}"),
+            (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, not {self.top_p}"),
+            (
+                not 0 <= self.seed < 2**31,
+                f"--seed must be a whole number from 0 to 2147483647, not {self.seed}",
+            ),
+            (most < 0, f"--max_new must be 0 or more, not {self.max_new}"),
+            (not 0 <= self.min_new <= most, f"--min_new={self.min_new} must be from 0 to --max_new: lower it"),
+        ):
+            if wrong:
+                raise UserError(sentence)
 
     def strategy(self, numbers: Any) -> tuple[str, dict[str, Any]]:
         """The row of DECODERS, and its options for lines of these numbers."""

@@ -26,16 +26,18 @@ def width_of(length: int, buckets: Sequence[int], limit: int | None) -> int:
     return width if limit is None else min(width, limit)
 
 
-def slices(ids: Sequence[Sequence[int]], width: int, rows: int) -> Iterator[tuple[Any, Any]]:
-    """Padded tokens [rows, width] and lengths [rows], slice after slice; rows that are left over repeat the first, so
-    that they end when it does."""
-    for start in range(0, len(ids), rows):
-        chunk = ids[start : start + rows]
-        batch, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32)
-        for row, tokens in enumerate(chunk):
-            batch[row, : len(tokens)], lengths[row] = tokens, len(tokens)
-        batch[len(chunk) :], lengths[len(chunk) :] = batch[0], lengths[0]
-        yield batch, lengths
+def slices(
+    numbers: Sequence[int], ids: Sequence[Sequence[int]], width: int, rows: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of the lines of these numbers, slice after slice: padded tokens [rows, width], lengths [rows] and numbers [rows].
+    Rows that are left over repeat the first, so that they end when it does."""
+    for start in range(0, len(numbers), rows):
+        chunk = list(numbers[start : start + rows])
+        chunk += chunk[:1] * (rows - len(chunk))
+        batch = np.zeros((rows, width), np.int32)
+        for row, number in enumerate(chunk):
+            batch[row, : len(ids[number])] = ids[number]
+        yield batch, np.array([len(ids[number]) for number in chunk], np.int32), np.array(chunk, np.int32)
 
 
 def side_by_side(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], threads: int) -> list[Any]:

@@ -141,20 +141,21 @@ def stream(writer: Writer, ids: Sequence[int], show: Callable[[str], object]) ->
             show(text[shown:])
             shown = len(text)
 
-    def decode(params: Any, inputs: Any, lengths: Any) -> Any:
+    def decode(params: Any, inputs: Any, lengths: Any, numbers: Any) -> Any:
         step, state, first, places, *ends = writer.begin(params, inputs, lengths)
 
         def telling(tokens: Any, positions: Any, state: Any) -> Any:
             jax.debug.callback(told, tokens[0, 0], positions[0, 0] - places[0], ordered=True)
             return step(tokens, positions, state)
 
-        name, options = writer.manner.strategy(numbers=jnp.zeros(1, jnp.int32))
+        name, options = writer.manner.strategy(numbers)
         return DECODERS[name](telling, state, first, places, *ends, writer.eos_id, **options)
 
-    ((batch, lengths),) = slices([ids], width_of(len(ids), writer.trained.config.data.buckets, writer.trained.limit), 1)
+    width = width_of(len(ids), writer.trained.config.data.buckets, writer.trained.limit)
+    ((batch, lengths, numbers),) = slices([0], [ids], width, 1)
     params = jax.device_put([member.params for member in writer.trained.members], jax.devices()[0])
-    found = jax.device_get(jax.jit(decode)(params, batch, lengths))
+    found = jax.device_get(jax.jit(decode)(params, batch, lengths, numbers))
     jax.effects_barrier()
-    writer.check(found.ok, [0])
+    writer.check(found.ok, numbers)
     said = [token for token in found.tokens[0, 0, : found.lengths[0, 0]].tolist() if token != writer.eos_id]
     show(one_line(tokenizer.decode(said))[shown:])
