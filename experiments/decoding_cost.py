@@ -35,9 +35,9 @@ from experiments.lab.render import Block, Table
 from transformer.config import ModelConfig
 from transformer.decoding import beam, greedy
 from transformer.model.families import build
-from transformer.model.layers import Tokens
 from transformer.model.pretrained import parameter_shapes, save
-from transformer.writing import at_once, side_by_side
+from transformer.model.tokens import Tokens
+from transformer.writing.slices import at_once, side_by_side
 
 # Tokens of a sentence of test_2016_flickr.en, with BOS and EOS -> how many sentences have so many.
 SOURCE_LENGTHS = {

@@ -66,7 +66,7 @@ def measure_case(layers: int, window: int, seed: int) -> list[dict[str, Any]]:
     import optax
 
     from transformer.model.families import build
-    from transformer.model.layers import Tokens
+    from transformer.model.tokens import Tokens
 
     config = ModelConfig(
         family="decoder_only", positions="none", attention=(f"window:{window}",), num_layers=layers, d_model=64,

@@ -109,7 +109,7 @@ def _arguments(rows: int, sources: int, targets: int) -> tuple[Any, ...]:
     """Random tokens and their places, as an encoder-decoder is called."""
     import jax.numpy as jnp
 
-    from transformer.model.layers import Tokens
+    from transformer.model.tokens import Tokens
 
     rng, found = np.random.default_rng(0), []
     for length in (sources, targets):

@@ -18,10 +18,10 @@ from transformer.analysis import plots
 from transformer.config import ModelConfig
 from transformer.model.attention import attend
 from transformer.model.families import build
-from transformer.model.layers import Tokens
 from transformer.model.masks import band, visible
 from transformer.model.positions import sinusoid
 from transformer.model.stacks import Layer
+from transformer.model.tokens import Tokens
 
 # %% [markdown]
 # ## 1. Text to tokens: byte-pair encoding

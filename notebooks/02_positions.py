@@ -17,8 +17,8 @@ import optax
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 from transformer.model.families import build
-from transformer.model.layers import Tokens
 from transformer.model.positions import alibi_slopes, rotate, sinusoid, t5_bucket
+from transformer.model.tokens import Tokens
 
 TOY = "TOY" in os.environ  # a few steps only, to see that all of it runs
 

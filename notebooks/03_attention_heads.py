@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import transformer
 from transformer.analysis import plots
-from transformer.analysis.attention import ablated, watch
+from transformer.analysis.attention import ablated
 from transformer.analysis.heads import head_statistics, rollout
 from transformer.config import load_file, override
-from transformer.generate import restore
-from transformer.heads import of_folder, of_run
+from transformer.reading import of_folder
 from transformer.train import train
 
 TOY = "TOY" in os.environ  # a few steps of a small model, to see that all of it runs
@@ -36,9 +36,9 @@ if WORKDIR is None:
                                    "optimizer.warmup_steps": 1})  # fmt: skip
     WORKDIR = tempfile.mkdtemp()
     train(config, Path(WORKDIR), quiet=True)
-trained = restore(Path(WORKDIR))
-example = trained.source.split("test")[0]
-source, target = (example[name] for name in trained.source.pair(trained.config.data))
+run = transformer.load_run(WORKDIR)
+example = run.source.split("test")[0]
+source, target = (example[name] for name in run.source.pair(run.config.data))
 print(source, target, sep="\n")
 
 # %% [markdown]
@@ -48,8 +48,8 @@ print(source, target, sep="\n")
 # source? The mean of the heads of the last layer comes close to which word translates which.
 
 # %%
-reading = of_run(trained, source, target)
-_, watched = watch(reading.model, reading.params, *reading.arguments)
+reading = run.reading(source, target)
+watched = reading.attention()
 written = [*reading.tokens["decoder"][1:], "[end]"]
 cross = watched["decoder"]["cross"]
 plots.matrix(np.asarray(cross.weights[-1, 0].mean(0)), "source", "written next", "mean weight of the heads",
@@ -87,16 +87,16 @@ plots.matrix(flow, "input", "place in the last layer", "share", reading.tokens["
 # (Michel et al. 2019), and the loss is measured on a batch of unseen sentences.
 
 # %%
-batch = next(trained.task.batches(trained.source, "test").evaluation())
-arguments = trained.task.arguments(batch)
-real = trained.task.weights(batch)
-shape = (trained.task.model_config.num_layers, trained.task.model_config.num_heads)
+batch = next(run.task.batches(run.source, "test").evaluation())
+arguments = run.task.arguments(batch)
+real = run.task.weights(batch)
+shape = (run.task.model_config.num_layers, run.task.model_config.num_heads)
 
 
 @jax.jit
 def loss(keep: jax.Array) -> jax.Array:
     """Nats a token, with the contributions of the decoder's cross-attention heads multiplied by keep [N, H]."""
-    logits = ablated(trained.task.model, trained.params, {"decoder": {"cross": keep}}, *arguments)
+    logits = ablated(run.model, run.params, {"decoder": {"cross": keep}}, *arguments)
     return (optax.softmax_cross_entropy_with_integer_labels(logits, batch["targets"]) * real).sum() / real.sum()
 
 
@@ -122,7 +122,7 @@ WIDE = "The animal didn't cross the street because it was too wide."
 def looks(text: str, word: str) -> np.ndarray:
     """[N, H]: the weight of "it" on a word."""
     reading = of_folder(Path(PRETRAINED), text)
-    weights = watch(reading.model, reading.params, *reading.arguments)[1]["encoder"]["self"].weights
+    weights = reading.attention()["encoder"]["self"].weights
     tokens = reading.tokens["encoder"]
     return np.asarray(weights[:, 0, :, tokens.index("it"), tokens.index(word)])
 

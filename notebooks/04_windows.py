@@ -18,8 +18,8 @@ from transformer.analysis import plots
 from transformer.config import ModelConfig
 from transformer.model.attention import attend
 from transformer.model.families import build
-from transformer.model.layers import Tokens
 from transformer.model.masks import band, visible
+from transformer.model.tokens import Tokens
 
 TOY = "TOY" in os.environ  # short lengths only, to see that all of it runs
 

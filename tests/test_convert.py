@@ -18,8 +18,8 @@ from transformer.convert import convert
 from transformer.data.tokenizers.llama2c import read_vocabulary, to_tokenizer
 from transformer.decoding.greedy import greedy
 from transformer.errors import UserError
-from transformer.model.layers import Tokens
 from transformer.model.pretrained import load
+from transformer.model.tokens import Tokens
 
 DIM, HIDDEN, LAYERS, HEADS, KV_HEADS, POSITIONS = 12, 10, 2, 3, 1, 11
 # Pieces that can be made in more than one way ("aaa", "abab"), that hold a space, and letters beyond ASCII.

@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 from absl import flags
 
-from transformer import heads
+from transformer import heads, reading
 from transformer.config import Config, ModelConfig, override
 from transformer.data.tokenizers import MASK, Tokenizer
 from transformer.errors import UserError
-from transformer.generate import Trained
 from transformer.model.families import build, init
-from transformer.model.layers import Tokens
 from transformer.model.pretrained import save
+from transformer.model.tokens import Tokens
 from transformer.tasks import TASKS
+from transformer.tasks.trained import Trained
 
 SMALL = {"model.num_layers": 1, "model.d_model": 8, "model.d_ff": 8, "model.num_heads": 2, "data.max_len": 9}
 SMALL |= {"data.buckets": [16], "data.row_multiple": 8, "data.batch_tokens": 128}
+
+
+def unread() -> Any:
+    raise AssertionError("no data is needed to look into a run")
 
 
 def trained(task: str, family: str, **more: Any) -> Trained:
@@ -30,7 +34,7 @@ def trained(task: str, family: str, **more: Any) -> Trained:
     config = override(Config(), SMALL | given | more)
     tokenizer = Tokenizer.train(["red green blue"], 300, "characters", (MASK,)) if TASKS[task].reads_text else None
     made = TASKS[task](config, tokenizer)
-    return Trained(config, tokenizer, None, made, jax.jit(made.init)(jax.random.key(0)), 7)
+    return Trained(config, tokenizer, made, jax.jit(made.init)(jax.random.key(0)), 7, data=unread)
 
 
 def data_of(page: str) -> Any:
@@ -40,26 +44,26 @@ def data_of(page: str) -> Any:
 
 
 def test_a_translation_has_three_kinds_of_attention() -> None:
-    reading = heads.of_run(trained("translation", "encoder_decoder"), "red", "blue")
-    assert reading.tokens == {"encoder": [*"red", "[end]"], "decoder": ["[begin]", *"blue"]}
-    data = data_of(heads.page(reading))
+    found = reading.of_run(trained("translation", "encoder_decoder"), "red", "blue")
+    assert found.tokens == {"encoder": [*"red", "[end]"], "decoder": ["[begin]", *"blue"]}
+    data = data_of(heads.page(found))
     assert [view["name"].split(":")[0] for view in data["views"]] == ["encoder", "decoder", "cross"]
     assert data["about"] == "translation, step 7"
 
 
 def test_an_output_of_its_own_where_none_is_given() -> None:
-    reading = heads.of_run(trained("translation", "encoder_decoder"), "red", None)
-    assert reading.tokens["decoder"][0] == "[begin]"
-    assert len(reading.tokens["decoder"]) <= 12
-    assert reading.about.endswith("its own, greedy")
+    found = reading.of_run(trained("translation", "encoder_decoder"), "red", None)
+    assert found.tokens["decoder"][0] == "[begin]"
+    assert len(found.tokens["decoder"]) <= 12
+    assert found.about.endswith("its own, greedy")
 
 
 def test_a_language_model_and_an_encoder() -> None:
-    reading = heads.of_run(trained("language_model", "decoder_only"), "red blue", None)
-    assert reading.tokens == {"decoder": ["[begin]", *"red▁blue"]}
-    np.testing.assert_array_equal(reading.arguments[1].positions, [range(9)])
-    reading = heads.of_run(trained("masked_language_model", "encoder_only"), "red", None)
-    assert reading.tokens == {"encoder": ["[begin]", *"red", "[end]"]}
+    found = reading.of_run(trained("language_model", "decoder_only"), "red blue", None)
+    assert found.tokens == {"decoder": ["[begin]", *"red▁blue"]}
+    np.testing.assert_array_equal(found.arguments[1].positions, [range(9)])
+    found = reading.of_run(trained("masked_language_model", "encoder_only"), "red", None)
+    assert found.tokens == {"encoder": ["[begin]", *"red", "[end]"]}
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +83,32 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_of_bert(bert: Path) -> None:
-    reading = heads.of_folder(bert, "The CATS")
-    assert reading.tokens == {"encoder": ["[CLS]", "the", "cat", "##s", "[SEP]"]}
-    view = data_of(heads.page(reading))["views"][0]
+    found = reading.of_folder(bert, "The CATS")
+    assert found.tokens == {"encoder": ["[CLS]", "the", "cat", "##s", "[SEP]"]}
+    view = data_of(heads.page(found))["views"][0]
     assert np.shape(view["entropy"]) == (2, 2)
     (bert / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert heads.of_folder(bert, "The cats").tokens == {"encoder": ["[CLS]", "[UNK]", "cat", "##s", "[SEP]"]}
+    assert reading.of_folder(bert, "The cats").tokens == {"encoder": ["[CLS]", "[UNK]", "cat", "##s", "[SEP]"]}
     (bert / "tokenizer_config.json").unlink()
 
 
 def test_what_cannot_be_looked_into(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--text has 7 tokens, and the model's position table ends after 6: shorten"):
-        heads.of_folder(bert, "the the the the the")
+        reading.of_folder(bert, "the the the the the")
     with pytest.raises(UserError, match=r"holds no vocab\.txt"):
-        heads.of_folder(tmp_path, "the")
+        reading.of_folder(tmp_path, "the")
     with pytest.raises(UserError, match="--target has 15 tokens, and the model's position table ends after 12"):
-        heads.of_run(trained("translation", "encoder_decoder"), "red", "blue green red")
+        reading.of_run(trained("translation", "encoder_decoder"), "red", "blue green red")
     with pytest.raises(UserError, match="--text has 15 tokens"):
-        heads.of_run(trained("language_model", "decoder_only"), "blue green red", None)
+        reading.of_run(trained("language_model", "decoder_only"), "blue green red", None)
     with pytest.raises(UserError, match="'language_model' has no output to look at: leave out --target"):
-        heads.of_run(trained("language_model", "decoder_only"), "red", "blue")
+        reading.of_run(trained("language_model", "decoder_only"), "red", "blue")
     images = {"model.inputs": "image", "model.num_classes": 10, "model.max_positions": 50}
     with pytest.raises(UserError, match="'image_classification' reads no line of text"):
-        heads.of_run(trained("image_classification", "encoder_only", **images), "red", None)
+        reading.of_run(trained("image_classification", "encoder_only", **images), "red", None)
     recurrent = {"model.positions": "none"}
     with pytest.raises(UserError, match="has no attention heads to look into"):
-        heads.page(heads.of_run(trained("language_model", "recurrent_language_model", **recurrent), "red", None))
+        heads.page(reading.of_run(trained("language_model", "recurrent_language_model", **recurrent), "red", None))
 
 
 @pytest.mark.parametrize(

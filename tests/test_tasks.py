@@ -16,11 +16,12 @@ import pytest
 from transformer.config import Config, override
 from transformer.data.sources import recordings, series
 from transformer.errors import UserError
-from transformer.evaluate import evaluate, measured
 from transformer.evaluation import baselines
-from transformer.generate import generate, restore
+from transformer.evaluation.splits import evaluate, measured
+from transformer.runs import load_run
 from transformer.tasks import TASKS, task_class
 from transformer.train import train
+from transformer.writing.lines import generate
 
 WORDS = {"uno": "one", "due": "two", "tre": "three", "sei": "six"}
 
@@ -177,7 +178,7 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.9 * losses[0], losses
-    trained = restore(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
     test = evaluate(trained, "test")
     assert test["step"] == 30
     assert np.isfinite([value for value in test.values() if isinstance(value, float)]).all()
@@ -214,7 +215,7 @@ def test_statistics_are_of_examples_and_not_of_batches(
 ) -> None:
     """So an interval draws examples (rows of a packed text), and runs with other batches are compared pair by pair."""
     train(configured(task, tmp_path / "data", steps=1, **{"data.buckets": (8, 32)}), tmp_path / "run", quiet=True)
-    trained = restore(tmp_path / "run")
+    trained = load_run(tmp_path / "run")
     config = override(trained.config, {"data.batch_tokens": 96, "data.buckets": (32,)})
     other = dataclasses.replace(trained, config=config, task=task_class(task)(config, trained.tokenizer))
     found, expected = measured(other), measured(trained)
@@ -248,7 +249,7 @@ def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path:
         folder = tmp_path / str(scanned)
         changes = {"model.num_layers": 2, "model.scan_layers": scanned, "model.dropout": 0.1}
         train(configured("translation", tmp_path / "data", **changes), folder, quiet=True)
-        trained = restore(folder)
+        trained = load_run(folder)
         assert "layer_1" in trained.params["params"]["decoder"]
         written.append((evaluate(trained, "test")["loss"], generate(trained, ["uno due", "tre sei sei"])))
     assert written[0][0] == pytest.approx(written[1][0], rel=1e-4)

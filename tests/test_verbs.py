@@ -495,7 +495,7 @@ def test_a_workdir_of_another_config(small: Small, verb: Verb, argument: str, sa
 
 
 def test_a_run_begins_with_the_parameters_of_another(small: Small, verb: Verb, tmp_path: Path) -> None:
-    from transformer.generate import restore
+    from transformer import load_run
 
     shutil.copytree(small.run, tmp_path / "first")
     command = ("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}", "--config.seed=5")
@@ -503,7 +503,7 @@ def test_a_run_begins_with_the_parameters_of_another(small: Small, verb: Verb, t
     ended = verb(*command, *begun, "--config.steps=1")
     assert ended.code == 0, ended.err
     before, after = (
-        restore(path).params["params"]["decoder"]["layer_0"]["feed_forward"]["inner"]["kernel"]
+        load_run(path).params["params"]["decoder"]["layer_0"]["feed_forward"]["inner"]["kernel"]
         for path in (tmp_path / "first", tmp_path / "run")
     )
     assert abs(before - after).max() < 1e-9

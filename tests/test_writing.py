@@ -14,16 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer import generate as generate_module
-from transformer import writing
 from transformer.analysis.alignment import alignment_layer, looks, pairs
 from transformer.config import Config, MeshConfig, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
-from transformer.generate import Trained, answer, generate, outputs
-from transformer.model.layers import Tokens
+from transformer.model.tokens import Tokens
 from transformer.tasks import TASKS
-from transformer.writing import Manner, Output
+from transformer.tasks.trained import Trained
+from transformer.writing import lines as lines_module
+from transformer.writing import slices, writer
+from transformer.writing.lines import answer, generate, outputs
+from transformer.writing.manner import Manner, Output
 
 LINES = ["ab", "", "abc abc abd", "c", "   ", "a b c d e f g h", "ab", "日本 Ж", "dd", "b a", "a" * 20, "cab", "bad"]
 DEVICES = 8
@@ -35,6 +36,10 @@ MANNERS = {"greedy": GREEDY, "beam": BEAM, "sample": SAMPLE}
 @functools.cache
 def tokenizer() -> Tokenizer:
     return Tokenizer.train(["abcd"], 259, "bytes")
+
+
+def unread() -> Any:
+    raise AssertionError("no data is needed to write")
 
 
 @functools.cache
@@ -49,12 +54,12 @@ def trained(task: str = "translation", seed: int = 2, devices: int = 1, **model:
     params = {
         room: jax.tree.map(lambda x: 5 * x, tree) if room != "embedder" else tree for room, tree in params.items()
     }
-    return Trained(config, tokenizer(), None, made, {"params": params}, 0)
+    return Trained(config, tokenizer(), made, {"params": params}, 0, data=unread)
 
 
 @pytest.fixture(autouse=True)
 def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writing, "ROWS", 2)
+    monkeypatch.setattr(slices, "ROWS", 2)
 
 
 @pytest.mark.parametrize(
@@ -78,13 +83,13 @@ def test_the_same_bytes_whatever_the_batch_and_the_devices(manner: str) -> None:
 
 def test_a_shape_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    real = writing.Writer.decode
+    real = writer.Writer.decode
 
     def decode(self: Any, *arguments: Any) -> Any:
         made.append(arguments[1].shape)
         return real(self, *arguments)
 
-    monkeypatch.setattr(writing.Writer, "decode", decode)
+    monkeypatch.setattr(writer.Writer, "decode", decode)
     generate(trained(), LINES + LINES, GREEDY)
     assert sorted(made) == [(2, 16), (2, 32)], "each width is traced once"
 
@@ -247,8 +252,8 @@ def test_slices_side_by_side_keep_their_order() -> None:
         time.sleep(seconds)
         return answer
 
-    assert writing.side_by_side(late, [(0.05, "a"), (0.0, "b"), (0.02, "c")], 2) == ["a", "b", "c"]
-    assert writing.side_by_side(late, [], 2) == []
+    assert slices.side_by_side(late, [(0.05, "a"), (0.0, "b"), (0.02, "c")], 2) == ["a", "b", "c"]
+    assert slices.side_by_side(late, [], 2) == []
 
 
 def test_after_a_mistake_no_slice_is_begun() -> None:
@@ -260,13 +265,13 @@ def test_after_a_mistake_no_slice_is_begun() -> None:
         raise UserError(f"line {number}")
 
     with pytest.raises(UserError, match="line 0"):
-        writing.side_by_side(fails, [(n,) for n in range(20)], 2)
+        slices.side_by_side(fails, [(n,) for n in range(20)], 2)
     assert len(begun) < 8
 
 
 def test_the_first_slice_of_a_shape_is_computed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads that meet a new shape would both compile it."""
-    monkeypatch.setattr(generate_module, "at_once", lambda devices: 3)
+    monkeypatch.setattr(lines_module, "at_once", lambda devices: 3)
     active, most = 0, {False: 0, True: 0}
 
     class Write:
@@ -282,10 +287,10 @@ def test_the_first_slice_of_a_shape_is_computed_by_itself(monkeypatch: pytest.Mo
             return number
 
     jobs = [(np.zeros((2, width)), n) for n, width in enumerate((4, 4, 4, 4, 8, 8, 8))]
-    assert generate_module._written(Write(), jobs) == list(range(7))
+    assert lines_module._written(Write(), jobs) == list(range(7))
     assert most == {False: 1, True: 3}
 
 
 def test_one_cpu_computes_several_slices_and_several_devices_one() -> None:
-    assert writing.at_once(devices=8) == 1
-    assert 1 <= writing.at_once(devices=1) <= writing.MOST_AT_ONCE
+    assert slices.at_once(devices=8) == 1
+    assert 1 <= slices.at_once(devices=1) <= slices.MOST_AT_ONCE

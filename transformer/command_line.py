@@ -7,11 +7,15 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 
 from transformer.config import Config, check_key, from_config_dict, load_file
 from transformer.errors import UserError
+
+if TYPE_CHECKING:
+    from transformer.runs import Run
 
 FLAGS = flags.FLAGS
 
@@ -35,6 +39,26 @@ def workdir_from_flags() -> Path:
     if not FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/first")
     return Path(FLAGS.workdir)
+
+
+def define_run() -> None:
+    """The flags that name a trained run, and those of `writing.manner.Manner` that all who use one have."""
+    flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
+    flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
+    flags.DEFINE_bool("best", False, "The checkpoint of the best validation loss, in place of the newest.")
+    flags.DEFINE_integer("beam", 0, "Hypotheses of a beam search; 0 = greedy.")
+    flags.DEFINE_float("alpha", 0.6, "Of the length penalty ((5 + length) / 6) ** alpha of beam search (GNMT).")
+
+
+def run_from_flags() -> "Run":
+    """The run that --workdir names, or the ensemble of several. UserError: see `runs.load_run`."""
+    whole = workdir_from_flags()
+    if FLAGS.best and FLAGS.average > 1:
+        raise UserError(f"--best names one checkpoint and --average={FLAGS.average} several: leave one of them out")
+    from transformer.runs import load_ensemble
+
+    several = [] if whole.is_dir() else [name for name in str(whole).split(",") if name]
+    return load_ensemble(several or [whole], FLAGS.average, FLAGS.best)
 
 
 def use_compilation_cache() -> None:

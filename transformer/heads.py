@@ -5,124 +5,25 @@ Without --target, an encoder-decoder's own greedy output is what its decoder rea
 --pretrained=FOLDER takes the weights of a BERT model with its vocab.txt.
 """
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
 
+if TYPE_CHECKING:
+    from transformer.reading import Reading
+
 FLAGS = flags.FLAGS
 
 
-class Reading(NamedTuple):
-    """A text as a model reads it."""
-
-    model: Any
-    params: Any
-    arguments: tuple[Any, ...]  # what the model is called with, one row
-    tokens: dict[str, list[str]]  # stack -> its tokens, as people shall read them
-    about: str
-
-
-def of_run(trained: Any, text: str, target: str | None) -> Reading:
-    """A text as a trained run (`transformer.generate.Trained`) reads it. UserError: it reads no text, or none of that
-    length."""
-    from transformer.generate import generate
-    from transformer.tasks import TextClassification
-    from transformer.tasks.texts import LanguageModel, MaskedLanguageModel, Translation
-
-    task, tokenizer, name = trained.task, trained.tokenizer, trained.config.task
-    about = f"{name}, step {trained.step}"
-    if isinstance(task, Translation) and task.reads_lines:
-        if target is None:
-            # As its text is tokenized; what ran to the end of a position table may come out longer, and is cut there.
-            written = tokenizer.encode(generate(trained, [text])[0])[: None if task.limit is None else task.limit - 1]
-            about += "; the output is its own, greedy"
-        else:
-            written = tokenizer.encode(target)
-        sides = {"encoder": task.prompt(tokenizer.encode(text)), "decoder": [tokenizer.bos_id, *written]}
-    elif target is not None:
-        raise UserError(f"task {name!r} has no output to look at: leave out --target")
-    elif isinstance(task, LanguageModel):
-        sides = {"decoder": task.prompt(tokenizer.encode(text))}
-    elif isinstance(task, (MaskedLanguageModel, TextClassification)):
-        sides = {"encoder": tokenizer.encode_with_ends(text)}
-    else:
-        raise UserError(f"task {name!r} reads no line of text: take a run of a translation or a language model")
-    _check(sides, task.limit)
-    batch: dict[str, Any] = {}
-    for stack, ids in sides.items():
-        side, tokens = ("input", "inputs") if stack == "encoder" else ("target", "target_inputs")
-        where = _places(ids)
-        batch |= {tokens: _row(ids), f"{side}_positions": where.positions, f"{side}_segments": where.segments}
-    names = {number: f"[{name.split()[0][1:]}]" for name, number in tokenizer.specials.items()}
-    labels = {stack: [names.get(i) or _shown(tokenizer.decode([i])) for i in ids] for stack, ids in sides.items()}
-    return Reading(task.model, trained.params, task.arguments(batch), labels, about)
-
-
-def of_folder(folder: Path, text: str) -> Reading:
-    """A text as a BERT model in a folder of Hugging Face's format reads it. UserError: it holds none."""
-    from transformer.data.tokenizers import Tokenizer
-    from transformer.data.tokenizers.words import read_vocab_txt
-    from transformer.model.positions import longest
-    from transformer.model.pretrained import load
-
-    vocab = folder / "vocab.txt"
-    if folder.is_dir() and not vocab.is_file():
-        raise UserError(
-            f"{str(folder)!r} holds no vocab.txt, and only models of BERT's kind can be looked into: name one"
-        )
-    model: Any
-    model, params = load(folder)
-    if model.config.family != "encoder_only" or model.config.inputs != "tokens":
-        raise UserError(f"{str(folder)!r} holds no model of BERT's kind: name another, or give --workdir")
-    settings = folder / "tokenizer_config.json"
-    lowercase = not settings.is_file() or json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)
-    ids = Tokenizer.from_vocab_txt(vocab, lowercase).encode_with_ends(text)
-    _check({"encoder": ids}, longest(model.config))
-    pieces = {number: piece for piece, number in read_vocab_txt(vocab, ()).items()}
-    return Reading(
-        model, params, (_row(ids), _places(ids)), {"encoder": [pieces[i] for i in ids]}, f"weights of {folder}"
-    )
-
-
-def page(reading: Reading) -> str:
+def page(reading: "Reading") -> str:
     """The page of all heads."""
-    from transformer.analysis.attention import watch
     from transformer.analysis.head_page import head_page
 
-    _, watched = watch(reading.model, reading.params, *reading.arguments)
-    return head_page(watched, reading.tokens, reading.about)
-
-
-def _row(ids: Sequence[int]) -> Any:
-    import jax.numpy as jnp
-
-    return jnp.asarray([ids], jnp.int32)
-
-
-def _places(ids: Sequence[int]) -> Any:
-    from transformer.model.layers import Tokens
-
-    return Tokens(_row(range(len(ids))), _row([1] * len(ids)))
-
-
-def _check(sides: dict[str, list[int]], limit: int | None) -> None:
-    for stack, ids in sides.items():
-        if limit is not None and len(ids) > limit:
-            flag = "--text" if stack == "encoder" or len(sides) == 1 else "--target"
-            raise UserError(
-                f"{flag} has {len(ids)} tokens, and the model's position table ends after {limit}: shorten it"
-            )
-
-
-def _shown(piece: str) -> str:
-    """A piece as people read it: spaces and new lines are seen."""
-    return piece.replace(" ", "▁").replace("\n", "⏎") or "▁"
+    return head_page(reading.attention(), reading.tokens, reading.about)
 
 
 def main() -> None:
@@ -134,12 +35,13 @@ def main() -> None:
         raise UserError("give either --workdir, the folder of a run, or --pretrained, a folder of BERT's weights")
     if output.is_dir() or not output.parent.is_dir():
         raise UserError(f"--output={FLAGS.output} is no file in a folder that is there: name one, such as heads.html")
-    if FLAGS.workdir:
-        from transformer.generate import restore
-
-        reading = of_run(restore(Path(FLAGS.workdir).expanduser()), FLAGS.text, FLAGS.target)
-    elif FLAGS.target is not None:
+    if FLAGS.pretrained and FLAGS.target is not None:
         raise UserError("a model of BERT's kind has no output to look at: leave out --target")
+    from transformer.reading import of_folder
+    from transformer.runs import load_run
+
+    if FLAGS.workdir:
+        reading = load_run(FLAGS.workdir).reading(FLAGS.text, FLAGS.target)
     else:
         reading = of_folder(Path(FLAGS.pretrained).expanduser(), FLAGS.text)
     output.write_text(page(reading), encoding="utf-8")

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import Config, OptimizerConfig, check_key, differences, is_runtime, to_dict
+from transformer.data.sources.source import comparable
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
+from transformer.runs import read_config
 
 # What a run may be changed in on purpose: it leaves the model, the batches and the shapes of the state as they are.
 # Some change between two values only and not from or to 0 (which leaves out a part of the optimizer's state) or ""
@@ -29,8 +31,6 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
     Keys of `transformer.config.RUNTIME` may differ, those that `change` names, and the paths of files whose content is
     compared. UserErrors: another key differs, so that it is another run; `change` names one that cannot be changed.
     """
-    from transformer.train import read_config
-
     for key in change:
         if check_key(key) not in CHANGEABLE and not is_runtime(key):
             raise UserError(f"--change={key} is not possible in a run, only {', '.join(CHANGEABLE)}: train a new one")
@@ -52,8 +52,10 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
 
 
 def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
-    """UserError: the run in the workdir was trained on other data."""
-    if fingerprint != _written(workdir).get("fingerprint", fingerprint):
+    """UserError: the run in the workdir was trained on other data. Fingerprints that an older version has taken in
+    another way cannot be compared."""
+    old = _written(workdir).get("fingerprint", fingerprint)
+    if fingerprint != old and comparable(old, fingerprint):
         raise UserError(
             f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
             "differ): bring back that data, or choose another --workdir"

@@ -1,45 +1,34 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, tokenizer.json (of texts), metrics.jsonl, the same
-numbers for `tensorboard --logdir=runs`, and checkpoints/. Steps, mesh, logging and folders of the data may differ when
-it resumes; --change=optimizer.learning_rate lets a key of the optimizer differ, too, and changes.jsonl tells both
-values and the step. Several machines: the same command on each, with
+Trains, and resumes where the workdir stopped. Writes config.json, data.json, tokenizer.json (of texts), metrics.jsonl,
+the same numbers for `tensorboard --logdir=runs`, and checkpoints/. Steps, mesh, logging and folders of the data may
+differ when it resumes; --change=optimizer.learning_rate lets a key of the optimizer differ, too, and changes.jsonl
+tells both values and the step. Several machines: the same command on each, with
 --distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 
 import dataclasses
-import json
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, DataConfig, from_stored
+from transformer.config import Config, DataConfig
 from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
 
 
-def read_config(workdir: Path) -> Config:
-    """The config of the run in a workdir. UserError: there is none."""
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
-    try:
-        return from_stored(json.loads(path.read_text()))
-    except (ValueError, AttributeError, OSError) as error:
-        raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
-
-
 def _data(config: Config) -> DataConfig:
     """The data's part of the config, with the tokenizer of the run that this one begins from. UserError: there is
     none."""
+    from transformer.runs import read_config
+
     if not config.init_from:
         return config.data
     read_config(Path(config.init_from))
@@ -76,7 +65,7 @@ def _train(
     import jax
     import numpy as np
 
-    from transformer import resuming
+    from transformer import resuming, runs
     from transformer.data.sources import load_source
     from transformer.data.tokenizers.training import load_or_train
     from transformer.tasks import task_class
@@ -111,7 +100,7 @@ def _train(
     if checkpoints.latest is None:
         state = create(seed)
         if config.init_from:
-            state = state._replace(params=_begin_from(Path(config.init_from), task.init, layout))
+            state = state._replace(params=runs.read_params(Path(config.init_from), task.init, layout)[0])
     else:
         state = checkpoints.restore(layout.abstract(jax.eval_shape(create, seed)))
         checkpoints.set_aside_after(int(state.step))
@@ -122,7 +111,7 @@ def _train(
         raise UserError(f"--profile_steps={profile_steps[0]},{profile_steps[1]}: the run goes on after step {start}")
     said = None
     if first:
-        data = {"fingerprint": source.fingerprint} | training.report
+        data = {"fingerprint": source.fingerprint, "facts": source.facts} | training.report
         if tokenizer is not None:
             data["tokenizer"] = tokenizer.fingerprint
             if old is None or not (workdir / "tokenizer.json").exists():
@@ -173,25 +162,6 @@ def _train(
         checkpoints.close()
         writer.close()
     return metrics
-
-
-def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
-    """The newest parameters of another run of the same model; its optimizer's state is left behind.
-
-    UserError: there is no run, or one of another model.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from transformer.training import optim, step
-    from transformer.training.checkpoint import Checkpoints
-
-    create = step.make_init(init, optim.make_optimizer(read_config(workdir), layout.axes), layout)
-    checkpoints = Checkpoints(workdir)
-    try:
-        return checkpoints.restore(layout.abstract(jax.eval_shape(create, jnp.uint32(0)))).params
-    finally:
-        checkpoints.close()
 
 
 def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | None:

@@ -91,7 +91,7 @@ def main_metrics(config: Config) -> list[str]:
 
 
 def measure(trained: Any) -> dict[str, Any]:
-    """Metrics of a trained run (`transformer.evaluate.Trained`).
+    """Metrics of a trained run (`transformer.tasks.trained.Trained`).
 
     Returns {"metrics": {"split/metric": value, or None where the model cannot take the split},
     "notes": sentences on what could not be measured, "by_length": see `by_length`}.
@@ -100,7 +100,7 @@ def measure(trained: Any) -> dict[str, Any]:
         return _language_model(trained)
     if trained.config.task == "translation":
         return _translation(trained)
-    from transformer.evaluate import evaluate
+    from transformer.evaluation.splits import evaluate
 
     found = evaluate(trained, "test")
     return {"metrics": {f"test/{name}": found[name] for name in MAIN[trained.config.task]}, "notes": []}
@@ -196,7 +196,7 @@ def _translations(trained: Any, chosen: dict[str, np.ndarray]) -> dict[str, tupl
 
     All splits are translated in one go, so that each width is compiled once.
     """
-    from transformer.generate import generate
+    from transformer.writing.lines import generate
 
     config, source = trained.config, trained.source
     source_field, target_field = source.pair(config.data)
@@ -227,7 +227,7 @@ def _language_model(trained: Any) -> dict[str, Any]:
     config, task = trained.config, trained.task
     scores = token_scores(trained)
     context = config.data.max_len
-    from transformer.evaluate import text_sizes
+    from transformer.evaluation.splits import text_sizes
 
     sums = np.zeros((3, context))  # by position: nll, tokens, tokens that are right
     for batch in task.batches(trained.source, "test").evaluation(context):

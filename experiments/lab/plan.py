@@ -68,15 +68,15 @@ class Pilot:
         """Seconds of one evaluation amid training, without compiling; none of an experiment's own training."""
         if hasattr(load(self.short.experiment), "restore"):
             return 0.0
-        from transformer.evaluate import loss_metrics
-        from transformer.generate import restore
+        from transformer import load_run
+        from transformer.evaluation.splits import loss_metrics
 
-        trained = restore(self.folder)
+        run = load_run(self.folder)
         times = []
         for _ in range(2):  # the first compiles
             began = time.monotonic()
             try:
-                loss_metrics(trained, "validation")
+                loss_metrics(run, "validation")
             except UserError:  # sequences longer than its position table, which training leaves out
                 return 0.0
             times.append(time.monotonic() - began)

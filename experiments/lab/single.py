@@ -61,9 +61,9 @@ class Run:
         if hasattr(module, "restore"):
             trained = module.restore(self.folder)
         else:
-            from transformer.generate import restore
+            from transformer import load_run
 
-            trained = restore(self.folder)
+            trained = load_run(self.folder)
         if hasattr(module, "measure"):
             measured = module.measure(trained)
         else:

@@ -13,8 +13,9 @@ from experiments.lab.measures import describe, main_metrics, measure
 from transformer.config import Config, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
-from transformer.evaluate import Trained, loss_metrics
+from transformer.evaluation.splits import loss_metrics
 from transformer.tasks import task_class
+from transformer.tasks.trained import Trained
 
 WORDS = "one two three four five six seven eight".split()
 
@@ -60,7 +61,7 @@ def _trained(tmp_path: Path, fields: tuple[str, ...], **changes: Any) -> Trained
     tokenizer = Tokenizer.train([example[fields[0]] for example in source.split("train")], 280)
     task = task_class(config.task)(config, tokenizer)
     params = task.init(jax.random.key(0))
-    return Trained(config, tokenizer, source, task, params, 0)
+    return Trained(config, tokenizer, task, params, 0, data=lambda: source)
 
 
 @pytest.mark.parametrize("positions", [pytest.param("sinusoidal", marks=pytest.mark.slow), "learned"])
@@ -75,7 +76,7 @@ def test_a_translation_is_measured_as_the_library_does(tmp_path: Path, positions
 
     table = found["by_length"]
     lengths = {
-        split: [max(trained.length(e[f]) for f in ("en", "de")) for e in trained.source.split(split)]
+        split: [max(len(trained.tokenizer.encode(e[f])) + 1 for f in ("en", "de")) for e in trained.source.split(split)]
         for split in ("train", "test", "longer")
     }
     assert table["trained_to"] == max(n for n in lengths["train"] if n <= 16)

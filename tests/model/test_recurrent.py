@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from transformer import load_run
 from transformer import train as verb
 from transformer.config import Config, DataConfig, LoggingConfig, MeshConfig, ModelConfig, OptimizerConfig, override
 from transformer.data.tokenizers import Tokenizer
 from transformer.describe import backends
 from transformer.errors import UserError
-from transformer.generate import generate, restore
 from transformer.model.families import build, output_layer
 from transformer.model.noise import step_noise
 from transformer.model.tokens import Tokens
@@ -356,11 +356,11 @@ def test_trained_by_the_same_loop(config: Config, changes: dict[str, Any], tmp_p
     losses = [line["loss"] for line in lines if "loss" in line]
     assert losses[-1] < 0.6 * losses[0]
     assert found["token_accuracy"] > 0.3
-    trained = restore(tmp_path)
+    run = load_run(tmp_path)
     given = ["ab", "", "cab", "a"]
-    outputs = generate(trained, given)
+    outputs = run.generate(given)
     assert len(outputs) == 4
     assert outputs[1] == ""
-    assert outputs == [generate(trained, [line])[0] for line in given], "neighbours in the batch change nothing"
-    assert trained.task.limit is None
-    assert Tokenizer.eos_id not in trained.tokenizer.encode("ab")
+    assert outputs == [run.generate([line])[0] for line in given], "neighbours in the batch change nothing"
+    assert run.task.limit is None
+    assert Tokenizer.eos_id not in run.tokenizer.encode("ab")

@@ -16,8 +16,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-from transformer.model.layers import Tokens
 from transformer.model.pretrained import load, save
+from transformer.model.tokens import Tokens
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[parity]'")

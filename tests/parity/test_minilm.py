@@ -13,8 +13,8 @@ import pytest
 import tokenizers
 
 from transformer.model.families import POOLINGS
-from transformer.model.layers import Tokens
 from transformer.model.pretrained import load
+from transformer.model.tokens import Tokens
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[parity]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install '.[parity]'")

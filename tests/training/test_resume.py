@@ -32,6 +32,7 @@ from transformer.config import (
 from transformer.data.batches.pairs import PairBatches
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
+from transformer.runs import read_config
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Diverged
 from transformer.training.optim import make_optimizer
@@ -179,7 +180,7 @@ def test_how_it_is_run_may_differ(config: Config, whole: Run, tmp_path: Path) ->
     old = resuming.check(workdir, changed)
     assert old == config
     assert resuming.claim(workdir, changed, {}, old, 12, (0.1, 0.1)) is None
-    assert verb.read_config(workdir) == changed
+    assert read_config(workdir) == changed
     (line,) = _changes(workdir)
     assert line["step"] == 12
     assert line["changed"] == {key: [flatten(config)[key], value] for key, value in how.items()}
@@ -276,7 +277,7 @@ def test_a_rate_is_changed_on_purpose_and_recorded(
     for change in ([], ["optimizer.learning_rate"]):
         with pytest.raises(UserError, match=sentence):
             verb.train(lower, tmp_path / "run", change=change)
-    assert verb.read_config(tmp_path / "run") == override(config, {"steps": 6})
+    assert read_config(tmp_path / "run") == override(config, {"steps": 6})
     capsys.readouterr()
     verb.train(lower, tmp_path / "run", change=["optimizer.learning_rate", "optimizer.clip_norm"])
     before, after = (peak * (5 / 6) ** 0.5 for peak in (1e-2, 1e-3))
@@ -294,7 +295,7 @@ def test_a_rate_is_changed_on_purpose_and_recorded(
     rates = {line["step"]: line["learning_rate"] for line in lines if "learning_rate" in line}
     assert rates[6] == pytest.approx(before)
     assert rates[9] == pytest.approx(1e-3 * (5 / 9) ** 0.5)
-    assert verb.read_config(tmp_path / "run") == lower, "so the next time needs no --change"
+    assert read_config(tmp_path / "run") == lower, "so the next time needs no --change"
     assert resuming.check(tmp_path / "run", lower) == lower
 
 
@@ -355,7 +356,7 @@ def test_fewer_steps_than_were_done_change_nothing(config: Config, whole: Run, t
     workdir = _copied(whole, tmp_path / "run")
     with pytest.raises(UserError, match="is at step 12 already, past steps=9"):
         verb.train(override(config, {"steps": 9}), workdir, quiet=True)
-    assert verb.read_config(workdir) == config
+    assert read_config(workdir) == config
     assert not _changes(workdir)
 
 

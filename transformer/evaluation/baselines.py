@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from transformer.generate import Trained
+from transformer import tasks
+from transformer.data.builtin.leads import first_sentence
+from transformer.evaluation.metrics import summaries, translations
+from transformer.evaluation.splits import references
+from transformer.tasks.trained import Trained
 
 
 def baselines(trained: Trained, split: str) -> dict[str, Any]:
     """Name -> metrics, by what the task is; nothing where no simple one is known."""
-    from transformer import tasks
-
     for kind, function in (
         (tasks.SpeechRecognition, None),
         (tasks.SpanCorruption, None),
@@ -28,10 +30,6 @@ def baselines(trained: Trained, split: str) -> dict[str, Any]:
 
 def _summaries(trained: Trained, split: str) -> dict[str, Any]:
     """The first sentence, and the whole text."""
-    from transformer.data.builtin.leads import first_sentence
-    from transformer.evaluate import references
-    from transformer.evaluation.metrics import summaries
-
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
     truths = [references(example, target) for example in examples]
@@ -46,8 +44,6 @@ def _totals(found: dict[str, Any]) -> dict[str, float]:
 
 def _translations(trained: Trained, split: str) -> dict[str, Any]:
     """The source, unchanged."""
-    from transformer.evaluation.metrics import translations
-
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
     return {"copy": _totals(translations([e[source] for e in examples], [e[target] for e in examples]))}
@@ -75,7 +71,6 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from transformer import tasks
     from transformer.data.batches.tokens import read_labels
 
     task, source = trained.task, trained.source

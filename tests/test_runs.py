@@ -1,0 +1,263 @@
+"""A run on disk is used without its training data; and where the data is needed, it has to be what it was."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import transformer
+from transformer import runs
+from transformer.config import Config, MeshConfig, override
+from transformer.data.sources import load_source
+from transformer.errors import UserError
+from transformer.runs import load_ensemble, load_run
+from transformer.train import train
+from transformer.training import optim, step
+from transformer.training.checkpoint import Checkpoints
+from transformer.training.sharding import make_layout
+
+WORDS = {"uno": "one", "due": "two", "tre": "three", "sei": "six"}
+TEXTS = ["uno due", "", "tre sei sei", "due"]
+
+
+def _sentences(count: int) -> list[str]:
+    random = np.random.default_rng(0)
+    return [" ".join(random.choice(list(WORDS), random.integers(2, 6))) for _ in range(count)]
+
+
+def _train(folder: Path, data: dict[str, Any], **changes: Any) -> Path:
+    """A run of 4 steps in `folder`/run, with checkpoints after 2 and 4."""
+    small = {
+        "steps": 4, "model.num_layers": 2, "model.d_model": 16, "model.d_ff": 32, "model.num_heads": 2,
+        "data.max_len": 32, "data.buckets": (32,), "data.batch_tokens": 512, "data.vocab_size": 300,
+        "data.dir": str(folder / "data"), "data.cache": str(folder / "cache"), "optimizer.learning_rate": 0.1,
+        "optimizer.warmup_steps": 1, "logging.checkpoint_every": 2, "logging.evaluate_every": 2,
+    }  # fmt: skip
+    train(override(Config(), small | data | changes), folder / "run", quiet=True)
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a classifier of texts: data/ and run/."""
+    folder = tmp_path_factory.mktemp("labelled")
+    (folder / "data").mkdir()
+    for split, count in (("train", 60), ("dev", 10), ("test", 10)):
+        rows = [f"{text}\t{int('sei' in text)}" for text in _sentences(count)]
+        (folder / "data" / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+    data = {"data.name": "sst2", "data.target": "text", "data.tokenizer": "words", "task": "text_classification"}
+    _train(folder, data | {"model.family": "encoder_only", "model.num_classes": 2})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a translation with scanned layers."""
+    folder = tmp_path_factory.mktemp("translated")
+    (folder / "data").mkdir()
+    for split, count in (("train", 60), ("validation", 10), ("test", 10)):
+        texts = _sentences(count)
+        (folder / "data" / f"{split}.it").write_text("\n".join(texts) + "\n")
+        english = [" ".join(WORDS[word] for word in text.split()) for text in texts]
+        (folder / "data" / f"{split}.en").write_text("\n".join(english) + "\n")
+    data = {"data.name": "files", "data.source": "it", "data.target": "en", "model.scan_layers": True}
+    return _train(folder, data)
+
+
+def _moved(folder: Path, to: Path) -> Path:
+    """A copy of the run alone."""
+    shutil.copytree(folder / "run", to / "run")
+    return to / "run"
+
+
+def _without_facts(workdir: Path) -> Path:
+    """As runs were before facts were noted."""
+    noted = json.loads((workdir / "data.json").read_text())
+    del noted["facts"]
+    (workdir / "data.json").write_text(json.dumps(noted))
+    return workdir
+
+
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(data: Any) -> Any:
+        raise AssertionError("the training data was opened")
+
+    monkeypatch.setattr(runs, "load_source", load)
+
+
+# --- Without the data
+
+
+def test_training_notes_what_was_learned_from_the_data(labelled: Path, translated: Path) -> None:
+    noted = json.loads((labelled / "run" / "data.json").read_text())
+    run = load_run(labelled / "run")
+    assert noted["facts"] == run.facts == {"classes": ["negative", "positive"]}
+    assert noted["fingerprint"] == run.source.fingerprint
+    assert json.loads((translated / "data.json").read_text())["facts"] == {}
+
+
+@pytest.mark.usefixtures("no_data")
+def test_classes_are_named_as_they_were_at_training(labelled: Path, tmp_path: Path) -> None:
+    workdir = _moved(labelled, tmp_path)
+    found = load_run(workdir).generate(TEXTS)
+    assert found[1] == ""
+    assert {found[0], *found[2:]} <= {"negative", "positive"}
+    path = workdir / "data.json"
+    path.write_text(path.read_text().replace("negative", "sad").replace("positive", "glad"))
+    named = {"negative": "sad", "positive": "glad", "": ""}
+    assert load_run(workdir).generate(TEXTS) == [named[name] for name in found]
+
+
+@pytest.mark.usefixtures("no_data")
+def test_a_run_in_a_notebook(translated: Path) -> None:
+    run = transformer.load_run(str(translated))
+    assert run.step == run.config.steps == 4
+    assert run.model is run.task.model
+    assert len(run.generate(TEXTS, beam=2, max_new=3)) == 4
+    assert "layer_1" in run.params["params"]["encoder"], "scanned layers become single ones"
+    tokens = run.reading("uno due", "one two").tokens
+    watched = run.attention("uno due", "one two")
+    assert watched.keys() == tokens.keys() == {"encoder", "decoder"}
+    cross = watched["decoder"]["cross"].weights
+    assert cross.shape == (2, 1, 2, len(tokens["decoder"]), len(tokens["encoder"]))
+    np.testing.assert_allclose(cross.sum(axis=-1), 1, rtol=1e-5)
+    with pytest.raises(UserError, match="--beam must be 0"):
+        run.generate(TEXTS, beam=-1)
+
+
+def test_importing_the_library_imports_no_jax() -> None:
+    code = "import sys, transformer; sys.exit('jax' in sys.modules or 'tensorflow_datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert transformer.load_run is load_run
+    with pytest.raises(AttributeError, match="'transformer' has no attribute 'restore'"):
+        transformer.restore  # noqa: B018
+
+
+# --- With the data
+
+
+def test_labels_that_were_corrected_after_training_are_noticed(labelled: Path, tmp_path: Path) -> None:
+    """What needs the data is refused in one sentence; what needs none goes on."""
+    shutil.copytree(labelled / "data", tmp_path / "data")
+    before = load_run(labelled / "run")
+    assert 0 <= before.evaluate("test")["accuracy"] <= 1
+    workdir = _moved(labelled, tmp_path)
+    config = json.loads((workdir / "config.json").read_text())
+    config["data"]["dir"] = str(tmp_path / "data")
+    (workdir / "config.json").write_text(json.dumps(config))
+    assert load_run(workdir).evaluate("test") == before.evaluate("test"), "moved, and the same"
+    path = tmp_path / "data" / "dev.tsv"
+    first, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([first[:-1] + str(1 - int(first[-1])), *rows]) + "\n")
+    run = load_run(workdir)
+    with pytest.raises(UserError, match=r"was trained on other data than 'sst2' holds now .*: bring back") as raised:
+        run.evaluate("test")
+    assert "\n" not in str(raised.value)
+    assert run.generate(TEXTS) == before.generate(TEXTS)
+
+
+def test_a_run_without_facts_takes_the_names_of_the_data_and_says_where_it_changed(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir = _without_facts(_moved(labelled, tmp_path))
+    expected = load_run(labelled / "run").generate(TEXTS)
+    old = load_run(workdir)
+    assert old.facts is None
+    assert old.generate(TEXTS) == expected
+    assert "trained on other data" not in capsys.readouterr().err
+
+    def changed(**changes: Any) -> None:
+        monkeypatch.setattr(runs, "load_source", lambda data: dataclasses.replace(load_source(data), **changes))
+
+    changed(fingerprint="0123")
+    assert load_run(workdir).generate(TEXTS) == expected
+    assert "was trained on other data than 'sst2' holds now" in capsys.readouterr().err
+    changed(classes=("a", "b", "c"))
+    with pytest.raises(UserError, match=r"sst2 has 3 classes, and model\.num_classes=2"):
+        load_run(workdir).generate(TEXTS)
+
+
+def test_the_data_is_opened_once(labelled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(runs, "load_source", lambda data: opened.append(data.name) or load_source(data))
+    run = load_run(labelled / "run")
+    assert opened == []
+    assert run.source is dataclasses.replace(run, step=1).source
+    assert opened == ["sst2"]
+
+
+# --- Checkpoints
+
+
+def _saved(workdir: Path, at: int) -> Any:
+    """The parameters of a checkpoint, read by its step."""
+    run = load_run(workdir)
+    layout = make_layout(run.config, axes=run.task.axes)
+    create = step.make_init(run.task.init, optim.make_optimizer(run.config, run.task.axes), layout)
+    checkpoints = Checkpoints(workdir, 2)
+    state = checkpoints.restore(layout.abstract(jax.eval_shape(create, np.uint32(0))), at)
+    checkpoints.close()
+    return jax.device_get(state.params)
+
+
+def test_the_newest_the_best_and_the_mean(labelled: Path) -> None:
+    workdir = labelled / "run"
+    two, four = _saved(workdir, 2), _saved(workdir, 4)
+    jax.tree.map(np.testing.assert_array_equal, load_run(workdir).params, four)
+    mean = load_run(workdir, average=2)
+    assert mean.step == 4
+    jax.tree.map(lambda a, b, c: np.testing.assert_allclose(a, (b + c) / 2, rtol=1e-6), mean.params, two, four)
+    assert not np.array_equal(jax.tree.leaves(two)[0], jax.tree.leaves(four)[0])
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
+    best = load_run(workdir, best=True)
+    assert losses.keys() == {2, 4}
+    assert best.step == min(losses, key=lambda at: losses[at])
+    jax.tree.map(np.testing.assert_array_equal, best.params, {2: two, 4: four}[best.step])
+
+
+def test_parameters_in_shards_where_there_is_a_mesh(labelled: Path, translated: Path) -> None:
+    """Of single and of scanned layers; the run is worth the same, and writes the same."""
+    fsdp = MeshConfig(strategy="fsdp", data=2, fsdp=4)
+    for workdir in (labelled / "run", translated):
+        whole, split = load_run(workdir), load_run(workdir, mesh=fsdp)
+        assert all(
+            x.sharding.is_fully_replicated and x.sharding.num_devices == 8 for x in jax.tree.leaves(whole.params)
+        )
+        kernel = split.params["params"]["encoder"]["layer_1"]["feed_forward"]["inner"]["kernel"]
+        assert tuple(kernel.sharding.spec) == ("fsdp", None)
+        jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (whole.params, split.params)))
+        assert split.generate(TEXTS) == whole.generate(TEXTS)
+    assert split.evaluate("test")["loss"] == pytest.approx(whole.evaluate("test")["loss"], rel=1e-5)
+
+
+# --- Mistakes
+
+
+def test_what_is_no_ensemble(labelled: Path, translated: Path) -> None:
+    with pytest.raises(UserError, match=r"run of 'text_classification' and .* of 'translation': an ensemble is of one"):
+        load_ensemble([labelled / "run", translated])
+    run = load_ensemble([translated, str(translated)])
+    assert [member.workdir for member in run.members] == [translated, translated]
+    assert run.evaluate("test", max_new=2)["members"] == 2
+
+
+def test_no_run_and_a_damaged_one(labelled: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run \(there is no config.json\): train there first"):
+        load_run(tmp_path / "none")
+    workdir = _moved(labelled, tmp_path)
+    for content in ("[]", '{"fingerprint": "01'):
+        (workdir / "data.json").write_text(content)
+        with pytest.raises(UserError, match=r"data\.json' is damaged"):
+            load_run(workdir)
+    (workdir / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"holds no tokenizer\.json: train there first"):
+        load_run(workdir)

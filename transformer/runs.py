@@ -1,0 +1,180 @@
+"""A run on disk: `run = transformer.load_run("runs/first")`.
+
+A workdir holds config.json, tokenizer.json (of texts), metrics.jsonl, checkpoints/, and data.json: the fingerprint of
+the training data, what was learned from it (`facts`), and the sizes of an epoch. So a run is used without its training
+data, which is opened only where examples are needed, and has to be what it was.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from transformer.config import Config, MeshConfig, from_stored
+from transformer.data.sources import load_source
+from transformer.data.sources.source import Source, comparable
+from transformer.data.tokenizers import Tokenizer
+from transformer.errors import UserError
+from transformer.model.stacks import unstacked
+from transformer.tasks import task_class
+from transformer.tasks.trained import Trained
+from transformer.training import optim, step
+from transformer.training.checkpoint import Checkpoints
+from transformer.training.sharding import Layout, make_layout
+from transformer.writing.manner import Manner
+
+if TYPE_CHECKING:
+    from transformer.analysis.attention import Watched
+    from transformer.reading import Reading
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run(Trained):
+    """A trained run, as `load_run` finds it. Everything that takes a `Trained` takes a run."""
+
+    workdir: Path
+
+    @property
+    def model(self) -> nn.Module:
+        return self.task.model
+
+    def generate(self, lines: list[str], **manner: Any) -> list[str]:
+        """The best output for each line; `manner`: fields of `transformer.writing.manner.Manner`, such as beam=4."""
+        from transformer.writing.lines import generate
+
+        return generate(self, lines, Manner(**manner))
+
+    def evaluate(self, split: str = "test", resamples: int = 0, **manner: Any) -> dict[str, Any]:
+        """All metrics of a split, with intervals from so many resamples; see `python -m transformer.evaluate`."""
+        from transformer.evaluation.splits import evaluate
+
+        return evaluate(self, split, Manner(**manner), resamples)
+
+    def reading(self, text: str, target: str | None = None) -> "Reading":
+        """A text as the model reads it, with its tokens. Without `target`, a decoder reads the run's own output."""
+        from transformer.reading import of_run
+
+        return of_run(self, text, target)
+
+    def attention(self, text: str, target: str | None = None) -> "Watched":
+        """What every head looks at: stack ("encoder", "decoder") -> kind ("self", "cross") -> weights [N, 1, H, L, S]
+        and positions; the tokens are those of `reading`."""
+        return self.reading(text, target).attention()
+
+
+def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: MeshConfig | None = None) -> Run:
+    """The newest parameters of a run (or the mean of its newest `average` checkpoints, or those of the best loss of
+    validation), ready to be used.
+
+    They lie as `mesh` says; without one they are whole on every device, over which rows are split, whatever the run was
+    trained on. Scanned layers become single ones: decoding would cut each layer's weights out of the stack for every
+    token. UserError: there is no run, or a part of it is missing or damaged.
+    """
+    workdir = Path(workdir).expanduser()
+    config = read_config(workdir)
+    mesh = mesh or MeshConfig(data=math.gcd(len(jax.devices()), config.data.row_multiple))
+    config = dataclasses.replace(config, mesh=mesh)
+    kind, tokenizer = task_class(config.task), None
+    if kind.reads_text:
+        if not (workdir / "tokenizer.json").is_file():
+            raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
+        tokenizer = Tokenizer.load(workdir / "tokenizer.json")
+    task = kind(config, tokenizer)
+    layout = make_layout(config, axes=task.axes)
+    params, at = read_params(workdir, task.init, layout, average, best)
+    if config.model.scan_layers:
+        params = unstacked(params, config.model.num_layers)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
+        task = kind(config, tokenizer)
+        params = jax.device_put(params, dataclasses.replace(layout, axes=task.axes).shardings(params))
+    noted = read_data(workdir)
+    data = functools.cache(lambda: _same_data(workdir, config, noted))
+    return Run(config, tokenizer, task, params, at, data, noted.get("facts"), workdir=workdir)
+
+
+def load_ensemble(workdirs: Sequence[str | Path], average: int = 1, best: bool = False) -> Run:
+    """The first run, which writes together with the others. UserError: they do not read and write the same tokens."""
+    first, *others = (load_run(workdir, average, best) for workdir in workdirs)
+    for other in others:
+        if other.config.task != first.config.task:
+            raise UserError(
+                f"{str(first.workdir)!r} is a run of {first.config.task!r} and {str(other.workdir)!r} of "
+                f"{other.config.task!r}: an ensemble is of one task"
+            )
+        if first.tokenizer is None or first.tokenizer.fingerprint != other.tokenizer.fingerprint:
+            raise UserError(
+                f"{str(first.workdir)!r} and {str(other.workdir)!r} have other tokenizers: train the runs of an "
+                "ensemble on the same data with the same data.vocab_size"
+            )
+    return dataclasses.replace(first, others=tuple(others))
+
+
+def read_params(
+    workdir: Path, init: Callable[..., Any], layout: Layout, average: int = 1, best: bool = False
+) -> tuple[Any, int]:
+    """The parameters of a run, placed as `layout` says, and the step that they are of.
+
+    `init`: key -> the parameters of a model, which has to be that of the run. UserError: there is no run, no such
+    checkpoint, or one of another model.
+    """
+    config = read_config(workdir)
+    create = step.make_init(init, optim.make_optimizer(config), layout)
+    like = layout.abstract(jax.eval_shape(create, jnp.uint32(0)))
+    checkpoints = Checkpoints(workdir, config.logging.keep)
+    try:
+        if average > 1:
+            state = checkpoints.average(like, average)
+            state = state._replace(params=jax.device_put(state.params, layout.shardings(state.params)))
+        else:
+            state = checkpoints.restore(like, checkpoints.best if best else None)
+        return state.params, int(state.step)
+    finally:
+        checkpoints.close()
+
+
+def read_config(workdir: Path) -> Config:
+    """The config of the run in a workdir. UserError: there is none."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"{str(workdir)!r} holds no run (there is no config.json): train there first")
+    try:
+        return from_stored(json.loads(path.read_text()))
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): choose another --workdir") from error
+
+
+def read_data(workdir: Path) -> dict[str, Any]:
+    """What data.json says of the training data; nothing where there is none. UserError: it is damaged."""
+    path = workdir / "data.json"
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()).items())
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{str(path)!r} is damaged ({error}): bring back the file, or train anew") from error
+
+
+def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
+    """The training data as it is today. UserError: it is not what the run was trained on. Where an older version has
+    taken the fingerprint in another way, it is only said that they cannot be compared."""
+    source = load_source(config.data)
+    old = noted.get("fingerprint", source.fingerprint)
+    if not comparable(old, source.fingerprint):
+        said = (
+            f"{str(workdir)!r} holds a fingerprint of an older version: whether {config.data.name!r} changed is unknown"
+        )
+        print(said, file=sys.stderr, flush=True)
+    elif old != source.fingerprint:
+        raise UserError(
+            f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints differ): "
+            "bring back that data, or train anew"
+        )
+    return source

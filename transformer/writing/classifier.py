@@ -1,0 +1,29 @@
+"""What names the class of each text."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from transformer.tasks.trained import Trained
+from transformer.writing.manner import Output
+from transformer.writing.slices import rows_of
+
+
+class Classifier:
+    """Names the class of each row of padded tokens; the score is its log-probability."""
+
+    def __init__(self, trained: Trained) -> None:
+        self._predict = jax.jit(lambda params, batch: jax.nn.log_softmax(trained.task.predict(params, batch)))
+        self._params, self._names = trained.params, trained.classes
+        self.devices = 1
+        self.compiled: set[tuple[int, ...]] = set()
+
+    def rows(self, width: int) -> int:
+        """Of a batch of inputs that are so long."""
+        return rows_of(width)
+
+    def __call__(self, tokens: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
+        """The most likely class of each row."""
+        scores = np.asarray(self._predict(self._params, {"inputs": tokens, "input_lengths": lengths}))
+        return [[Output(self._names[row.argmax()], float(row.max()))] for row in scores]

@@ -1,0 +1,107 @@
+"""One output for each line: `generate` and `outputs`; a line that is shown while it is written; recordings."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from transformer.errors import UserError
+from transformer.tasks import SpeechRecognition, TextClassification, WritingTask
+from transformer.tasks.trained import Trained
+from transformer.writing.classifier import Classifier
+from transformer.writing.manner import GREEDY, Manner, Output
+from transformer.writing.slices import at_once, side_by_side, slices, width_of
+from transformer.writing.writer import Writer, stream
+
+
+def generate(trained: Trained, lines: list[str], manner: Manner = GREEDY) -> list[str]:
+    """The best output for each line, in order; see `outputs`."""
+    return [best.text for best, *_ in outputs(trained, lines, manner)]
+
+
+def outputs(
+    trained: Trained, lines: list[str], manner: Manner = GREEDY, batch_size: int = 0, alignments: bool = False
+) -> Iterator[list[Output]]:
+    """The `manner.nbest` outputs of each line, in order, as they are found; empty lines stay empty.
+
+    `batch_size` lines are decoded and given together (0 = all): more of them fill the slices better that they are
+    computed in, and change no output. Lines are padded to the widths of `data.buckets` (and multiples of the last).
+    Raises UserError, before anything is computed, for a line longer than the model takes, and for a task that writes
+    no text.
+    """
+    write, ids = _prepared(trained, lines, manner, alignments)
+    size = batch_size or max(len(lines), 1)
+    parts = (range(start, min(start + size, len(lines))) for start in range(0, len(lines), size))
+    widths = {
+        i: width_of(len(ids[i]), trained.config.data.buckets, trained.limit)
+        for i, line in enumerate(lines)
+        if line.strip()
+    }
+    return itertools.chain.from_iterable(_part(write, part, ids, widths, manner.nbest) for part in parts)
+
+
+def _prepared(
+    trained: Trained, lines: list[str], manner: Manner, alignments: bool = False
+) -> tuple[Writer | Classifier, list[list[int]]]:
+    """What writes, and the tokens that it reads of each line."""
+    task, limit = trained.task, trained.limit
+    write: Writer | Classifier
+    if isinstance(task, TextClassification):
+        if manner != GREEDY or alignments or trained.others:
+            raise UserError("a classifier of texts names one class a line: leave out what shapes written text")
+        write, prompt = Classifier(trained), lambda ids: [trained.tokenizer.bos_id, *ids, trained.tokenizer.eos_id]
+    elif isinstance(task, WritingTask) and task.reads_lines:
+        write, prompt = Writer(trained, manner, alignments), task.prompt
+    else:
+        raise UserError(f"task {trained.config.task!r} turns no line into another: see python -m transformer.evaluate")
+    ids = [prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
+    for number, (line, tokens) in enumerate(zip(lines, ids, strict=True), start=1):
+        if limit is not None and len(tokens) > limit:
+            raise UserError(
+                f"line {number} has {len(tokens)} tokens, and the learned position table ends after {limit}: "
+                f"shorten it ({line[:40]!r}...), or train with a larger model.max_positions"
+            )
+    return write, ids
+
+
+def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
+    """The outputs of the lines of a part, which are computed by their widths."""
+    jobs: list[tuple[Any, ...]] = []
+    for width in sorted({widths[i] for i in part if i in widths}):
+        jobs += slices([i for i in part if widths.get(i) == width], ids, width, write.rows(width))
+    found = {i: [Output("")] * nbest for i in part}
+    for (*_, numbers), written in zip(jobs, _written(write, jobs), strict=True):
+        found |= dict(zip(reversed(numbers.tolist()), reversed(written), strict=True))  # of rows that repeat, the first
+    return [found[i] for i in part]
+
+
+def _written(write: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
+    """What `write` gives for each job; the first one of a shape compiles it, by itself."""
+    done = {}
+    for n, (tokens, *_) in enumerate(jobs):
+        if tokens.shape not in write.compiled:
+            done[n] = write(*jobs[n])
+            write.compiled.add(tokens.shape)
+    rest = [n for n in range(len(jobs)) if n not in done]
+    done |= dict(zip(rest, side_by_side(write, [jobs[n] for n in rest], at_once(write.devices)), strict=True))
+    return [done[n] for n in range(len(jobs))]
+
+
+def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[str]:
+    """The texts of the recordings of a split, in their order."""
+    assert isinstance(trained.task, SpeechRecognition)
+    write, texts = Writer(trained, manner), dict[int, str]()
+    for batch in trained.task.batches(trained.source, split).evaluation():
+        ids = batch["example_ids"]
+        written = write(batch["inputs"], batch["input_lengths"], ids)
+        texts |= {int(i): best.text for i, (best, *_) in zip(ids, written, strict=True) if i >= 0}
+    return [texts[i] for i in sorted(texts)]
+
+
+def answer(trained: Trained, line: str, manner: Manner, show: Callable[[str], object]) -> None:
+    """Shows the output of one line, and a line break; text is shown while it is written. UserErrors as of `outputs`."""
+    write, (ids,) = _prepared(trained, [line], manner)
+    if isinstance(write, Writer):
+        stream(write, ids, show)
+    else:
+        show(generate(trained, [line])[0])
+    show("\n")

@@ -1,0 +1,78 @@
+"""How outputs are found, and what an output is. Imports no JAX, so that a mistake in a flag is told at once."""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+from transformer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Manner:
+    """How outputs are found. UserError: options that do not go together, or make no sense."""
+
+    beam: int = 0  # hypotheses of a beam search; 0 = greedy
+    alpha: float = 0.6  # of GNMT's length penalty
+    nbest: int = 1  # outputs of a line, best first
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0 = all
+    top_p: float = 1.0
+    seed: int = 0  # of the samples
+    max_new: int | None = None  # tokens of an output at most; None = what the task gives room for
+    min_new: int = 0  # tokens before an output may end
+
+    def __post_init__(self) -> None:
+        most, hot = math.inf if self.max_new is None else self.max_new, "for the most likely text, leave out --sample"
+        for wrong, sentence in (
+            (self.beam < 0, f"--beam must be 0 (greedy) or more, not {self.beam}"),
+            (not math.isfinite(self.alpha), f"--alpha must be a finite number, not {self.alpha}"),
+            (self.sample and self.beam, f"--sample and --beam={self.beam} exclude each other: leave one of them out"),
+            (
+                not 1 <= self.nbest <= max(self.beam, 1),
+                f"--nbest={self.nbest} must be from 1 to the beam's width, --beam={self.beam}: widen it",
+            ),
+            (
+                not 0 < self.temperature < math.inf,
+                f"--temperature must be above 0 and finite, not {self.temperature}: {hot}",
+            ),
+            (self.top_k < 0, f"--top_k must be 0 (all tokens) or more, not {self.top_k}"),
+            (not 0 < self.top_p <= 1, f"--top_p must be above 0 and at most 1, not {self.top_p}"),
+            (
+                not 0 <= self.seed < 2**31,
+                f"--seed must be a whole number from 0 to 2147483647, not {self.seed}",
+            ),
+            (most < 0, f"--max_new must be 0 or more, not {self.max_new}"),
+            (not 0 <= self.min_new <= most, f"--min_new={self.min_new} must be from 0 to --max_new: lower it"),
+        ):
+            if wrong:
+                raise UserError(sentence)
+
+    def strategy(self, numbers: Any) -> tuple[str, dict[str, Any]]:
+        """The row of DECODERS, and its options for lines of these numbers."""
+        least = {"min_new": self.min_new}
+        if self.sample:
+            from transformer.decoding.sampling import sentence_keys
+
+            drawn = {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+            return "sample", least | drawn | {"keys": sentence_keys(self.seed, numbers)}
+        if self.beam:
+            return "beam", least | {"beams": self.beam, "nbest": self.nbest, "alpha": self.alpha}
+        return "greedy", least
+
+
+GREEDY = Manner()
+
+
+class Output(NamedTuple):
+    """One of the outputs of a line."""
+
+    text: str
+    score: float = 0.0  # log-probability of its tokens; by beam search over the length penalty
+    tokens: tuple[int, ...] = ()  # EOS is none of them
+    alignment: str = ""  # Pharaoh pairs
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks."""
+    return " ".join(text.splitlines())
