@@ -115,17 +115,18 @@ def restore(workdir: Path, average: int = 1, best: bool = False) -> Trained:
     checkpoints = Checkpoints(workdir, config.logging.keep)
     try:
         if average > 1:
-            state = checkpoints.average(like, average)
+            params = checkpoints.average_params(like.params, average)
         else:
-            state = checkpoints.restore(like, checkpoints.best if best else None)
+            params = checkpoints.restore_params(like.params, checkpoints.best if best else None)
     finally:
         checkpoints.close()
-    params = state.params
     if config.model.scan_layers:  # decoding would cut each layer's weights out of the stack for every token
         params = unstacked(params, config.model.num_layers)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
         task = kind(config, tokenizer)
-    return Trained(config, tokenizer, _Lazy(config), task, jax.device_put(params, layout.replicated), int(state.step))
+    return Trained(
+        config, tokenizer, _Lazy(config), task, jax.device_put(params, layout.replicated), checkpoints.restored
+    )
 
 
 def restore_ensemble(workdirs: list[Path], average: int = 1, best: bool = False) -> Trained:

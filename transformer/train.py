@@ -199,7 +199,7 @@ def _begin_from(workdir: Path, init: Callable[..., Any], layout: Any) -> Any:
     create = step.make_init(init, optim.make_optimizer(read_config(workdir)), layout)
     checkpoints = Checkpoints(workdir)
     try:
-        return checkpoints.restore(layout.abstract(jax.eval_shape(create, jnp.uint32(0)))).params
+        return checkpoints.restore_params(layout.abstract(jax.eval_shape(create, jnp.uint32(0))).params)
     finally:
         checkpoints.close()
 

@@ -77,7 +77,7 @@ def test_a_damaged_checkpoint_is_named_and_left_out(
     assert "is damaged" in said
     # Out of the way, so that the run can save its step 12 anew.
     opened.set_aside_after(8)
-    assert sorted(opened.manager.all_steps()) == [4, 8]
+    assert opened.steps == [4, 8]
     assert (run / "damaged_checkpoints" / "12").is_dir()
     opened.save(12, _state(12), {})
     opened.finish()
@@ -115,7 +115,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     for step, loss in enumerate([3.0, None, 2.0, 5.0, None, None], start=1):
         checkpoints.save(step, _state(step), {}, loss)
     checkpoints.finish()
-    assert sorted(checkpoints.manager.all_steps()) == [3, 5, 6]
+    assert checkpoints.steps == [3, 5, 6]
     assert checkpoints.best == 3
     checkpoints.close()
     assert Checkpoints(tmp_path).best == 3  # as another process finds it
