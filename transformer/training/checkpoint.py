@@ -122,10 +122,11 @@ class Checkpoints:
         It is summed in float64 on the host, and one checkpoint is in memory at a time.
         """
         total, count = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), like_params), 0
-        if len(self.steps) >= last:
-            for found in itertools.islice(self._whole({"params": like_params}, partial=True), last):
-                jax.tree.map(lambda sum, x: np.add(sum, np.asarray(x, np.float64), out=sum), total, found["params"])
-                count += 1
+        enough = last if len(self.steps) >= last else 0
+        for found in itertools.islice(self._whole({"params": like_params}, partial=True), enough):
+            jax.tree.map(lambda sum, x: np.add(sum, np.asarray(x, np.float64), out=sum), total, found["params"])
+            count += 1
+            del found  # before the next one is read
         if count < last:
             raise UserError(
                 f"{str(self.workdir)!r} holds {count or len(self.steps)} checkpoints, not {last}: average fewer, or "
@@ -137,7 +138,7 @@ class Checkpoints:
         """What the whole checkpoints hold, newest first; the step alone, where one is given.
 
         Damaged ones are named and left out. The list is read anew after each failure: what the run itself removed
-        meanwhile has newer ones in its place. UserError: there is no (other) whole one.
+        meanwhile has newer ones in its place. UserError: there is none.
         """
         tried: set[int] = set()
         self.restored = 0
@@ -149,12 +150,15 @@ class Checkpoints:
             if damage is None:
                 self.restored = max(number, self.restored)
                 yield tree
+                del tree  # before the next one is read
                 continue
             self.orbax.reload()
             if number in self.steps:
                 reason = f"the checkpoint of step {number} in {where} is damaged ({damage})"
                 if len(left) > 1:
                     print(f"{reason}: it is left out for the one before", file=sys.stderr, flush=True)
+        if self.restored:
+            return
         if reason is None:
             which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise UserError(f"{where} holds {which}: train there first")
@@ -181,8 +185,8 @@ class Checkpoints:
             found = jax.device_get(checksums(tree))
             wrong = [name for name, value in found.items() if sums.get(name, value) != value]
             return tree, f"{wrong[0]} has other numbers than were saved" if wrong else None
-        reason = "another process cannot read its share" if error is None else _first(error)
-        if not every_process(error is None or _is_damage(error)):
+        reason, damaged = _cause(error) if error else ("another process cannot read its share", True)
+        if not every_process(damaged):
             raise UserError(
                 f"the checkpoint of step {step} in {str(self.workdir)!r} cannot be read now ({reason}): nothing was "
                 "changed, run the same command again when it can"
@@ -224,7 +228,7 @@ class Checkpoints:
         if self.owner:  # what was half-written takes up the room that is missing
             self._clear_unfinished()
         self.orbax.reload()  # Orbax has struck from its list what would have been removed after the save
-        self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_first(error)})"
+        self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_cause(error)[0]})"
         print(f"{self.failed}: training goes on, and tries again at the next", file=sys.stderr, flush=True)
 
     def _clear_unfinished(self) -> None:
@@ -241,7 +245,7 @@ class Checkpoints:
             time.sleep(0.05)
 
     def _check_model(self, step: int, like: Any, partial: bool) -> None:
-        """UserError: the checkpoint (where `partial`, the part that is asked for) has arrays of other names or shapes."""
+        """UserError: the checkpoint, or the part of it that is asked for, has arrays of other names or shapes."""
         found = ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
         if found is None:  # it cannot be read; and so neither can the arrays, which says why
             return
@@ -292,31 +296,16 @@ def _loss(metrics: Any) -> float:
     return math.inf if math.isnan(loss) else loss
 
 
-def _is_damage(error: BaseException) -> bool:
-    """Whether the files are at fault, rather than the system that reads them (its disk, its memory, its limits)."""
-    cause = _root(error)
-    said = _system_error(cause)
-    if said is not None:
-        return said in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
-    return isinstance(cause, ValueError | LookupError | FileNotFoundError) and "RESOURCE_EXHAUSTED" not in str(cause)
-
-
-def _root(error: BaseException) -> BaseException:
+def _cause(error: BaseException) -> tuple[str, bool]:
+    """What went wrong, in one readable line; and whether the files are damaged, rather than that the system has no
+    memory, no free handles or no disk to read them with."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return error
-
-
-def _system_error(error: BaseException) -> int | None:
-    """The number of the system's error: TensorStore has it in its text."""
-    said = re.search(r"os_error_code='(\d+)'", str(error))
-    return int(said[1]) if said else getattr(error, "errno", None)
-
-
-def _first(error: BaseException) -> str:
-    """What the system said, or else the first line, cut to a readable length; storage libraries tell pages."""
-    error = _root(error)
-    if (said := _system_error(error)) is not None:
-        return os.strerror(said)
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
+    said = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore tells the system's errors, among pages
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number is not None:
+        return os.strerror(number), number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    if isinstance(error, FileNotFoundError):
+        return line, True
+    return line, not isinstance(error, OSError | MemoryError | RuntimeError) and "RESOURCE_EXHAUSTED" not in line
