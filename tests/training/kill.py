@@ -102,18 +102,15 @@ def final(workdir: Path) -> dict[str, Any]:
     """All arrays of the newest checkpoint, by name."""
     import jax
     import numpy as np
+    from orbax.checkpoint import v1 as ocp
 
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.sharding import path_of
 
     checkpoints = Checkpoints(workdir)
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    tree = checkpoints.restore(
-        jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            checkpoints.manager.item_metadata(checkpoints.latest)["state"],
-        )
-    )
+    found = ocp.metadata(checkpoints.folder / str(checkpoints.latest), checkpointable_name="state").metadata
+    tree = checkpoints.restore(jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), found))
     checkpoints.close()
     flat = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {path_of(path): np.asarray(leaf) for path, leaf in flat}

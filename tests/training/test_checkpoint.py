@@ -1,8 +1,12 @@
-"""Checkpoints that are damaged, of another model, on a full disk, or restored onto another mesh."""
+"""Checkpoints that are damaged, of another model, on a full disk, read in part, or restored onto another mesh."""
 
+import contextlib
+import gc
+import os
 import resource
 import signal
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -77,7 +81,7 @@ def test_a_damaged_checkpoint_is_named_and_left_out(
     assert "is damaged" in said
     # Out of the way, so that the run can save its step 12 anew.
     opened.set_aside_after(8)
-    assert sorted(opened.manager.all_steps()) == [4, 8]
+    assert opened.steps == [4, 8]
     assert (run / "damaged_checkpoints" / "12").is_dir()
     opened.save(12, _state(12), {})
     opened.finish()
@@ -115,7 +119,7 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     for step, loss in enumerate([3.0, None, 2.0, 5.0, None, None], start=1):
         checkpoints.save(step, _state(step), {}, loss)
     checkpoints.finish()
-    assert sorted(checkpoints.manager.all_steps()) == [3, 5, 6]
+    assert checkpoints.steps == [3, 5, 6]
     assert checkpoints.best == 3
     checkpoints.close()
     assert Checkpoints(tmp_path).best == 3  # as another process finds it
@@ -123,21 +127,37 @@ def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
         _ = Checkpoints(tmp_path / "none").best
 
 
-def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@contextlib.contextmanager
+def _little_room() -> Iterator[None]:
     """A limit on the size of files stands for the disk: the system refuses to write more."""
-    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
-    checkpoints.save(1, _state(1), {})
-    checkpoints.finish()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
-        checkpoints.save(2, _state(2), {})
-        with pytest.raises(UserError, match=r"could not be written .*: make room, .* go on from 1"):
-            checkpoints.finish()
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
+    for step, loss in enumerate([3.0, float("nan"), float("nan")], start=1):
+        checkpoints.save(step, _state(step), {}, loss)
+    checkpoints.finish()
+    assert checkpoints.steps == [1, 3]
+    assert checkpoints.best == 1
+    checkpoints.close()
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
+    checkpoints.save(1, _state(1), {})
+    checkpoints.finish()
+    with _little_room():
+        checkpoints.save(2, _state(2), {})
+        with pytest.raises(UserError, match=r"could not be written .*: make room, .* go on from 1"):
+            checkpoints.finish()
     assert "File too large" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]  # nothing half-written takes up room
     checkpoints.save(3, _state(3), {})
@@ -162,6 +182,191 @@ def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path, mo
     checkpoints._clear_unfinished()
     assert not half.exists()
     assert len(waits) > 3
+    checkpoints.close()
+
+
+# --- What is not damage
+
+
+def _replace(path: Path, target: Path) -> None:
+    path.unlink()
+    path.symlink_to(target)
+
+
+def _eio(step: Path) -> None:
+    """Reading the first byte of one's own memory is an input/output error."""
+    _replace(step / "state" / "_METADATA", Path("/proc/self/mem"))
+
+
+def _eloop(step: Path) -> None:
+    """An error of the system that reaches us as text, through TensorStore."""
+    largest = max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    _replace(largest, largest)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(_eio, "Input/output error"), (_eloop, "Too many levels of symbolic links")]
+)
+def test_an_error_of_the_system_is_no_damage(run: Path, opened: Checkpoints, spoil: Any, said: str) -> None:
+    spoil(run / "checkpoints" / "12")
+    with pytest.raises(UserError, match=rf"step 12 .* cannot be read now \({said}\): nothing was changed") as raised:
+        opened.restore(_like())
+    assert "delete" not in str(raised.value)
+    assert opened.steps == [4, 8, 12]
+    assert not (run / "damaged_checkpoints").exists()
+
+
+def test_too_many_open_files_are_no_damage(run: Path, opened: Checkpoints) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
+        with pytest.raises(UserError, match=r"step 12 .* cannot be read now \(Too many open files\)"):
+            opened.restore(_like())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert opened.steps == [4, 8, 12]
+    jax.tree.map(np.testing.assert_array_equal, opened.restore(_like()), _state(12))
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("can't start new thread"), ValueError("RESOURCE_EXHAUSTED: out of memory")]
+)
+def test_too_little_memory_is_no_damage(opened: Checkpoints, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint.ocp, "load", load)
+    with pytest.raises(UserError, match=r"step 12 .* cannot be read now"):
+        opened.restore(_like())
+
+
+def test_a_reader_that_races_the_pruning_takes_a_newer_one(
+    run: Path, opened: Checkpoints, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader = Checkpoints(run)
+    for step in (16, 20, 24):
+        opened.save(step, _state(step), {})
+    opened.finish()
+    assert reader.steps == [4, 8, 12]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["16", "20", "24"]
+    jax.tree.map(np.testing.assert_array_equal, reader.restore(_like()), _state(24))
+    assert reader.restored == 24
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match="holds no checkpoint of step 12"):
+        reader.restore(_like(), 12)
+    reader.close()
+
+
+def test_after_a_failed_save_the_list_is_that_on_disk(tmp_path: Path) -> None:
+    """Orbax strikes the old checkpoint from its list before the new one is written."""
+    checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
+    for step in (1, 2, 3, 4):
+        full = step % 2 == 0
+        with _little_room() if full else contextlib.nullcontext():
+            checkpoints.save(step, _state(step), {})
+            checkpoints._settle()
+        assert (checkpoints.failed is not None) == full
+        kept = step - 1 if full else step
+        assert checkpoints.steps == [kept]
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [str(kept)]
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(_like()), _state(3))
+    checkpoints.close()
+
+
+# --- The parameters alone
+
+
+def _unequal(step: int, params: int, moments: int) -> dict[str, Any]:
+    """A state of so many rows of parameters and of moments; Orbax writes all of them into one file."""
+    kernel = jax.random.normal(jax.random.key(step), (params + moments, 200))
+    return {"step": jnp.int32(step), "params": {"kernel": kernel[:params]}, "moments": {"kernel": kernel[params:]}}
+
+
+def _abstract(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _saved(folder: Path, params: int, moments: int, steps: tuple[int, ...] = (1, 2, 3)) -> Any:
+    """The abstract state of the checkpoints that are saved."""
+    checkpoints = Checkpoints(folder, keep=len(steps), owner=True)
+    for step in steps:
+        checkpoints.save(step, _unequal(step, params, moments), {})
+    checkpoints.finish()
+    checkpoints.close()
+    return _abstract(_unequal(0, params, moments))
+
+
+def test_the_moments_are_not_read_for_the_parameters(tmp_path: Path) -> None:
+    like = _saved(tmp_path, params=3, moments=300)
+    _flip(_largest(tmp_path, 3))
+    reader = Checkpoints(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, reader.restore_params(like["params"]), _unequal(3, 3, 300)["params"])
+    assert reader.restored == 3
+    reader.average_params(like["params"], 3)
+    assert int(reader.restore(like)["step"]) == 2
+    reader.close()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_parameters_are_left_out(tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    like = _saved(tmp_path, params=300, moments=3)["params"]
+    DAMAGES[damage](_largest(tmp_path, 3))
+    reader = Checkpoints(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, reader.restore_params(like), _unequal(2, 300, 3)["params"])
+    assert reader.restored == 2
+    assert "step 3 " in capsys.readouterr().err
+    each = [np.asarray(_unequal(step, 300, 3)["params"]["kernel"], np.float64) for step in (1, 2)]
+    found = reader.average_params(like, 2)["kernel"]
+    np.testing.assert_array_equal(found, np.mean(each, axis=0).astype(np.float32))
+    with pytest.raises(UserError, match=r"holds 2 checkpoints, not 3: average fewer"):
+        reader.average_params(like, 3)
+    reader.close()
+
+
+def test_parameters_of_another_model_are_a_sentence(tmp_path: Path) -> None:
+    like = _saved(tmp_path, params=2, moments=2, steps=(1,))["params"]
+    reader = Checkpoints(tmp_path)
+    other = {"kernel": jax.ShapeDtypeStruct((2, 7), jnp.float32, sharding=like["kernel"].sharding)}
+    for wrong, named in (
+        (other, r"params/kernel is \(2, 200\) in it and \(2, 7\) in the config"),
+        ({}, r"params/kernel is \(2, 200\) in it and not there in the config"),
+        (like | {"bias": like["kernel"]}, r"params/bias is not there in it and \(2, 200\) in the config"),
+    ):
+        with pytest.raises(UserError, match=f"another model .*{named}"):
+            reader.restore_params(wrong)
+        with pytest.raises(UserError, match=f"another model .*{named}"):
+            reader.average_params(wrong, 1)
+    reader.close()
+
+
+def test_the_mean_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    like = _saved(tmp_path, params=30, moments=3)["params"]
+    load, earlier = checkpoint.ocp.load, []
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        gc.collect()
+        assert [kernel() for kernel in earlier] == [None] * len(earlier)
+        tree = load(*arguments, **more)
+        earlier.append(weakref.ref(tree["params"]["kernel"]))
+        return tree
+
+    monkeypatch.setattr(checkpoint.ocp, "load", watched)
+    reader = Checkpoints(tmp_path)
+    reader.average_params(like, 3)
+    assert len(earlier) == 3
+    reader.close()
+
+
+def test_the_mean_of_bfloat16_is_rounded_once(tmp_path: Path) -> None:
+    """1, 1 and 1 + 2^-7: in bfloat16 each sum would be rounded, and the mean be 1."""
+    checkpoints = Checkpoints(tmp_path, keep=4, owner=True)
+    for step, value in enumerate((1.0, 1.0078125, 1.0078125), start=1):
+        checkpoints.save(step, {"params": jnp.full((2,), value, jnp.bfloat16)}, {})
+    like = _abstract(jnp.zeros((2,), jnp.bfloat16))
+    checkpoints.finish()
+    found = checkpoints.average_params(like, 3)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.float32(found), [1.0078125] * 2)
     checkpoints.close()
 
 

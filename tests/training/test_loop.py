@@ -21,11 +21,11 @@ class Saved(Checkpoints):
     """Checkpoints that only remember."""
 
     def __init__(self, workdir: Path):
-        self.workdir, self.steps, self.losses, self.finished = workdir, [], [], False
+        self.workdir, self.saved, self.losses, self.finished = workdir, [], [], False
 
     def save(self, step: int, state: State, config: Any, loss: float | None = None) -> None:
         assert int(state.step) == step
-        self.steps.append(step)
+        self.saved.append(step)
         self.losses.append(loss)
 
     def finish(self) -> None:
@@ -80,7 +80,7 @@ def _run(
 
 def test_it_saves_at_intervals_and_at_the_end(tmp_path: Path) -> None:
     saved, lines = _run(tmp_path, steps=12)
-    assert saved.steps == [5, 10, 12]
+    assert saved.saved == [5, 10, 12]
     assert [line["step"] for line in lines] == [4, 5, 8, 10, 12]
     assert {line["loss"] for line in lines} == {2.0}
     for line in lines:
@@ -103,7 +103,7 @@ def test_lines_say_what_a_step_costs(tmp_path: Path, formula: bool) -> None:
 
 def test_it_saves_after_minutes(tmp_path: Path) -> None:
     saved, _ = _run(tmp_path, logging__checkpoint_minutes=1e-9, logging__checkpoint_every=1000, steps=3)
-    assert saved.steps == [1, 2, 3]
+    assert saved.saved == [1, 2, 3]
 
 
 def test_a_checkpoint_knows_its_validation_loss(tmp_path: Path) -> None:
@@ -143,11 +143,11 @@ def test_asked_to_stop_it_saves_and_says_so(tmp_path: Path) -> None:
         patch.setattr(Saved, "finish", finish)
         with pytest.raises(loop.Stopped, match="stopped after step 3 of 10, which is saved"):
             _run(tmp_path, stop=lambda: next(asked))
-    assert held[0].steps == [3]
+    assert held[0].saved == [3]
     assert held[0].finished
 
 
 def test_resumed_it_begins_after_its_state(tmp_path: Path) -> None:
     saved, lines = _run(tmp_path, start=7)
-    assert saved.steps == [10]
+    assert saved.saved == [10]
     assert [line["step"] for line in lines] == [8, 10]

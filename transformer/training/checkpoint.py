@@ -1,22 +1,26 @@
 """Orbax checkpoints of the state, written in the background; and the average of the last few."""
 
+import contextlib
+import errno
+import itertools
 import logging
+import math
 import os
 import re
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax import lax
 from jax.experimental import multihost_utils
 from jaxtyping import Array
-from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint import v1 as ocp
 
 from transformer.errors import UserError
 from transformer.training.processes import every_process
@@ -39,37 +43,37 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int = 1, owner: bool = False):
         self.workdir, self.owner = workdir, owner
+        self.folder = (workdir / "checkpoints").absolute()
+        self.saving: ocp.AsyncResponse[bool] | None = None
         self.failed: str | None = None  # why the last save came to nothing
+        self.restored = 0  # the step of what was restored last; of an average, the newest
+        policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
-            best_fn=_loss,  # without it Orbax writes no metrics, and the best is forgotten with the process
-            enable_async_checkpointing=True,
-            cleanup_tmp_directories=owner,
-        )
-        self.state_handler, self.checksums_handler = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         try:
-            self.manager = ocp.CheckpointManager(
-                (workdir / "checkpoints").absolute(),
-                options=options,
-                item_handlers={
-                    "state": self.state_handler,
-                    "config": ocp.JsonCheckpointHandler(),
-                    "checksums": self.checksums_handler,
-                },
+            self.orbax = ocp.training.Checkpointer(
+                self.folder,
+                context=_context(),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(keep), best]),
+                cleanup_tmp_directories=owner,
             )
         except OSError as error:
             raise UserError(f"cannot write checkpoints to {str(workdir)!r}: {error.strerror}") from error
 
     @property
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, oldest first."""
+        return [checkpoint.step for checkpoint in self.orbax.checkpoints]
+
+    @property
     def latest(self) -> int | None:
-        return self.manager.latest_step()
+        return max(self.steps, default=None)
 
     @property
     def best(self) -> int:
         """The step of the checkpoint with the lowest loss of validation. UserError: none was saved with one."""
-        losses = {step: (self.manager.metrics(step) or {}).get("loss") for step in self.manager.all_steps()}
-        known = {step: loss for step, loss in losses.items() if loss is not None}
+        known = {
+            checkpoint.step: _loss(checkpoint.metrics) for checkpoint in self.orbax.checkpoints if checkpoint.metrics
+        }
         if not known:
             raise UserError(
                 f"{str(self.workdir)!r} holds no checkpoint with a loss of validation: train with "
@@ -83,17 +87,16 @@ class Checkpoints:
         Where it cannot be written (a full disk), that is said, and training goes on to the next save.
         """
         self._settle()
-        if step in self.manager.all_steps():
+        if step in self.steps:
             return
         self.failed = None
         sums = {name: int(value) for name, value in jax.device_get(checksums(state)).items()}
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), config=ocp.args.JsonSave(config), checksums=ocp.args.JsonSave(sums)
-        )
+        items = {"state": state, "config": config, "checksums": sums}
+        metrics = None if loss is None else {"loss": loss}
         try:
-            self.manager.save(step, args=args, metrics=None if loss is None else {"loss": loss})
+            self.saving = self.orbax.save_checkpointables_async(step, items, metrics=metrics, force=True)
         except Exception as error:
-            self._say_failed(step, error)
+            self._say_failed(f"the checkpoint of step {step}", error)
 
     def finish(self) -> None:
         """Waits for the last save. UserError: it came to nothing."""
@@ -104,45 +107,95 @@ class Checkpoints:
     def restore(self, like: Any, step: int | None = None) -> Any:
         """The newest state (or that of `step`), with the shapes, types and shardings of `like`.
 
-        A damaged checkpoint is named, and the one before it is taken. UserError: there is none, none is whole, or it
-        is of another model.
+        A damaged checkpoint is named, and the one before it is taken. UserError: there is none, none is whole, one
+        cannot be read just now, or it is of another model.
         """
-        steps = sorted(self.manager.all_steps(), reverse=True) if step is None else [step]
-        if not steps:
-            raise UserError(f"{str(self.workdir)!r} holds no checkpoint: train there first")
-        reasons = []
-        for number in steps:
-            state, reason = self._read(number, like)
-            if reason is None:
-                return state
-            reasons.append(f"the checkpoint of step {number} in {str(self.workdir)!r} is damaged ({reason})")
-            if number != steps[-1]:
-                print(f"{reasons[-1]}: it is left out for the one before", file=sys.stderr, flush=True)
-        raise UserError(f"{reasons[-1]}, and there is no whole one before it: delete the folder to begin anew")
+        return next(self._whole(like, step))
 
-    def _read(self, step: int, like: Any) -> tuple[Any, str | None]:
-        """The state of a step, or else why it cannot be had: a process cannot read its files, or its numbers are not
-        those that were saved. All processes give the same answer, though each reads its own share of the arrays; so
-        they read without Orbax's manager, in which those that could would wait for the one that could not."""
-        folder, state, sums, reason = self.manager.directory / str(step), None, {}, None
+    def restore_params(self, like_params: Any, step: int | None = None) -> Any:
+        """The parameters alone, as `restore` takes the state; what the optimizer keeps is not read."""
+        return next(self._whole({"params": like_params}, step, partial=True))["params"]
+
+    def average_params(self, like_params: Any, last: int) -> Any:
+        """The mean of the parameters of the newest `last` checkpoints that are whole (paper, section 6.1).
+
+        It is summed in float64 on the host, and one checkpoint is in memory at a time.
+        """
+        total, count = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), like_params), 0
+        enough = last if len(self.steps) >= last else 0
+        for found in itertools.islice(self._whole({"params": like_params}, partial=True), enough):
+            jax.tree.map(lambda sum, x: np.add(sum, np.asarray(x, np.float64), out=sum), total, found["params"])
+            count += 1
+            del found  # before the next one is read
+        if count < last:
+            raise UserError(
+                f"{str(self.workdir)!r} holds {count or len(self.steps)} checkpoints, not {last}: average fewer, or "
+                f"train with logging.keep={last}"
+            )
+        return jax.tree.map(lambda sum, x: jax.device_put((sum / last).astype(x.dtype), x.sharding), total, like_params)
+
+    def _whole(self, like: Any, step: int | None = None, partial: bool = False) -> Iterator[Any]:
+        """What the whole checkpoints hold, newest first; the step alone, where one is given.
+
+        Damaged ones are named and left out. The list is read anew after each failure: what the run itself removed
+        meanwhile has newer ones in its place. UserError: there is none.
+        """
+        tried: set[int] = set()
+        self.restored = 0
+        where, reason = repr(str(self.workdir)), None
+        while left := set(self.steps if step is None else [step]) - tried:
+            number = max(left)
+            tried.add(number)
+            tree, damage = self._read(number, like, partial)
+            if damage is None:
+                self.restored = max(number, self.restored)
+                yield tree
+                del tree  # before the next one is read
+                continue
+            self.orbax.reload()
+            if number in self.steps:
+                reason = f"the checkpoint of step {number} in {where} is damaged ({damage})"
+                if len(left) > 1:
+                    print(f"{reason}: it is left out for the one before", file=sys.stderr, flush=True)
+        if self.restored:
+            return
+        if reason is None:
+            which = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise UserError(f"{where} holds {which}: train there first")
+        raise UserError(f"{reason}, and there is no whole one before it: delete the folder to begin anew")
+
+    def _read(self, step: int, like: Any, partial: bool) -> tuple[Any, str | None]:
+        """The arrays of a step, or else how they are damaged: a process cannot read its files, or its numbers are not
+        those that were saved. All processes give the same answer, though each reads its own share of the arrays.
+
+        UserError: the checkpoint is of another model; or the system could not read it, which does not mean damage.
+        """
+        folder, tree, sums, error = self.folder / str(step), None, {}, None
         try:
-            self._check_model(step, like)
-            state = self.state_handler.restore(folder / "state", args=ocp.args.StandardRestore(like))
-            if (folder / "checksums").exists():
-                sums = self.checksums_handler.restore(folder / "checksums")
+            with _context(alone=True):
+                self._check_model(step, like, partial)
+                tree = ocp.load(folder, like, checkpointable_name="state")
+                if (folder / "checksums").exists():
+                    sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"]
         except UserError:
             raise
-        except Exception as error:  # whatever Orbax and its storage raise for what they cannot read
-            reason = _first(error)
-        if not every_process(reason is None):
-            return None, reason or "another process cannot read its share"
-        found = jax.device_get(checksums(state))
-        wrong = [name for name, value in sums.items() if value != found.get(name)]
-        return state, f"{wrong[0]} has other numbers than were saved" if wrong else None
+        except Exception as raised:  # whatever Orbax and its storage raise for what they cannot read
+            error = raised
+        if every_process(error is None):
+            found = jax.device_get(checksums(tree))
+            wrong = [name for name, value in found.items() if sums.get(name, value) != value]
+            return tree, f"{wrong[0]} has other numbers than were saved" if wrong else None
+        reason, damaged = _cause(error) if error else ("another process cannot read its share", True)
+        if not every_process(damaged):
+            raise UserError(
+                f"the checkpoint of step {step} in {str(self.workdir)!r} cannot be read now ({reason}): nothing was "
+                "changed, run the same command again when it can"
+            )
+        return None, reason
 
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which turned out damaged, to `damaged_checkpoints/`."""
-        late = [number for number in self.manager.all_steps() if number > step]
+        late = [number for number in self.steps if number > step]
         if not late or not self.owner:
             return
         if jax.process_index() == 0:
@@ -150,44 +203,32 @@ class Checkpoints:
             aside.mkdir(exist_ok=True)
             for number in late:
                 kept = sum(path.name.split("-")[0] == str(number) for path in aside.iterdir())
-                (self.manager.directory / str(number)).rename(aside / (f"{number}-{kept}" if kept else str(number)))
+                (self.folder / str(number)).rename(aside / (f"{number}-{kept}" if kept else str(number)))
         multihost_utils.sync_global_devices("damaged checkpoints are set aside")
-        self.manager.reload()
-
-    def average(self, like: Any, last: int) -> Any:
-        """The mean of the newest `last` states (paper, section 6.1), summed in float64; counts are the newest's."""
-        steps = sorted(self.manager.all_steps())[-last:]
-        if len(steps) < last:
-            raise UserError(
-                f"{str(self.workdir)!r} holds {len(steps)} checkpoints, not {last}: average fewer, or train with "
-                f"logging.keep={last}"
-            )
-        states = [self.restore(like, step) for step in steps]
-
-        def mean(*xs: Any) -> Any:
-            if not np.issubdtype(xs[-1].dtype, np.floating):
-                return xs[-1]
-            return np.mean([np.asarray(x, np.float64) for x in xs], axis=0).astype(xs[-1].dtype)
-
-        return jax.tree.map(mean, *states)
+        self.orbax.reload()
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads."""
         self._settle()
-        self.manager.close()
+        self.orbax.close()
 
     def _settle(self) -> None:
+        """Waits for the save that is under way. Orbax tells an error once to each thread that waits."""
+        saving, self.saving = self.saving, None
+        if saving is None:
+            return
         try:
-            self.manager.wait_until_finished()
-            self.manager.check_for_errors()
+            saving.result()
         except Exception as error:
-            self._say_failed(None, error)
+            with contextlib.suppress(Exception):
+                self.orbax.wait()
+            self._say_failed("the last checkpoint", error)
 
-    def _say_failed(self, step: int | None, error: Exception) -> None:
-        which = "the last checkpoint" if step is None else f"the checkpoint of step {step}"
+    def _say_failed(self, which: str, error: Exception) -> None:
         if self.owner:  # what was half-written takes up the room that is missing
             self._clear_unfinished()
-        self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_first(error)})"
+        self.orbax.reload()  # Orbax has struck from its list what would have been removed after the save
+        self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_cause(error)[0]})"
         print(f"{self.failed}: training goes on, and tries again at the next", file=sys.stderr, flush=True)
 
     def _clear_unfinished(self) -> None:
@@ -195,7 +236,7 @@ class Checkpoints:
         a moment later, and make its folders anew."""
         gone = 0
         for _ in range(MOMENTS):
-            left = list((self.workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+            left = list(self.folder.glob("*orbax-checkpoint-tmp*"))
             for path in left:
                 shutil.rmtree(path, ignore_errors=True)
             gone = 0 if left else gone + 1
@@ -203,12 +244,12 @@ class Checkpoints:
                 return
             time.sleep(0.05)
 
-    def _check_model(self, step: int, like: Any) -> None:
-        """UserError: the checkpoint holds arrays of other names or shapes."""
-        found = self.manager.item_metadata(step)["state"]
-        if found is None:
-            raise ValueError("its list of arrays cannot be read")
-        theirs, ours = (shapes(tree) for tree in (found, like))
+    def _check_model(self, step: int, like: Any, partial: bool) -> None:
+        """UserError: the checkpoint, or the part of it that is asked for, has arrays of other names or shapes."""
+        found = ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
+        if found is None:  # it cannot be read; and so neither can the arrays, which says why
+            return
+        theirs, ours = shapes({key: found.get(key) for key in like} if partial else found), shapes(like)
         for name in [*ours, *theirs]:
             if ours.get(name) != theirs.get(name):
                 raise UserError(
@@ -216,6 +257,21 @@ class Checkpoints:
                     f"is {theirs.get(name, 'not there')} in it and {ours.get(name, 'not there')} in the config): "
                     "name another folder, or the config that it was trained with"
                 )
+
+
+def _context(alone: bool = False) -> ocp.Context:
+    """How Orbax saves and loads. `alone`: for this process, which waits for no other; so those that could read their
+    share do not wait for one that could not."""
+    context = ocp.Context()
+    registry = ocp.handlers.local_registry()
+    for name in ("config", "checksums"):
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
+    context.checkpointables.registry = registry
+    context.pytree.loading.partial_load = True  # what may be left out is checked before
+    if alone:
+        context.multiprocessing.primary_host = ocp.multihost.process_index()
+        context.multiprocessing.active_processes = {ocp.multihost.process_index()}
+    return context
 
 
 @jax.jit
@@ -234,13 +290,22 @@ def checksums(tree: Any) -> dict[str, Array]:
     return {path_of(path): one(leaf) for path, leaf in flat}
 
 
-def _loss(metrics: dict[str, float]) -> float:
-    return metrics["loss"]
+def _loss(metrics: Any) -> float:
+    """Of validation; what is no number is never the best."""
+    loss = metrics["loss"]
+    return math.inf if math.isnan(loss) else loss
 
 
-def _first(error: Exception) -> str:
-    """What the system said, or else the first line, cut to a readable length; storage libraries tell pages."""
-    if said := re.search(r"os_error_code='(\d+)'", str(error)):
-        return os.strerror(int(said[1]))
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]
+def _cause(error: BaseException) -> tuple[str, bool]:
+    """What went wrong, in one readable line; and whether the files are damaged, rather than that the system has no
+    memory, no free handles or no disk to read them with."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    said = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore tells the system's errors, among pages
+    number = int(said[1]) if said else getattr(error, "errno", None)
+    if number is not None:
+        return os.strerror(number), number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+    if isinstance(error, FileNotFoundError):
+        return line, True
+    return line, not isinstance(error, OSError | MemoryError | RuntimeError) and "RESOURCE_EXHAUSTED" not in line
