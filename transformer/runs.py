@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from transformer.config import Config, MeshConfig, from_stored
 from transformer.data.sources import load_source
@@ -26,7 +25,6 @@ from transformer.errors import UserError
 from transformer.model.stacks import unstacked
 from transformer.tasks import task_class
 from transformer.tasks.trained import Trained
-from transformer.training import optim, step
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.sharding import Layout, make_layout
 from transformer.writing.manner import Manner
@@ -125,17 +123,14 @@ def read_params(
     `init`: key -> the parameters of a model, which has to be that of the run. UserError: there is no run, no such
     checkpoint, or one of another model.
     """
-    config = read_config(workdir)
-    create = step.make_init(init, optim.make_optimizer(config), layout)
-    like = layout.abstract(jax.eval_shape(create, jnp.uint32(0)))
-    checkpoints = Checkpoints(workdir, config.logging.keep)
+    like = layout.abstract(jax.eval_shape(init, jax.random.key(0)))
+    checkpoints = Checkpoints(workdir, read_config(workdir).logging.keep)
     try:
         if average > 1:
-            state = checkpoints.average(like, average)
-            state = state._replace(params=jax.device_put(state.params, layout.shardings(state.params)))
+            params = checkpoints.average_params(like, average)
         else:
-            state = checkpoints.restore(like, checkpoints.best if best else None)
-        return state.params, int(state.step)
+            params = checkpoints.restore_params(like, checkpoints.best if best else None)
+        return params, checkpoints.restored
     finally:
         checkpoints.close()
 
@@ -169,12 +164,12 @@ def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
     old = noted.get("fingerprint", source.fingerprint)
     if not comparable(old, source.fingerprint):
         said = (
-            f"{str(workdir)!r} holds a fingerprint of an older version: whether {config.data.name!r} changed is unknown"
+            f"{str(workdir)!r} has a fingerprint of an older version: whether {config.data.name!r} changed is not known"
         )
         print(said, file=sys.stderr, flush=True)
     elif old != source.fingerprint:
         raise UserError(
-            f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints differ): "
-            "bring back that data, or train anew"
+            f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
+            "differ): bring back that data, or train anew"
         )
     return source
