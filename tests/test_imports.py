@@ -213,7 +213,7 @@ def test_a_wrong_arrow_is_seen(module: str, source: str, wrong: str) -> None:
         ("transformer.train", "from transformer import tasks\nfrom transformer.training import loop"),
         ("transformer.evaluate", "from transformer import command_line\nfrom transformer.runs import load_run"),
         ("transformer.evaluation.splits", "from transformer.writing import lines\nfrom transformer import tasks"),
-        ("transformer.data.sources.recordings", "from transformer.data.batches.log_mel import RATE"),
+        ("transformer.data.sources.text_files", "from transformer.data.builder import of_records"),
     ],
 )
 def test_a_right_arrow_passes(module: str, source: str) -> None:
