@@ -61,7 +61,7 @@ def backends(config: Config) -> list[str]:
     import flax.linen as nn
     import jax
 
-    from transformer.model.attention import choose
+    from transformer.model.attention import Padding, choose
     from transformer.model.layers import MultiHeadAttention
     from transformer.model.masks import band
     from transformer.training.plan import longest_batch
@@ -80,7 +80,7 @@ def backends(config: Config) -> list[str]:
             (q, keys, where, score), limits = arguments, band(module.causal, module.window)
             packed = where.segments is not None or keys.where.segments is not None
             padded = not module.causal and keys.where.lengths is not None
-            padding = "segments" if packed else "lengths" if padded else "none"
+            padding: Padding = "segments" if packed else "lengths" if padded else "none"
             found = choose(q, keys.k, keys.v, limits, score=score, padding=padding, consecutive=told["consecutive"])
             window = "full" if module.window is None else f"window {module.window}"
             place = " ".join(module.path).replace("layer_", "layer ").replace("_attention", "-attention")

@@ -77,6 +77,16 @@ def output_layer(embedder: Any) -> OutputLayer:
     return OutputLayer(embedder.get("output_table", embedder["table"]), embedder.get("output_bias"))
 
 
+class TokenModel(nn.Module):
+    """A family that writes tokens: it has an `embedder`, whose output layer turns its `features` into logits."""
+
+    config: ModelConfig
+
+    def __call__(self, *arguments: Any) -> Float[Array, "B L V"]:
+        """Logits of the token after each of the target inputs; called as `features` is."""
+        return self.embedder.logits(self.features(*arguments))
+
+
 class Embedded(NamedTuple):
     x: Float[Array, "B L D"]
     where: Tokens

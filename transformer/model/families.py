@@ -19,7 +19,7 @@ from transformer.config import ModelConfig, head_width
 from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model import embedders
-from transformer.model.embedders import EMBEDDERS, TokenEmbedder
+from transformer.model.embedders import EMBEDDERS, TokenEmbedder, TokenModel
 from transformer.model.layers import ACTIVATIONS, Linear, key_heads, value_width, weight_init
 from transformer.model.noise import Noise
 from transformer.model.parameters import Names, paths
@@ -42,13 +42,19 @@ def _empty_caches(config: ModelConfig, batch: int, slots: int) -> tuple[kv.Cache
     return tuple(kv.empty(batch, slots, *widths, window, config.dtype) for window in windows(config))
 
 
-class EncoderDecoder(nn.Module):
+class AttentiveModel(TokenModel):
+    """A family whose decoder is a stack of attention."""
+
+    def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
+        decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
+        return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches, state.memory)
+
+
+class EncoderDecoder(AttentiveModel):
     """The paper's model (Vaswani et al. 2017, figure 1): encoder, decoder with cross-attention, one shared table.
 
     The encoder may read something else than tokens (`config.inputs`), such as the frames of speech.
     """
-
-    config: ModelConfig
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -74,32 +80,14 @@ class EncoderDecoder(nn.Module):
         x, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
         return self.embedder.features(x)
 
-    def __call__(
-        self,
-        inputs: Array,
-        inputs_where: Tokens,
-        target_inputs: Int[Array, "B L"],
-        targets_where: Tokens,
-        noise: Noise | None = None,
-    ) -> Float[Array, "B L V"]:
-        """Logits of the token after each of `target_inputs`."""
-        features = self.features(inputs, inputs_where, target_inputs, targets_where, noise)
-        return self.embedder.logits(features)
-
     def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
         """Encodes the inputs once, and makes room for `slots` target tokens."""
         memory = self.decoder.kept(self.encode(inputs, where))
         return Decoding(_empty_caches(self.config, inputs.shape[0], slots), memory)
 
-    def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
-        decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
-        return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches, state.memory)
 
-
-class DecoderOnly(nn.Module):
+class DecoderOnly(AttentiveModel):
     """A causal language model: the decoder without cross-attention."""
-
-    config: ModelConfig
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -110,17 +98,8 @@ class DecoderOnly(nn.Module):
     ) -> Float[Array, "B L D"]:
         return self.embedder.features(self.decoder(self.embedder(target_inputs), targets_where, noise)[0])
 
-    def __call__(
-        self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
-    ) -> Float[Array, "B L V"]:
-        return self.embedder.logits(self.features(target_inputs, targets_where, noise))
-
     def start(self, batch: int, slots: int) -> Decoding:
         return Decoding(_empty_caches(self.config, batch, slots))
-
-    def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
-        decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches)
-        return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches)
 
 
 class EncoderOnly(nn.Module):

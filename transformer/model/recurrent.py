@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import ModelConfig
 from transformer.errors import UserError
-from transformer.model.embedders import TokenEmbedder
+from transformer.model.embedders import TokenEmbedder, TokenModel
 from transformer.model.layers import Linear
 from transformer.model.noise import Dropout, Noise
 from transformer.model.parameters import name_axes_of
@@ -185,10 +185,8 @@ class RecurrentDecoder(nn.Module):
         return self.out(both), Recurrence(tuple(carries), state.memory)
 
 
-class Recurrent(nn.Module):
+class Recurrent(TokenModel):
     """What both families refuse, as soon as they are made."""
-
-    config: ModelConfig
 
     def __post_init__(self) -> None:
         for key, value, only in (
@@ -250,17 +248,6 @@ class RecurrentEncoderDecoder(Recurrent):
         x, _ = self.decoder(self.embedder(target_inputs), _real(target_inputs, targets_where), None, state, noise)
         return self.embedder.features(x)
 
-    def __call__(
-        self,
-        inputs: Int[Array, "B S"],
-        inputs_where: Tokens,
-        target_inputs: Int[Array, "B L"],
-        targets_where: Tokens,
-        noise: Noise | None = None,
-    ) -> Float[Array, "B L V"]:
-        """Logits of the token after each of `target_inputs`."""
-        return self.embedder.logits(self.features(inputs, inputs_where, target_inputs, targets_where, noise))
-
     def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Recurrence:
         """Encodes the inputs once. A state takes any number of target tokens, whatever `slots` says."""
         return self.encode(inputs, where)
@@ -284,11 +271,6 @@ class RecurrentLanguageModel(Recurrent):
     ) -> Float[Array, "B L D"]:
         start = self.start(target_inputs.shape[0], 0)
         return self.embedder.features(self._read(target_inputs, targets_where, start, noise)[0])
-
-    def __call__(
-        self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
-    ) -> Float[Array, "B L V"]:
-        return self.embedder.logits(self.features(target_inputs, targets_where, noise))
 
     def start(self, batch: int, slots: int) -> Recurrence:
         """A state takes any number of tokens, whatever `slots` says."""

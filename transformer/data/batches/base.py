@@ -28,10 +28,11 @@ EVALUATION = 2**64 - 2
 class Batches(abc.ABC):
     """Batches of one split. Subclasses say which rows a step has (`_epoch`) and what a row looks like (`_make`).
 
-    A row is a number, -1 for a row of padding only; a plan is a list of (width, rows), one entry a step.
+    A row is a number, -1 for a row of padding only; a plan is a list of (width, rows), one entry a step. Each
+    kind takes what this one takes, by name, besides what it makes batches of.
     """
 
-    def __init__(self, seed: int, data: DataConfig, process_index: int, process_count: int) -> None:
+    def __init__(self, *, data: DataConfig, seed: int, process_index: int = 0, process_count: int = 1) -> None:
         _check(data, process_index, process_count)
         self.seed = seed
         self.data = data

@@ -22,16 +22,8 @@ class BucketedBatches(Batches):
     noun = "examples"
     sides = 1
 
-    def __init__(
-        self,
-        lengths: np.ndarray,
-        filled: np.ndarray,
-        seed: int,
-        data: DataConfig,
-        process_index: int,
-        process_count: int,
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
+    def __init__(self, lengths: np.ndarray, filled: np.ndarray, data: DataConfig, **others: int) -> None:
+        super().__init__(data=data, **others)
         self._widths = widths_needed(data)
         self._lengths, self._filled = lengths, filled
         self._kept = np.flatnonzero(self._lengths <= data.max_len)

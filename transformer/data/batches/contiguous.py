@@ -21,16 +21,8 @@ class ContiguousBatches(Batches):
     Keys: target_inputs, targets [B, L], L = max_len; target_lengths [B].
     """
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
+        super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         self._targets = len(self._tokens.flat) - 1
         # One row less than there are leaves the beginning of the first one max_len places to choose from.

@@ -54,19 +54,10 @@ class MaskedBatches(Corrupted, Packed):
 
     added = 2  # BOS and EOS
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        tokenizer: Tokenizer,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
         self._mask_id = tokenizer.mask_id  # before the packing, for its UserError
         self._pieces = (tokenizer.first_piece, tokenizer.vocab_size)
-        super().__init__(tokens, seed=seed, data=data, process_index=process_index, process_count=process_count)
+        super().__init__(tokens, data=data, **others)
 
     def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
         filled = self._filled(rows)
@@ -124,16 +115,7 @@ class SpanBatches(Corrupted, BucketedBatches):
     noun = "chunks"
     sides = 2
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        tokenizer: Tokenizer,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
         (self._tokens,) = tokens.values()
         self._holes = np.array(tokenizer.hole_ids, np.int32)
         if len(self._holes) < holes_needed(data):
@@ -149,7 +131,7 @@ class SpanBatches(Corrupted, BucketedBatches):
         self._sizes = np.minimum(size, self._tokens.lengths[document] - number * size)
         hidden, spans = hidden_and_spans(self._sizes, data.corruption)
         inputs, targets = self._sizes - hidden + spans + 1, hidden + spans + 1
-        super().__init__(np.maximum(inputs, targets), inputs + targets, seed, data, process_index, process_count)
+        super().__init__(np.maximum(inputs, targets), inputs + targets, data, **others)
 
     def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
         sides = np.zeros((2, len(rows), width), np.int32)

@@ -30,12 +30,10 @@ class ImageBatches(RowBatches):
         source: Source,
         split: str,
         *,
-        seed: int,
         data: DataConfig,
         image_size: tuple[int, ...],
         channels: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        **others: int,
     ) -> None:
         own, training = read_images(source, split, data), read_images(source, "train", data)
         self._pixels, self._labels = own.pixels, own.labels
@@ -48,7 +46,7 @@ class ImageBatches(RowBatches):
             )
         check_classes(source, split, own.labels, training.labels)
         self.mean, self.deviation = (np.array(source.facts[name], np.float32) for name in ("mean", "deviation"))
-        super().__init__(len(self._pixels), shape[0] * shape[1], seed, data, process_index, process_count)
+        super().__init__(len(self._pixels), shape[0] * shape[1], data, **others)
 
     def batch(self, step: int) -> Batch:
         """As in `Batches`; augmented where the config says so."""

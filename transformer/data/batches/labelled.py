@@ -22,22 +22,13 @@ class LabelledBatches(BucketedBatches):
 
     noun = "texts"
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        labels: np.ndarray,
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], labels: np.ndarray, *, data: DataConfig, **others: int) -> None:
         (self._tokens,) = tokens.values()
         if labels.shape != (len(self._tokens),):
             raise ValueError(f"{len(self._tokens)} texts with labels of shape {labels.shape}")
         self._labels = labels.astype(np.int32)
         lengths = np.minimum(self._tokens.lengths + 2, data.max_len)
-        super().__init__(lengths, lengths, seed, data, process_index, process_count)
+        super().__init__(lengths, lengths, data, **others)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         room = min(width, self.data.max_len) - 2

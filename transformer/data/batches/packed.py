@@ -22,16 +22,8 @@ class Packed(Batches):
 
     added: int
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
+        super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         documents = np.flatnonzero(self._tokens.lengths)
         lengths = self._tokens.lengths[documents] + self.added
@@ -39,7 +31,7 @@ class Packed(Batches):
         number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
         document, start = np.repeat(documents, chunks), number * data.max_len
         length = np.minimum(data.max_len, np.repeat(lengths, chunks) - start)
-        rows = pack(length, data.max_len, seed)
+        rows = pack(length, data.max_len, self.seed)
         by_row = np.argsort(rows, kind="stable")
         self._document, self._start, self._length = document[by_row], start[by_row], length[by_row]
         # The chunks of row r are first[r], ..., first[r + 1] - 1.

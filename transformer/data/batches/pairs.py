@@ -25,18 +25,10 @@ class PairBatches(BucketedBatches):
     noun = "pairs"
     sides = 2
 
-    def __init__(
-        self,
-        tokens: Mapping[str, Tokens],
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
         self._source, self._target = tokens.values()
         source, target = self._source.lengths + 1, self._target.lengths + 1
-        super().__init__(np.maximum(source, target), source + target, seed, data, process_index, process_count)
+        super().__init__(np.maximum(source, target), source + target, data, **others)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         source, source_lengths = gather(self._source, rows, width)

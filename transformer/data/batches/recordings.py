@@ -39,12 +39,10 @@ class SpeechBatches(BucketedBatches):
         source: Source,
         split: str,
         *,
-        seed: int,
         data: DataConfig,
         mels: int,
         tokenizer: Tokenizer | None = None,
-        process_index: int = 0,
-        process_count: int = 1,
+        **others: int,
     ) -> None:
         self._frames = read_frames(source, split, data, mels)
         self._examples, self._mels = source.split(split), mels
@@ -65,7 +63,7 @@ class SpeechBatches(BucketedBatches):
             check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
         if data.augment:
             lengths = np.minimum(data.max_len, log_mel.frame_count(longest_augmented(self._frames.samples)))
-        super().__init__(lengths, lengths, seed, data, process_index, process_count)
+        super().__init__(lengths, lengths, data, **others)
 
     def batch(self, step: int) -> Batch:
         """As in `Batches`; augmented where the config says so."""

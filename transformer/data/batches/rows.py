@@ -16,10 +16,8 @@ class RowBatches(Batches):
     Only the last batch of the plan has rows of padding. `width` is what the report calls the size of a row.
     """
 
-    def __init__(
-        self, count: int, width: int, seed: int, data: DataConfig, process_index: int, process_count: int
-    ) -> None:
-        super().__init__(seed, data, process_index, process_count)
+    def __init__(self, count: int, width: int, data: DataConfig, **others: int) -> None:
+        super().__init__(data=data, **others)
         self._count, self._width = count, width
         self._rows = self._rows_of(1)
 

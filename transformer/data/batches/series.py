@@ -21,16 +21,7 @@ class SeriesBatches(RowBatches):
     a value that is no finite number.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        split: str,
-        *,
-        seed: int,
-        data: DataConfig,
-        process_index: int = 0,
-        process_count: int = 1,
-    ) -> None:
+    def __init__(self, source: Source, split: str, *, data: DataConfig, **others: int) -> None:
         field = source.array("values")
         own = source.split(split)[0][field]
         earlier = SPLIT_ORDER[: SPLIT_ORDER.index(split)] if split in SPLIT_ORDER else ()
@@ -50,7 +41,7 @@ class SeriesBatches(RowBatches):
                 f"The split {split!r} of {source.name} has {len(self.values)} steps to look at, fewer than "
                 f"data.max_len={data.max_len} and data.horizon={data.horizon} together: lower one of them."
             )
-        super().__init__(windows, data.max_len + data.horizon, seed, data, process_index, process_count)
+        super().__init__(windows, data.max_len + data.horizon, data, **others)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         window = self.values[np.maximum(rows, 0)[:, None] + np.arange(width)]

@@ -56,7 +56,7 @@ def fused(
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
     if name == "cudnn":
         left, right = where.limits
-        lengths = {} if where.k_lengths is None else {
+        lengths: dict[str, Any] = {} if where.k_lengths is None else {
             "query_seq_lengths": jnp.full(q.shape[0], q.shape[1], jnp.int32),
             "key_value_seq_lengths": where.k_lengths,
         }  # fmt: skip
