@@ -61,7 +61,7 @@ def test_an_output_of_its_own_where_none_is_given() -> None:
 def test_a_language_model_and_an_encoder() -> None:
     found = reading.of_run(trained("language_model", "decoder_only"), "red blue", None)
     assert found.tokens == {"decoder": ["[begin]", *"red▁blue"]}
-    np.testing.assert_array_equal(found.arguments[1].positions, [range(9)])
+    np.testing.assert_array_equal(found.arguments[1].lengths, [9])
     found = reading.of_run(trained("masked_language_model", "encoder_only"), "red", None)
     assert found.tokens == {"encoder": ["[begin]", *"red", "[end]"]}
 

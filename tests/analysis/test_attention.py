@@ -18,7 +18,6 @@ from transformer.errors import UserError
 from transformer.model.attention import choose, masks
 from transformer.model.families import build, init
 from transformer.model.layers import MultiHeadAttention
-from transformer.model.positions import POSITIONS
 from transformer.model.stacks import unstacked, windows
 from transformer.model.tokens import Tokens
 
@@ -53,9 +52,9 @@ def recorded(model: Any, calls: list[Any], params: Any, *arguments: Any) -> Any:
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out = call(*args, **kwargs)
         module, kind = context.module, context.method_name
-        if isinstance(module, MultiHeadAttention) and kind in ("itself", "across"):
+        if isinstance(module, MultiHeadAttention) and kind in ("__call__", "cross"):
             weights = module.variables["params"]
-            found.append({"args": args, "out": out[0] if kind == "itself" else out, "params": weights})
+            found.append({"args": args, "out": out[0] if kind == "__call__" else out, "params": weights})
             calls.append({"kind": kind, "window": module.window, "causal": module.causal})
         return out
 
@@ -71,19 +70,17 @@ def linear(x: Any, weights: Any, heads: int) -> np.ndarray:
 
 def looped(config: ModelConfig, call: dict[str, Any]) -> np.ndarray:
     """The weights [B, H, L, S] of one call, one score at a time."""
-    x, *rest = call["args"]
-    own = call["kind"] == "itself"
-    where = rest[0] if own else rest[1]
-    memory_where = where if own else rest[2]
+    x, where, *rest = call["args"]
+    own = call["kind"] == "__call__"
+    rotation, score = rest[:2] if own else (None, None)
+    memory_where = where if own else rest[0].where
     groups = config.num_kv_heads or config.num_heads
     q = linear(x, call["params"]["query"], config.num_heads)
-    k = linear(x, call["params"]["key"], groups) if own else np.asarray(rest[0][0], np.float64).swapaxes(1, 2)
-    bias = rest[1] if own and len(rest) > 1 else None
-    (qp, qs), (kp, ks) = (tuple(map(np.asarray, w)) for w in (where, memory_where))
-    if own and config.positions.startswith("rotary"):
-        q, k = (np.asarray(POSITIONS[config.positions].turn(jnp.asarray(y, jnp.float32), jnp.asarray(p)), np.float64)
-                for y, p in ((q, qp), (k, kp)))  # fmt: skip
-    added = None if bias is None else np.asarray(bias(jnp.asarray(qp), jnp.asarray(kp)), np.float64)
+    k = linear(x, call["params"]["key"], groups) if own else np.asarray(rest[0].k, np.float64)
+    (qp, qs), (kp, ks) = (tuple(map(np.asarray, w.whole(*y.shape[:2])[:2])) for w, y in ((where, q), (memory_where, k)))
+    if rotation is not None:
+        q, k = (np.asarray(rotation(jnp.asarray(y, jnp.float32)), np.float64) for y in (q, k))
+    added = None if score is None else np.asarray(score.bias(jnp.asarray(qp), jnp.asarray(kp)), np.float64)
     B, L, S = len(qp), qp.shape[1], kp.shape[1]
     weights = np.zeros((B, config.num_heads, L, S))
     for b, h, i in itertools.product(range(B), range(config.num_heads), range(L)):
@@ -155,8 +152,8 @@ def test_maps_are_those_of_a_float64_loop(case: str) -> None:
     for (stack, layer, kind), call in zip(places, calls, strict=True):
         weights = watched[stack][kind].weights[layer]
         np.testing.assert_allclose(weights, looped(model.config, call), atol=5e-6)
-        own = call["kind"] == "itself"
-        memory = None if own else np.swapaxes(call["args"][1][1], 1, 2)
+        own = call["kind"] == "__call__"
+        memory = None if own else call["args"][2].v
         values = linear(call["args"][0], call["params"]["value"], groups) if own else memory
         values = np.repeat(np.asarray(values, np.float64), H // groups, axis=2)
         heads = np.einsum("bhls,bshm->blhm", weights, values)
@@ -168,7 +165,7 @@ def test_maps_are_dense_whatever_backend_trained_the_model() -> None:
     """At 384 places a window of 2 is banded; its map is the loop's all the same."""
     model, params = make(family="decoder_only", positions="rotary", attention=("window:2",), num_heads=1, num_layers=1)
     q = jax.ShapeDtypeStruct((2, 384, 1, K), jnp.float32)
-    assert choose(q, q, q, masks.band(True, windows(model.config)[0]), segments=True).backend == "banded"
+    assert choose(q, q, q, masks.band(True, windows(model.config)[0]), padding="segments").backend == "banded"
     watched, calls = looked_into(model, params, *packed(384))
     np.testing.assert_allclose(watched["decoder"]["self"].weights[0], looped(model.config, calls[0]), atol=5e-6)
 

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from transformer.errors import UserError
+from transformer.runs import read_config
 from transformer.tasks import task_class
-from transformer.train import read_config
 from transformer.training import optim, sharding, step
 from transformer.training.checkpoint import Checkpoints
 
@@ -32,8 +32,9 @@ def old(tmp_path: Path) -> Path:
 def _like(old: Path) -> step.State:
     """The state that today's code makes of the old run's config, over all devices."""
     config = read_config(old)
-    layout, task = sharding.make_layout(config), task_class(config.task)(config, None)
-    create = step.make_init(task.init, optim.make_optimizer(config), layout)
+    task = task_class(config.task)(config, None)
+    layout = sharding.make_layout(config, axes=task.axes)
+    create = step.make_init(task.init, optim.make_optimizer(config, task.axes), layout)
     return layout.abstract(jax.eval_shape(create, jnp.uint32(0)))
 
 

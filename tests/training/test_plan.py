@@ -11,9 +11,14 @@ from transformer.config import Config, load_file, override
 from transformer.errors import UserError
 from transformer.training.collectives import collectives
 from transformer.training.plan import ACCELERATORS, Accelerator, longest_batch, make_plan, step_flops
-from transformer.training.sharding import make_layout
+from transformer.training.sharding import Layout, make_layout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def layout(config: Config, devices: int) -> Layout:
+    """On paper, with the names of the parameters' axes."""
+    return make_layout(config, devices, describe.task_of(config).axes)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +43,7 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     """Eight devices of 1 TFLOP/s, two machines of four: data over both, fsdp inside one."""
     config, devices = describe.on_mesh(gpt2, "data=2,fsdp=4")
     device = Accelerator(flops=9e12, single=1e12, memory=1e10, near=1e9, far=1e8, machine=4)
-    found = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
+    found = make_plan(config, gpt2_shapes, layout(config, devices), device).figures
     assert (devices, config.mesh.data, config.mesh.fsdp, config.mesh.tensor) == (8, 2, 4, 1)
     assert found["parameters"] == 124_439_808
     assert found["tokens"] == 524_288
@@ -57,13 +62,13 @@ def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -
     assert found["memory_bytes"] == pytest.approx(16 * held + whole + kept + 2 * 4 * 512 * 50_257)
     assert found["step_seconds"] == found["compute_seconds"]  # it hides the rest
     assert found["mfu"] == pytest.approx(0.5)
-    half = make_plan(override(config, {"model.dtype": "bfloat16"}), gpt2_shapes, make_layout(config, devices), device)
+    half = make_plan(override(config, {"model.dtype": "bfloat16"}), gpt2_shapes, layout(config, devices), device)
     assert half.figures["compute_seconds"] == pytest.approx(found["compute_seconds"] / 9)
 
 
 def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     config, devices = describe.on_mesh(gpt2, "tensor=4")
-    found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
+    found = make_plan(config, gpt2_shapes, layout(config, devices), ACCELERATORS["h100"]).figures
     stream = 512 * 1024 * 768 * 4
     # 50,257 pieces do not divide by 4: the table is whole, and nothing of the vocabulary is added up.
     assert found["tensor_bytes"] == pytest.approx(4 * 12 * stream * 2 * 3 / 4)
@@ -74,14 +79,14 @@ def test_splitting_by_tensor_is_waited_for(gpt2: Config, gpt2_shapes: dict[str, 
 def test_a_vocabulary_that_is_split_is_added_up(gpt2: Config) -> None:
     """One all-reduce where its rows are looked up, one of the features' gradient."""
     config, devices = describe.on_mesh(override(gpt2, {"model.vocab_size": 50_304}), "tensor=4")
-    found = make_plan(config, describe.shapes(config), make_layout(config, devices), ACCELERATORS["h100"]).figures
+    found = make_plan(config, describe.shapes(config), layout(config, devices), ACCELERATORS["h100"]).figures
     assert found["tensor_bytes"] == pytest.approx((4 * 12 + 2) * 512 * 1024 * 768 * 4 * 2 * 3 / 4)
 
 
 def test_layers_that_are_computed_again(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:
     """A third more for the layers, none for the logits; of each layer its input is kept, and one layer whole."""
     config, devices = describe.on_mesh(override(gpt2, {"model.remat": "full"}), "tensor=4")
-    found = make_plan(config, gpt2_shapes, make_layout(config, devices), ACCELERATORS["h100"]).figures
+    found = make_plan(config, gpt2_shapes, layout(config, devices), ACCELERATORS["h100"]).figures
     layers = 291_648_307_200 - 2 * 1024 * 50_257 * 768
     assert found["flops"] == pytest.approx(512 * (874_944_921_600 + layers))
     stream = 512 * 1024 * 768 * 4
@@ -97,7 +102,7 @@ def test_a_ring_leaves_a_machine_over_all_its_links(gpt2: Config, gpt2_shapes: d
     seconds = {}
     for mesh in ("data=16", "data=4,fsdp=4"):
         config, devices = describe.on_mesh(gpt2, mesh)
-        figures = make_plan(config, gpt2_shapes, make_layout(config, devices), device).figures
+        figures = make_plan(config, gpt2_shapes, layout(config, devices), device).figures
         seconds[mesh] = figures["collective_seconds"] - figures["fsdp_bytes"] / 1e9, figures["data_bytes"]
     assert seconds["data=16"][0] == pytest.approx(seconds["data=16"][1] / 4e8)
     assert seconds["data=4,fsdp=4"][0] == pytest.approx(seconds["data=4,fsdp=4"][1] / 1e8)
@@ -122,8 +127,7 @@ def test_accumulation_saves_memory_and_sends_more(gpt2: Config, gpt2_shapes: dic
     config, devices = describe.on_mesh(gpt2, "fsdp=8")
     four = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, accumulate=4))
     one, parts = (
-        make_plan(each, gpt2_shapes, make_layout(each, devices), ACCELERATORS["h100"]).figures
-        for each in (config, four)
+        make_plan(each, gpt2_shapes, layout(each, devices), ACCELERATORS["h100"]).figures for each in (config, four)
     )
     assert parts["fsdp_bytes"] == 4 * one["fsdp_bytes"]
     assert parts["memory_bytes"] < one["memory_bytes"] / 3

@@ -152,6 +152,9 @@ def _copied(run: Run, folder: Path) -> Path:
     return folder
 
 
+AXES = {"kernel": ("in", "out")}
+
+
 def _changes(workdir: Path) -> list[dict[str, Any]]:
     path = workdir / "changes.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -314,7 +317,7 @@ def test_what_is_another_state_cannot_change(config: Config, whole: Run, key: st
     """Zero leaves out a part of the optimizer: the shapes are compared here, too."""
     value = 0.0 if flatten(config)[key] else 1.0
     shapes = [
-        jax.tree.structure(jax.eval_shape(make_optimizer(each).init, {"kernel": jnp.zeros((2, 2))}))
+        jax.tree.structure(jax.eval_shape(make_optimizer(each, AXES).init, {"kernel": jnp.zeros((2, 2))}))
         for each in (config, override(config, {key: value}), override(config, {key: 0.5}))
     ]
     assert shapes[0] != shapes[1]
@@ -325,7 +328,7 @@ def test_what_is_another_state_cannot_change(config: Config, whole: Run, key: st
 
 def test_what_can_change_leaves_the_state_as_it_is(config: Config) -> None:
     def structure(changes: dict[str, Any]) -> Any:
-        made = make_optimizer(override(config, changes))
+        made = make_optimizer(override(config, changes), AXES)
         return jax.tree.structure(jax.eval_shape(made.init, {"kernel": jnp.zeros((2, 2))}))
 
     for key in {*resuming.CHANGEABLE} - {*resuming.NEVER_EMPTY}:

@@ -5,6 +5,7 @@ The names go into the collection "axes" when a module is initialised, beside "pa
 """
 
 import dataclasses
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Names = tuple[str | None, ...]
+SUFFIX = "_axes"  # of the names in the collection: Flax's bridge to NNX wants no name twice
 
 
 @jax.tree_util.register_static
@@ -43,10 +45,11 @@ def name_axes_of(module: nn.Module, child: nn.Module) -> None:
 
 def _say(module: nn.Module, name: str, axes: Any) -> None:
     if module.is_mutable_collection("axes"):
-        module.put_variable("axes", name, axes)
+        module.put_variable("axes", name + SUFFIX, axes)
 
 
 def paths(axes: Any) -> dict[str, Names]:
     """Path of a parameter -> the names of its axes, from the collection "axes"."""
     flat = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, Axes))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): found.names for path, found in flat}
+    names = {jax.tree_util.keystr(path, simple=True, separator="/"): found.names for path, found in flat}
+    return {re.sub(rf"{SUFFIX}(/|$)", r"\1", path): axes for path, axes in names.items()}

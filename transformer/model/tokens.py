@@ -28,7 +28,7 @@ class Tokens(NamedTuple):
     def real(self, length: int) -> Bool[Array, "#B L"]:
         """Which tokens are no padding."""
         if self.segments is not None:
-            return self.segments > 0
+            return jnp.asarray(self.segments) > 0
         if self.lengths is not None:
             return jnp.arange(length) < self.lengths[:, None]
         return jnp.ones((1, length), bool)

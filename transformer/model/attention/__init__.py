@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from transformer.model import masks
 from transformer.model.attention.banded import banded, check_consecutive, tiling_of
@@ -72,8 +72,8 @@ def attend(
     window: masks.Window = None,
     q_positions: Int[Array, "#B L"] | None = None,
     k_positions: Int[Array, "#B S"] | None = None,
-    q_segments: Int[Array, "#B L"] | Bool[Array, "#B L"] | None = None,
-    k_segments: Int[Array, "#B S"] | Bool[Array, "#B S"] | None = None,
+    q_segments: Integer[Array, "#B L"] | Bool[Array, "#B L"] | None = None,
+    k_segments: Integer[Array, "#B S"] | Bool[Array, "#B S"] | None = None,
     k_lengths: Int[Array, " B"] | None = None,
     consecutive: bool | None = None,
     score: Score | None = None,
