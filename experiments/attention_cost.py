@@ -14,22 +14,20 @@ memory" (arXiv 2112.05682).
 """
 
 import importlib.util
-import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.lab import figures
+from experiments.lab.attention_times import draw, gradients
 from experiments.lab.render import Block, Table
+from experiments.lab.timing import columns, exponent, ratio, take_turns
 
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
 HEADS, HEAD_DIM, WINDOW = 8, 64, 128
-SECONDS = 12.0  # of rounds at each length, at least MIN_ROUNDS and at most MAX_ROUNDS of them
-MIN_ROUNDS, MAX_ROUNDS = 3, 15
-REST = 0.02  # seconds before each timing, in which the threads of the kind before come to rest
+SECONDS = 12.0  # of rounds at each length
 
 # Kind -> the longest sequence that it is asked for, by time and memory on two cores.
 LONGEST = {
@@ -70,49 +68,19 @@ def _kinds(length: int) -> dict[str, Callable[..., Any]]:
 
 
 def measure_case(length: int) -> list[dict[str, Any]]:
-    """Rows {"kind", "length", "milliseconds" (median), "rounds", "bytes" (None for torch), "times" (of each round)}."""
+    """Rows {"kind", "length", "bytes" (None for torch)} with those of `timing.columns`."""
     import jax
     import jax.numpy as jnp
 
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    shape = (3, 1, length, HEADS, HEAD_DIM)
-    data = np.random.default_rng(length).standard_normal(shape, dtype=np.float32)
-    q, k, v = jnp.asarray(data, dtype)
-    runs: dict[str, Callable[[], Any]] = {}
-    memory: dict[str, int | None] = {}
-    for kind, function in _kinds(length).items():
-        total = lambda *x, function=function: (function(*x).astype(jnp.float32) ** 2).sum()  # noqa: E731
-        compiled = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, k, v).compile()
-        analysis = compiled.memory_analysis()
-        memory[kind] = None if analysis is None else analysis.temp_size_in_bytes
-        runs[kind] = partial(lambda compiled: jax.block_until_ready(compiled(q, k, v)), compiled)
+    data = draw(length, HEADS, HEAD_DIM)
+    runs, memory = gradients(_kinds(length), *jnp.asarray(data, dtype))
     if length <= LONGEST["torch, full"] and (torch_run := _torch(data)) is not None:
         runs["torch, full"], memory["torch, full"] = torch_run, None
-    times = take_turns(runs, SECONDS)
     return [
-        {"kind": kind, "length": length, "milliseconds": float(np.median(ms)), "rounds": len(ms),
-         "bytes": memory[kind], "times": " ".join(f"{t:.3f}" for t in ms)}
-        for kind, ms in times.items()
-    ]  # fmt: skip
-
-
-def take_turns(
-    runs: Mapping[str, Callable[[], Any]], seconds: float, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, list[float]]:
-    """Milliseconds of each run in each round: after one call of each that is not timed, the kinds take turns."""
-    for run in runs.values():
-        run()
-    times: dict[str, list[float]] = {kind: [] for kind in runs}
-    end = clock() + seconds
-    for done in range(MAX_ROUNDS):
-        if done >= MIN_ROUNDS and clock() > end:
-            break
-        for kind, run in runs.items():
-            time.sleep(REST)
-            began = clock()
-            run()
-            times[kind].append(1000 * (clock() - began))
-    return times
+        {"kind": kind, "length": length, "bytes": memory[kind], **columns(ms)}
+        for kind, ms in take_turns(runs, SECONDS).items()
+    ]
 
 
 def _torch(data: np.ndarray) -> Callable[[], Any] | None:
@@ -132,27 +100,16 @@ def _torch(data: np.ndarray) -> Callable[[], Any] | None:
     return run
 
 
-def exponent(lengths: list[int], values: list[float]) -> float:
-    """b of the least-squares fit value = a · length^b, on logarithmic axes."""
-    return float(np.polyfit(np.log(lengths), np.log(values), 1)[0])
-
-
 def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[Block]]:
     """The ratios that matter, in sentences; curves of time and memory; all numbers."""
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     lengths = sorted({row["length"] for row in rows})
     at = {(row["kind"], row["length"]): row for row in rows}
 
-    def ratio(slow: str, fast: str, length: int) -> float | None:
-        """How many times as fast the second kind is: the median over rounds."""
-        if (slow, length) not in at or (fast, length) not in at:
-            return None
-        pair = [[float(t) for t in at[kind, length]["times"].split()] for kind in (slow, fast)]
-        return float(np.median([a / b for a, b in zip(*pair, strict=True)]))
-
     def over_lengths(slow: str, fast: str) -> str:
-        found = [(length, ratio(slow, fast, length)) for length in lengths]
-        return ", ".join(f"{value:.1f} at {length}" for length, value in found if value is not None)
+        """How many times as fast the second kind is."""
+        both = [length for length in lengths if (slow, length) in at and (fast, length) in at]
+        return ", ".join(f"{ratio(at[slow, n], at[fast, n]):.1f} at {n}" for n in both)
 
     answer = []
     for fast, others in (

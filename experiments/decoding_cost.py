@@ -30,8 +30,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.attention_cost import take_turns
 from experiments.lab.render import Block, Table
+from experiments.lab.timing import columns, ratio, take_turns
 from transformer.config import ModelConfig
 from transformer.decoding import beam, greedy
 from transformer.model.families import build
@@ -97,7 +97,7 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def measure_case(what: str, rows: int = 0, context: int = 0, sizes: Sizes = FULL) -> list[dict[str, Any]]:
-    """A row a kind: "tokens" written in a round, "seconds" (median), "rounds", "times" of each (ms), and "same", the
+    """A row a kind: "tokens" written in a round, "seconds" (median), those of `timing.columns`, and "same", the
     share of the tokens that are those of ours. Of GPT-2 also "weight_bytes", which a token of one row reads, and
     "bandwidth", the bytes a second that a sum over a large array reads here."""
     if what == WINDOWS:
@@ -119,8 +119,7 @@ def measure_case(what: str, rows: int = 0, context: int = 0, sizes: Sizes = FULL
         more = {"weight_bytes": 4 * (count - looked_up), "bandwidth": bandwidth()}
     return [
         {"what": what, "batch": rows, "context": context, "kind": kind, "tokens": ours.size,
-         "seconds": float(np.median(ms)) / 1000, "rounds": len(ms), "times": " ".join(f"{t:.1f}" for t in ms),
-         "same": float((written[kind] == ours).mean()), **more}
+         "seconds": float(np.median(ms)) / 1000, **columns(ms), "same": float((written[kind] == ours).mean()), **more}
         for kind, ms in times.items()
     ]  # fmt: skip
 
@@ -288,16 +287,15 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
         ours = own[0]
         name = {TRANSLATION: "translation, beam 4", GPT2: f"GPT-2, batch {batch}"}.get(what, f"context {context:,}")
         for row in own:
-            ratio = _ratio(row, ours)
             rate = row["tokens"] / row["seconds"]
             same = "" if row is ours or what == WINDOWS else f"{row['same']:.1%}"
-            table.append([name, row["kind"], f"{rate:,.1f}", f"{ratio:.2f}", same, str(row["rounds"])])
+            table.append([name, row["kind"], f"{rate:,.1f}", f"{ratio(row, ours):.2f}", same, str(row["rounds"])])
         others = [row for row in own if row["kind"].startswith(THEIRS)]
         if others:
             fastest = min(others, key=lambda row: row["seconds"])
             rates = [f"{row['tokens'] / row['seconds']:,.1f}" for row in (ours, fastest)]
             answer.append(
-                f"{name}: {_ratio(fastest, ours):.2f} times as fast as {fastest['kind']} ({' against '.join(rates)} "
+                f"{name}: {ratio(fastest, ours):.2f} times as fast as {fastest['kind']} ({' against '.join(rates)} "
                 f"tokens/s; {fastest['same']:.1%} of the tokens are the same)."
             )
         if what == GPT2 and batch == 1:
@@ -312,9 +310,3 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
         answer.append(f"A token of the small model, by the context that is written, {kind}: {costs}.")
     header = ["case", "kind", "tokens/s", "ours is so many times as fast", "tokens as ours", "rounds"]
     return answer, [Table(header, table, "Medians of rounds in which the kinds take turns.")]
-
-
-def _ratio(slow: dict[str, Any], fast: dict[str, Any]) -> float:
-    """How many times as fast: the median over rounds."""
-    pair = ([float(t) for t in row["times"].split()] for row in (slow, fast))
-    return float(np.median([a / b for a, b in zip(*pair, strict=True)]))

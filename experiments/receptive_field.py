@@ -15,18 +15,15 @@ from typing import Any, cast
 
 import numpy as np
 
+from experiments.lab import recall
 from experiments.lab.render import Block, Picture, Table
-from experiments.lab.statistics import mean_interval
+from experiments.lab.words import PERCENT, mean
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 
 LAYERS, WINDOWS, SEEDS = (1, 2, 3), (4, 8), (0, 1, 2)
-KEYS, VALUES = 2, 4
 LENGTH, ROWS, STEPS, WARMUP, RATE = 48, 32, 800, 50, 3e-3
 TEST_ROWS = 1024
-# Tokens: 0 filler, then the queries of the keys, then the stores of each key and value.
-FIRST_STORE = 1 + KEYS
-VOCAB = FIRST_STORE + KEYS * VALUES
 
 
 def cases() -> dict[str, dict[str, Any]]:
@@ -39,65 +36,34 @@ def cases() -> dict[str, dict[str, Any]]:
     }
 
 
-def draw(rng: np.random.Generator, rows: int, length: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Tokens [rows, length], the value asked for at each query (-1 elsewhere), and its distance.
-
-    Both keys are stored in the first four places; every later place is a query of a random key, or a filler. Without a
-    length it is LENGTH.
-    """
-    length = length or LENGTH
-    tokens = rng.integers(0, 1 + KEYS, (rows, length))
-    values = rng.integers(0, VALUES, (rows, KEYS))
-    places = rng.permuted(np.tile(np.arange(4), (rows, 1)), axis=1)[:, :KEYS]
-    tokens[:, :4] = 0
-    np.put_along_axis(tokens, places, FIRST_STORE + np.arange(KEYS) * VALUES + values, axis=1)
-    key = np.where((tokens > 0) & (tokens < FIRST_STORE), tokens - 1, 0)
-    asked = (tokens > 0) & (tokens < FIRST_STORE)
-    answers = np.where(asked, np.take_along_axis(values, key, axis=1), -1)
-    distances = np.where(asked, np.arange(length) - np.take_along_axis(places, key, axis=1), 0)
-    return tokens.astype(np.int32), answers.astype(np.int32), distances.astype(np.int32)
-
-
 def measure_case(layers: int, window: int, seed: int) -> list[dict[str, Any]]:
     """Trains a decoder and gives its accuracy at each distance: rows {"layers", "window", "seed", "distance",
     "accuracy", "queries"}."""
     import jax
     import jax.numpy as jnp
-    import optax
 
     from transformer.model.families import build
     from transformer.model.tokens import Tokens
 
     config = ModelConfig(
         family="decoder_only", positions="none", attention=(f"window:{window}",), num_layers=layers, d_model=64,
-        d_ff=128, num_heads=4, norm="pre", dropout=0.0, vocab_size=VOCAB,
+        d_ff=128, num_heads=4, norm="pre", dropout=0.0, vocab_size=recall.VOCAB,
     )  # fmt: skip
     model = build(config)
 
     def where(rows: int) -> Tokens:
         return Tokens(jnp.tile(jnp.arange(LENGTH), (rows, 1)), jnp.ones((rows, LENGTH), jnp.int32))
 
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, WARMUP, STEPS))
-    params = model.init(jax.random.key(seed), jnp.zeros((1, LENGTH), jnp.int32), where(1))
-
     def values(params: Any, tokens: Any) -> Any:
-        return cast(Any, model.apply(params, tokens, where(tokens.shape[0])))[..., :VALUES]
+        return cast(Any, model.apply(params, tokens, where(tokens.shape[0])))[..., : recall.VALUES]
 
-    def loss(params: Any, tokens: Any, answers: Any) -> Any:
-        each = optax.softmax_cross_entropy_with_integer_labels(values(params, tokens), jnp.maximum(answers, 0))
-        return jnp.where(answers >= 0, each, 0).sum() / (answers >= 0).sum()
+    rng = np.random.default_rng(seed)
+    batches = (recall.draw(rng, ROWS, LENGTH)[:2] for _ in range(STEPS))
+    params = model.init(jax.random.key(seed), jnp.zeros((1, LENGTH), jnp.int32), where(1))
+    params = recall.trainer(values, STEPS, WARMUP, RATE)(params, batches)
 
-    @jax.jit
-    def step(params: Any, state: Any, tokens: Any, answers: Any) -> tuple[Any, Any]:
-        changes, state = optimizer.update(jax.grad(loss)(params, tokens, answers), state, params)
-        return optax.apply_updates(params, changes), state
-
-    rng, state = np.random.default_rng(seed), optimizer.init(params)
-    for _ in range(STEPS):
-        tokens, answers, _ = draw(rng, ROWS)
-        params, state = step(params, state, tokens, answers)
-
-    tokens, answers, distances = draw(np.random.default_rng(10_000 + seed), TEST_ROWS)  # rows that no seed trains on
+    # Rows that no seed trains on.
+    tokens, answers, distances = recall.draw(np.random.default_rng(10_000 + seed), TEST_ROWS, LENGTH)
     right = np.asarray(jax.jit(values)(params, tokens).argmax(-1)) == answers
     return [
         {"layers": layers, "window": window, "seed": seed, "distance": d,
@@ -127,13 +93,12 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
                 part = [r for r in own if r["seed"] == seed and (r["distance"] <= reach) == inside]
                 if part:
                     means.append(sum(r["accuracy"] * r["queries"] for r in part) / sum(r["queries"] for r in part))
-            found = mean_interval(means, "accuracy") if means else None
-            cells.append(_shown(found))
+            cells.append(mean(means, PERCENT))
         edge = [f"{100 * accuracy[place, d - 1]:.1f}" if d <= farthest else "–" for d in (reach, reach + 1)]
         body.append([*cells, *edge])
         answer.append(
             f"{_model(layers, window)}: {edge[0]} % right at distance {reach}, the last that can be seen, "
-            f"and {edge[1]} % at {reach + 1}; guessing gives {100 / VALUES:.0f} %."
+            f"and {edge[1]} % at {reach + 1}; guessing gives {100 / recall.VALUES:.0f} %."
         )
     labels = [f"{layers} × {window}" for layers, window in models]
     ends, asked = [layers * window for layers, window in models], "distance to what is asked for (tokens)"
@@ -153,10 +118,3 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
 
 def _model(layers: int, window: int) -> str:
     return f"{layers} layer{'s' if layers > 1 else ''} of window {window}"
-
-
-def _shown(found: Any) -> str:
-    if found is None:
-        return "–"
-    spread = "" if found.low is None else f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-    return f"{100 * found.mean:.1f}{spread}"

@@ -21,7 +21,6 @@ Bengio et al. 1994 and Hochreiter & Schmidhuber 1997.
 
 import bisect
 import dataclasses
-import time
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -29,11 +28,11 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from experiments import receptive_field
-from experiments.attention_cost import exponent, take_turns
+from experiments.lab import recall
+from experiments.lab.loops import loops
 from experiments.lab.render import Block, Picture, Table
-from experiments.lab.single import provenance
-from experiments.lab.statistics import mean_interval
+from experiments.lab.timing import clock, columns, exponent, ratio, take_turns
+from experiments.lab.words import PERCENT, mean
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 
@@ -113,7 +112,7 @@ def _arguments(rows: int, sources: int, targets: int) -> tuple[Any, ...]:
 
     rng, found = np.random.default_rng(0), []
     for length in (sources, targets):
-        tokens = jnp.asarray(rng.integers(0, receptive_field.VOCAB, (rows, length)), jnp.int32)
+        tokens = jnp.asarray(rng.integers(0, recall.VOCAB, (rows, length)), jnp.int32)
         where = Tokens(jnp.tile(jnp.arange(length), (rows, 1)), jnp.ones((rows, length), jnp.int32))
         found += [tokens, where]
     return tuple(found)
@@ -124,7 +123,7 @@ def _arguments(rows: int, sources: int, targets: int) -> tuple[Any, ...]:
 
 def measure_step(length: int, share: int) -> list[dict[str, Any]]:
     """Of the gradient of a batch's mean loss, with the rows that one of `share` devices has: rows {"kind", "length",
-    "share", "rows", "parameters", "milliseconds" (median), "rounds", "bytes", "loops", "times" (of each round)}."""
+    "share", "rows", "parameters", "bytes", "loops"} with those of `timing.columns`."""
     import jax
     import optax
 
@@ -149,40 +148,8 @@ def measure_step(length: int, share: int) -> list[dict[str, Any]]:
             "bytes": None if analysis is None else analysis.temp_size_in_bytes, "loops": loops(traced.jaxpr.jaxpr),
         }  # fmt: skip
     for kind, times in take_turns(runs, SECONDS, clock()).items():
-        found[kind] |= {"milliseconds": float(np.median(times)), "rounds": len(times),
-                        "times": " ".join(f"{t:.3f}" for t in times)}  # fmt: skip
+        found[kind] |= columns(times)
     return list(found.values())
-
-
-def clock() -> Callable[[], float]:
-    """On one core of a processor its own time, to which other programs of the machine add nothing; else the wall's."""
-    where = provenance()
-    return time.process_time if where["cores"] == 1 and "processor" in where["device"] else time.perf_counter
-
-
-def loops(jaxpr: Any) -> int:
-    """Iterations of the longest chain of loops in a program, of which each needs what the one before gives.
-
-    Loops side by side count once, loops inside loops as often as they run. ValueError: a loop whose length the program
-    does not know.
-    """
-    chain: dict[Any, int] = {}
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "while":
-            raise ValueError(f"a loop without a length: {equation}")
-        inner = [loops(getattr(p, "jaxpr", p)) for p in _programs(equation.params)]
-        own = max(inner, default=0)
-        if equation.primitive.name == "scan":
-            own = equation.params["length"] * max(1, own)
-        before = max((chain.get(v, 0) for v in equation.invars if not hasattr(v, "val")), default=0)
-        chain |= dict.fromkeys(equation.outvars, before + own)
-    return max((chain.get(v, 0) for v in jaxpr.outvars if not hasattr(v, "val")), default=0)
-
-
-def _programs(params: dict[str, Any]) -> list[Any]:
-    """The programs inside an equation: bodies of loops, branches, calls."""
-    each = [p for value in params.values() for p in (value if isinstance(value, (tuple, list)) else [value])]
-    return [p for p in each if hasattr(p, "eqns")]
 
 
 # --- Recall
@@ -192,35 +159,21 @@ def measure_recall(kind: str, distance: int) -> list[dict[str, Any]]:
     """Trains a model with each seed: rows {"kind", "distance", "seed", "accuracy", "queries"}, on data that no seed
     trains on."""
     import jax
-    import jax.numpy as jnp
-    import optax
 
-    config = same_size(kind, receptive_field.VOCAB)
+    config = same_size(kind, recall.VOCAB)
     model = _model(config)
 
     def logits(params: Any, inputs: Any, asked: Any) -> Any:
         rows, length = inputs.shape
         places = _arguments(rows, length, 1)
-        return cast(Any, model.apply(params, inputs, places[1], asked, places[3]))[:, 0, : receptive_field.VALUES]
-
-    def loss(params: Any, inputs: Any, asked: Any, answers: Any) -> Any:
-        each = optax.softmax_cross_entropy_with_integer_labels(logits(params, inputs, asked), jnp.maximum(answers, 0))
-        return jnp.where(answers >= 0, each, 0).sum() / (answers >= 0).sum()
-
-    optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, WARMUP, STEPS))
-
-    @jax.jit
-    def step(params: Any, state: Any, *batch: Any) -> tuple[Any, Any]:
-        changes, state = optimizer.update(jax.grad(loss)(params, *batch), state, params)
-        return optax.apply_updates(params, changes), state
+        return cast(Any, model.apply(params, inputs, places[1], asked, places[3]))[:, 0, : recall.VALUES]
 
     init, best = jax.jit(model.init), jax.jit(lambda *batch: logits(*batch).argmax(-1))
+    fit = recall.trainer(logits, STEPS, WARMUP, RATE)
     rows = []
     for seed in SEEDS:
         rng, params = np.random.default_rng(seed), init(jax.random.key(seed), *_arguments(1, 2, 1))
-        state = optimizer.init(params)
-        for _ in range(STEPS):
-            params, state = step(params, state, *draw(rng, ROWS, distance))
+        params = fit(params, (draw(rng, ROWS, distance) for _ in range(STEPS)))
         inputs, asked, answers = draw(np.random.default_rng(10_000 + seed), TEST_ROWS, distance)
         right = (np.asarray(best(params, inputs, asked)) == answers)[answers >= 0]
         rows.append({"kind": kind, "distance": distance, "seed": seed, "accuracy": float(right.mean()),
@@ -231,11 +184,11 @@ def measure_recall(kind: str, distance: int) -> list[dict[str, Any]]:
 def draw(rng: np.random.Generator, rows: int, distance: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """What the encoder reads [rows, 2 x distance + 3], what the decoder is asked [rows, 1], the value (-1: a filler).
 
-    A row of `receptive_field.draw`, whose last query is asked and whose stores stand in its first four places, behind
+    A row of `recall.draw`, whose last query is asked and whose stores stand in its first four places, behind
     as many more queries and fillers: the stores are `distance` places or more from either end.
     """
-    tokens, answers, _ = receptive_field.draw(rng, rows, distance + 4)
-    before = rng.integers(0, receptive_field.FIRST_STORE, (rows, distance), dtype=np.int32)
+    tokens, answers, _ = recall.draw(rng, rows, distance + 4)
+    before = rng.integers(0, recall.FIRST_STORE, (rows, distance), dtype=np.int32)
     return np.concatenate([before, tokens[:, :-1]], axis=1), tokens[:, -1:], answers[:, -1]
 
 
@@ -272,10 +225,7 @@ def _of_steps(rows: list[dict[str, Any]], folder: Path) -> Found:
     lengths = sorted({length for _, length in at})
     answer = []
     for slow in ("LSTM", "LSTM with attention"):
-        ratios = []
-        for length in lengths:
-            pair = [[float(t) for t in at[kind, length]["times"].split()] for kind in (slow, "Transformer")]
-            ratios.append(f"{np.median([a / b for a, b in zip(*pair, strict=True)]):.1f} at {length}")
+        ratios = [f"{ratio(at[slow, n], at['Transformer', n]):.1f} at {n}" for n in lengths]
         answer.append(f"A training step of the {slow} takes so many times the Transformer's: {', '.join(ratios)}.")
     last = {kind: at[kind, lengths[-1]] for kind in KINDS}
     claims = [
@@ -343,21 +293,16 @@ def _of_recall(rows: list[dict[str, Any]]) -> Found:
         cells, said = [], []
         for distance in distances:
             own = [row["accuracy"] for row in rows if (row["kind"], row["distance"]) == (kind, distance)]
-            cells.append("–")
+            cells.append(mean(own, PERCENT))
             if own:
-                found = mean_interval(own, "accuracy")
-                bounds = "" if found.low is None or found.high is None else (
-                    f" [{100 * found.low:.1f}, {100 * found.high:.1f}]"
-                )  # fmt: skip
-                cells[-1] = f"{100 * found.mean:.1f}{bounds}"
-                said.append(f"{100 * found.mean:.0f} % at {distance}")
+                said.append(f"{100 * np.mean(own):.0f} % at {distance}")
         body.append([kind, *cells])
         if said:
             answer.append(f"Recall of the {kind}, by distance: {', '.join(said)}.")
             farthest.append(f"{kind} {said[-1]}")
     caption = (
         f"Accuracy of recall after {STEPS} steps (%), by distance; mean over seeds with 95 % t intervals. Guessing "
-        f"gives {100 / receptive_field.VALUES:.0f}."
+        f"gives {100 / recall.VALUES:.0f}."
     )
     claim = ["A Transformer keeps what is far away, a recurrent network forgets it", f"recall: {'; '.join(farthest)}"]
     return Found(answer, [Table(["kind", *map(str, distances)], body, caption)], [claim])

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.attention_cost import exponent, take_turns
+from experiments.lab.loops import loops
 from experiments.lab.render import Block, Picture, Table
-from experiments.recurrence import clock, loops
+from experiments.lab.timing import clock, columns, exponent, take_turns
 from transformer.analysis import plots
 
 LENGTHS, WIDTHS = (256, 512, 1024, 2048), (64, 128, 256, 512)
@@ -61,8 +61,8 @@ def cases() -> dict[str, dict[str, Any]]:
 
 
 def measure_case(part: str, length: int, width: int) -> list[dict[str, Any]]:
-    """Rows {"part", "kind", "length", "width"} with {"milliseconds" (median), "rounds", "steps", "times" (of each
-    round)}, or of the part "reach" with {"layers", "path"}."""
+    """Rows {"part", "kind", "length", "width"} with "steps" and those of `timing.columns`, or of the part "reach" with
+    {"layers", "path"}."""
     rows = reach(length, width) if part == "reach" else cost(length, width)
     return [{"part": part, "length": length, "width": width} | row for row in rows]
 
@@ -105,10 +105,8 @@ def cost(length: int, width: int) -> list[dict[str, Any]]:
         both = jax.jit(jax.grad(lambda weights, x, apply=apply: (apply(weights, x) ** 2).sum(), argnums=(0, 1)))
         runs[kind] = partial(lambda both, *args: jax.block_until_ready(both(*args)), both, weights, x)
     return [
-        {"kind": kind, "milliseconds": float(np.median(ms)), "rounds": len(ms), "steps": steps[kind],
-         "times": " ".join(f"{t:.3f}" for t in ms)}
-        for kind, ms in take_turns(runs, SECONDS, clock()).items()
-    ]  # fmt: skip
+        {"kind": kind, "steps": steps[kind], **columns(ms)} for kind, ms in take_turns(runs, SECONDS, clock()).items()
+    ]
 
 
 def reach(length: int, width: int) -> list[dict[str, Any]]:

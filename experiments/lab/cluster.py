@@ -5,7 +5,6 @@ must be one that all nodes see. `job.json` in a task's folder says which job has
 again and submits nothing twice.
 """
 
-import ast
 import json
 import logging
 import os
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.definitions import nearest
+from experiments.lab.questions import literal, nearest
 from experiments.lab.workers import Watcher, last_words, perform, write_json
 from transformer.errors import UserError
 
@@ -31,10 +30,7 @@ def parse_option(text: str) -> tuple[str, Any]:
         raise UserError(f"--submit {text!r} is no option of sbatch here: {nearest(key, known)}")
     if not equals or not value:
         raise UserError(f"--submit {text!r} has no value: write --submit {key}=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
+    return key, literal(value)
 
 
 def run_all(

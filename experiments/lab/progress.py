@@ -8,7 +8,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from experiments.lab.single import Cost, Run, read_lines
+from experiments.lab.results import read_lines
+from experiments.lab.single import Cost, Run
 
 
 class Progress:
@@ -19,7 +20,7 @@ class Progress:
         steps = sum(run.config.steps for run in runs)
         self.began, self.first = time.monotonic(), self.done
         self.complete = steps - sum(run.config.steps for run in missing)
-        self.bar = None
+        self.bar: Any = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=self.complete, unit="step", dynamic_ncols=True, smoothing=0.05)
 
@@ -67,3 +68,4 @@ class Progress:
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
+            self.bar = None

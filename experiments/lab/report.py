@@ -15,7 +15,7 @@ from experiments.lab import figures
 from experiments.lab.budgets import BUDGETS
 from experiments.lab.measures import describe
 from experiments.lab.render import Block, Bullets, Heading, Paragraph, Table, markdown, page
-from experiments.lab.results import Sweep, compare, factors, flat, lengths_csv, read, results_csv, table_csv
+from experiments.lab.results import Sweep, compare, factors, lengths_csv, read, results_csv, table_csv
 from experiments.lab.statistics import adjusted, bootstrap_interval, mean_interval
 from experiments.lab.words import (
     MINUS,
@@ -26,6 +26,7 @@ from experiments.lab.words import (
     headline,
     interval,
     limits,
+    mean,
     number,
     p_value,
     visible,
@@ -151,11 +152,7 @@ def _means(sweep: Sweep) -> list[Block]:
     for variant in sweep.variants:
         runs = sweep.of(variant)
         name = variant + (" (reference)" if variant == sweep.reference else "")
-        means = []
-        for key, metric in metrics.items():
-            values = list(sweep.values(variant, key).values())
-            mean = mean_interval(values, key) if values else None
-            means.append(f"{number(mean.mean, metric)}{interval(mean.low, mean.high, metric)}" if mean else "–")
+        means = [mean(list(sweep.values(variant, key).values()), metric) for key, metric in metrics.items()]
         quality.append([name, *means, str(len(runs))])
         whole = [run for run in runs if not run.get("resumed")]  # a resumed run knows only the time of its last part
         steps = [1000 * run["seconds_per_step"] for run in whole if run.get("seconds_per_step")]
@@ -320,7 +317,7 @@ def _provenance(sweep: Sweep) -> list[Block]:
             ["last run ended", datetime.datetime.fromtimestamp(max(ended), datetime.UTC).isoformat(timespec="seconds")]
         )
     keys = list(dict.fromkeys(key for changes in sweep.plan["variants"].values() for key in changes))
-    base = flat(sweep.plan["config"])
+    base = _flat(sweep.plan["config"])
 
     def shown(value: Any) -> str:
         return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -334,3 +331,11 @@ def _provenance(sweep: Sweep) -> list[Block]:
         Table(["variant", *keys], differing, "Each variant is the base with these keys.", text=True),
         Paragraph("Each run's full configuration, log and learning curve are in `runs/<variant>/seed<k>/`."),
     ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict with dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found

@@ -1,23 +1,19 @@
 """One run of a sweep, and one measurement of cost: what a worker does."""
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 from experiments.lab.budgets import step_flops
-from experiments.lab.definitions import FOLDER, load
+from experiments.lab.provenance import provenance
+from experiments.lab.questions import load
+from experiments.lab.results import read_lines
 from transformer.config import Config, override, to_dict
 from transformer.errors import UserError
-
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "tokenizers", "sacrebleu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,45 +108,3 @@ class Cost:
 
     def run(self) -> dict[str, Any]:
         return {"rows": load(self.experiment).cost(self.base), **provenance()}
-
-
-def provenance() -> dict[str, Any]:
-    """What the figures came from: commit, versions, device."""
-    import jax
-
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    device = jax.devices()[0]
-    return {
-        "commit": commit(),
-        "versions": versions,
-        "device": f"{platform.machine()} processor" if device.platform == "cpu" else device.device_kind,
-        "cores": cores,
-    }
-
-
-def commit() -> str | None:
-    """The git commit of this code, with "+" where files differ from it; None outside a repository."""
-    try:
-        git = ["git", "-C", str(FOLDER)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head[:12] + ("+" if changed.stdout.strip() else "")
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a last line that is still being written is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
-    return lines

@@ -17,6 +17,7 @@ from experiments.lab.statistics import (
 )
 
 MINUS = "−"
+PERCENT = Metric("accuracy", "%", 100.0, 1)
 MORE_SEEDS = (5, 10, 20)  # what the next larger number of them would see is told beside what was seen
 
 
@@ -31,6 +32,14 @@ def interval(low: float | None, high: float | None, metric: Metric, signed: bool
     if low is None or high is None:
         return ""
     return f" [{number(low, metric, signed)}, {number(high, metric, signed)}]"
+
+
+def mean(values: Sequence[float], metric: Metric) -> str:
+    """The mean of runs with its interval, or a dash where there is none."""
+    if not values:
+        return "–"
+    found = mean_interval(values, metric.label)
+    return f"{number(found.mean, metric)}{interval(found.low, found.high, metric)}"
 
 
 def difference(d: Difference, metric: Metric) -> str:

@@ -1,81 +1,22 @@
-"""The experiments that compare with recurrent networks, in small and with known figures."""
+"""What a Transformer has that a recurrent network has not, in small and with known figures."""
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 
-from experiments import attention_cost, receptive_field, recurrence, table_one
-from experiments.lab.definitions import available, load
+from experiments import recurrence
+from experiments.lab import recall, timing
 from experiments.lab.results import table_csv
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_cost, "MIN_ROUNDS", 1)
-    for module in (recurrence, table_one):
-        monkeypatch.setattr(module, "SECONDS", 0.0)
+    monkeypatch.setattr(timing, "MIN_ROUNDS", 1)
+    monkeypatch.setattr(recurrence, "SECONDS", 0.0)
     monkeypatch.setattr(recurrence, "KINDS", dict(recurrence.KINDS))
-
-
-def test_the_experiments_are_found() -> None:
-    assert {"recurrence", "table_one"} <= set(available())
-    assert load("recurrence") is recurrence
-    assert all({"part"} < set(case) for module in (recurrence, table_one) for case in module.cases().values())
-
-
-# --- Loops
-
-
-def _scan(length: int, x: Any) -> Any:
-    return lax.scan(lambda carry, _: (jnp.sin(carry), None), x, None, length=length)[0]
-
-
-@pytest.mark.parametrize(
-    ("function", "expected"),
-    [
-        (lambda x: x + 1, 0),
-        (lambda x: _scan(7, x), 7),
-        (lambda x: _scan(3, _scan(7, x)), 10),
-        (lambda x: _scan(3, x) + _scan(7, x), 7),
-        (lambda x: lax.scan(lambda c, _: (_scan(5, c), None), x, None, length=3)[0], 15),
-        (lambda x: jax.jit(lambda y: _scan(3, y))(_scan(4, x)), 7),
-        (lambda x: lax.cond(x > 0, lambda y: _scan(3, y), lambda y: _scan(8, y), x), 8),
-        (lambda x: jax.checkpoint(lambda y: _scan(3, y))(x), 3),
-        (lambda x: lax.fori_loop(0, 6, lambda i, y: jnp.sin(y), x), 6),
-        (jax.grad(lambda x: _scan(7, x)), 14),
-        (lambda x: (_scan(7, x), 1)[1], 0),
-    ],
-    ids=[
-        "none",
-        "one",
-        "in a row",
-        "side by side",
-        "nested",
-        "in a call",
-        "branches",
-        "remat",
-        "fori",
-        "grad",
-        "unused",
-    ],
-)
-def test_loops_are_the_longest_chain(function: Callable[..., Any], expected: int) -> None:
-    assert recurrence.loops(jax.make_jaxpr(function)(1.0).jaxpr) == expected
-
-
-def test_a_loop_without_a_length_is_no_number() -> None:
-    with pytest.raises(ValueError, match="without a length"):
-        recurrence.loops(jax.make_jaxpr(lambda x: lax.while_loop(lambda y: y < 9, lambda y: y + 1, x))(1.0).jaxpr)
-
-
-# --- recurrence
 
 
 @pytest.mark.parametrize("vocab", [11, pytest.param(64, marks=pytest.mark.slow)])
@@ -100,7 +41,7 @@ def test_a_step_in_small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_recall_is_asked_of_the_middle() -> None:
     """Against a reading of each row, token by token."""
-    r, distance = receptive_field, 9
+    r, distance = recall, 9
     inputs, asked, answers = recurrence.draw(np.random.default_rng(3), 40, distance)
     assert inputs.shape == (40, 2 * distance + 3)
     assert asked.shape == (40, 1)
@@ -182,43 +123,3 @@ def test_findings_of_what_is_there(part: str, tmp_path: Path) -> None:
     answer, blocks = recurrence.findings([row for row in _known() if row["part"] == part], tmp_path)
     assert answer
     assert len(blocks) >= 2
-
-
-# --- table_one
-
-
-def test_a_layer_in_small() -> None:
-    rows = {row["kind"]: row for row in table_one.measure_case("length", length=40, width=8)}
-    assert list(rows) == list(table_one.PAPER)
-    assert [rows[kind]["steps"] for kind in ("self-attention", "recurrent", "convolution")] == [1, 40, 1]
-    assert all(row["milliseconds"] > 0 for row in rows.values())
-
-
-@pytest.mark.slow
-def test_what_reaches_what() -> None:
-    """33 places: one layer sees all of them, a causal convolution of 3 two back a layer, a window of 16 sixteen."""
-    rows = {row["kind"]: row for row in table_one.measure_case("reach", length=33, width=4)}
-    assert {kind: row["layers"] for kind, row in rows.items()} == {
-        "self-attention": 1, "recurrent": 1, "convolution": 16, "restricted": 2,
-    }  # fmt: skip
-    assert rows["recurrent"]["path"] == 33
-    assert rows["convolution"]["path"] == 16
-
-
-def test_the_table_of_known_figures(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = []
-    for part, sizes in (("length", (128, 256, 512)), ("width", (32, 64, 128))):
-        for size in sizes:
-            for kind, paper in table_one.PAPER.items():
-                power = paper.of_length if part == "length" else paper.of_width
-                row = {"part": part, "kind": kind, "length": 64, "width": 64, "milliseconds": 1e-3 * size**power}
-                rows.append(row | {part: size, "steps": size if kind == "recurrent" else 1})
-    rows.append({"part": "reach", "kind": "restricted", "length": 65, "width": 8, "layers": 4, "path": 4})
-    answer, blocks = table_one.findings(rows, tmp_path)
-    assert "`self-attention`: time n^2 d^1 in the table, n^2.00 d^1.00 measured." in answer
-    assert "`recurrent`: time n^1 d^2 in the table, n^1.00 d^2.00 measured." in answer
-    assert "From the first of 65 places to the last: `restricted` takes 4 layers, a path of 4." in answer
-    assert blocks[0].rows[1][4] == "512 of n = 512"  # type: ignore[union-attr]
-    assert blocks[0].rows[0][6] == "–"  # type: ignore[union-attr]
-    assert (tmp_path / "layer-length.png").exists()
-    assert (tmp_path / "layer-width.svg").exists()

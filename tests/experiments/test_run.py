@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from experiments import run
-from experiments.lab.definitions import available, build, load, parse_setting
+from experiments.lab.questions import load
 from experiments.lab.results import read
 from experiments.lab.single import Run
-from transformer.config import Config, load_file, override
-from transformer.errors import UserError
+from transformer.config import Config
+from transformer.training.lock import only_process_in
 
 ROOT = Path(__file__).parents[2]
-FAKE = str(Path(__file__).with_name("fake_question.py"))
+FAKE = str(Path(__file__).parent / "lab" / "fake_question.py")
 FAULTS = "learned-full/0=raise;none-full/0=exit;none-window/0=kill;sinusoidal-window/1=nan;learned-window/1=mistake"
 
 
@@ -226,17 +226,6 @@ def test_a_sweep_that_is_killed_and_started_again_gives_the_same(whole: Path, tm
     assert (tmp_path / "by_length.csv").read_bytes() == (whole / "by_length.csv").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("name", "base", "key"),
-    [("heads", "recurrent", "model.num_heads"), ("key_size", "recurrent", "model.head_dim"),
-     ("tokenizers", "mnist", "data.vocab_size"), ("tying", "mnist", "model.tied"),
-     ("cells", "quantities", "model.cell")],
-)  # fmt: skip
-def test_a_base_that_has_no_use_for_what_is_varied_is_refused(name: str, base: str, key: str) -> None:
-    with pytest.raises(UserError, match=rf"differs in .*{key}.*, which means nothing to .*: choose another --base"):
-        build(load(name), load_file(ROOT / "configs" / f"{base}.py"))
-
-
 def test_a_dry_run_does_not_bind_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: None)
     _sweep(tmp_path, "--dry-run")
@@ -257,7 +246,7 @@ def test_a_question_settles_its_own_base_and_no_other(tmp_path: Path, monkeypatc
     """SETTINGS change the experiment's BASE, less than --set does; a --base is as its file says."""
     question = load("tying")
     monkeypatch.setattr(question, "SETTINGS", {"model.d_ff": 48, "steps": 7}, raising=False)
-    monkeypatch.setattr(run, "train", lambda *_: True)
+    monkeypatch.setattr(run, "train", lambda *_: None)
     for name, more in {"own": (), "set": ("--set", "steps=9"), "other": (f"--base={question.BASE}",)}.items():
         with pytest.raises(SystemExit):  # nothing was trained
             run.main(["tying", f"--workdir={tmp_path / name}", *more])
@@ -268,72 +257,6 @@ def test_a_question_settles_its_own_base_and_no_other(tmp_path: Path, monkeypatc
 
 
 def test_two_sweeps_in_one_workdir_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with run.only_one(tmp_path), pytest.raises(SystemExit):
+    with only_process_in(tmp_path), pytest.raises(SystemExit):
         _sweep(tmp_path)
-    assert "another sweep is at work" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("name", [name for name in available() if hasattr(load(name), "variants")])
-def test_variants_of_every_experiment_build(name: str) -> None:
-    module = load(name)
-    built = 0
-    for path in (ROOT / "configs").glob("*.py"):
-        try:
-            configs = build(module, load_file(path))
-        except UserError:  # a base may lack what is asked for
-            continue
-        built += 1
-        assert module.REFERENCE in configs
-        assert len({str(config) for config in configs.values()}) == len(configs), f"{path.stem}: two variants are equal"
-    assert built >= (1 if module.BASE == "configs/recurrent.py" else 11)  # one config alone is recurrent
-
-
-def test_the_main_experiment_is_the_whole_grid() -> None:
-    module = load("positions_and_windows")
-    configs = build(module, load_file(ROOT / module.BASE))
-    grid = {(config.model.positions, config.model.attention) for config in configs.values()}
-    assert grid == {(p, (a,)) for p in ("sinusoidal", "learned", "none") for a in ("full", "window:8")}
-    reference = configs[module.REFERENCE].model
-    assert (reference.positions, reference.attention) == ("sinusoidal", ("full",))
-
-
-def test_an_experiment_is_found_by_name_or_path() -> None:
-    assert "positions_and_windows" in available()
-    assert "run" not in available()
-    with pytest.raises(UserError, match="did you mean 'positions_and_windows'"):
-        load("position_and_window")
-    with pytest.raises(UserError, match=r"choose one of: .*positions_and_windows"):
-        load("zzz")
-    with pytest.raises(UserError, match="no experiment file"):
-        load("nowhere.py")
-
-
-@pytest.mark.parametrize(
-    ("text", "change", "error"),
-    [
-        ('REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoid"', "REFERENCE is 'sinusoid'"),
-        ('"model.positions": positions', '"model.position": positions', "did you mean 'model.positions'"),
-        ('f"{positions}-{name}"', 'f"{positions}/{name}"', "cannot name a folder"),
-        ("BASE = ", "BASIS = ", "has no BASE"),
-    ],
-)
-def test_a_mistake_in_an_experiment_is_one_sentence(tmp_path: Path, text: str, change: str, error: str) -> None:
-    path = tmp_path / "question.py"
-    source = Path(FAKE).read_text()
-    assert text in source
-    path.write_text(source.replace(text, change, 1))
-    with pytest.raises(UserError, match=error):
-        build(load(str(path)), load_file(ROOT / "configs/quantities.py"))
-
-
-def test_settings_are_literals_or_strings() -> None:
-    assert parse_setting("model.d_model=64") == ("model.d_model", 64)
-    assert parse_setting("model.attention=('window:4', 'full')") == ("model.attention", ("window:4", "full"))
-    assert parse_setting("data.dir=some/folder") == ("data.dir", "some/folder")
-    assert parse_setting("data.dir=") == ("data.dir", "")
-    with pytest.raises(UserError, match=r"did you mean 'model.d_model'"):
-        parse_setting("model.dmodel=64")
-    with pytest.raises(UserError, match="has no value"):
-        parse_setting("model.d_model")
-    base = load_file(ROOT / "configs/quantities.py")
-    assert override(base, dict([parse_setting("optimizer.learning_rate=1e-3")])).optimizer.learning_rate == 1e-3
+    assert "another process is at work" in capsys.readouterr().err

@@ -163,7 +163,7 @@ def test_any_process_of_one_is_itself() -> None:
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:
     with alone_in(tmp_path / "run"):
-        with pytest.raises(UserError, match=r"another process is training in .*run'"), alone_in(tmp_path / "run"):
+        with pytest.raises(UserError, match=r"another process is at work in .*run'"), alone_in(tmp_path / "run"):
             pass
         with alone_in(tmp_path / "other"):
             pass

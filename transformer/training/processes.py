@@ -2,8 +2,6 @@
 the run."""
 
 import contextlib
-import fcntl
-import shutil
 import signal
 import socket
 import threading
@@ -16,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from transformer.errors import UserError
+from transformer.training.lock import only_process_in
 
 AGREE_EVERY = 8  # steps between the questions that several processes ask each other; each costs a round trip
 
@@ -81,31 +80,9 @@ def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> No
 
 @contextlib.contextmanager
 def alone_in(workdir: Path) -> Iterator[None]:
-    """Holds a folder, which is made, for this run; the lock goes with the process, however it ends. A folder in which
-    nothing came to be is taken away again.
-
-    Raises UserError where another run holds it, or where it cannot be written to.
-    """
-    if jax.process_index():  # the first process holds it for all
+    """`lock.only_process_in`, for a run: its first process holds the folder for all."""
+    with contextlib.nullcontext() if jax.process_index() else only_process_in(workdir):
         yield
-        return
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        handle = open(workdir / ".lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"another process is training in --workdir={str(workdir)!r}: wait for it, or choose another folder"
-            ) from error
-        try:
-            yield
-        finally:
-            if [path.name for path in workdir.iterdir()] == [".lock"]:
-                shutil.rmtree(workdir, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from experiments.lab.provenance import provenance
 from experiments.lab.render import Block, Bullets, Heading, Paragraph, Table, markdown, page
-from experiments.lab.results import table_csv
-from experiments.lab.single import provenance, read_lines
+from experiments.lab.results import read_lines, table_csv
 from transformer.errors import UserError
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from experiments import run
-from experiments.lab import budgets, workers
+from experiments.lab import budgets, sweep, workers
 from transformer.config import Config, override
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))
@@ -78,7 +78,7 @@ def test_a_sweep_of_equal_seconds(
     assert "the budget of the reference in training time" in text
     assert "| learned-full | 1,064 | 50 |" in text
 
-    monkeypatch.setattr(run, "step_seconds", None)  # a second time nothing is timed
+    monkeypatch.setattr(sweep, "step_seconds", None)  # a second time nothing is timed
     monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
     (tmp_path / "runs/learned-window/seed0/result.json").unlink()
     capsys.readouterr()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from experiments import run
-from experiments.lab import plan
+from experiments.lab import pilots
 from experiments.lab.single import Run
 from transformer.config import Config, override
 
@@ -25,22 +25,25 @@ def test_seeds_after_the_first_find_its_programs() -> None:
     both = {"validation_seconds": 2.0, "flops": 6e9, "parameters": 50}
     cold = both | {"around": 10.0, "compiling": 6.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "bytes": 300}
     warm = both | {"around": 3.0, "compiling": 1.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "bytes": 200}
-    found = plan._expected(runs(4), cold, warm)
+    found = pilots._expected(runs(4), cold, warm)
     assert found.seconds == 5 + 4 * (3 + 200 * 0.5 + 7)
     assert found.flops == 200 * 6e9
     validating = [
         dataclasses.replace(run, config=override(run.config, {"logging.evaluate_every": 50})) for run in runs(4)
     ]
-    assert plan._expected(validating, cold, warm).seconds == found.seconds + 4 * 3 * 2.0, "the fourth ends the run"
+    assert pilots._expected(validating, cold, warm).seconds == found.seconds + 4 * 3 * 2.0, "the fourth ends the run"
     assert (found.variant, found.bytes, found.parameters) == ("wide", 300, 50)
 
 
 def test_wall_time_is_shared_by_the_jobs_but_a_run_is_not() -> None:
-    rows = [plan.Expected("a", {}, 9, 1, 1e9, 600.0, 2**20), plan.Expected("b", {"seed": 1}, 9, 1, 1e9, 60.0, 2**20)]
-    assert "6 runs, 2 at a time: about 5.5 minutes" in plan.table(rows, 6, 2)
-    assert "6 runs, 64 at a time: about 3.3 minutes" in plan.table(rows, 6, 64)
-    assert "differs in" in plan.table(rows, 6, 2)
-    assert "seed=1" in plan.table(rows, 6, 2)
+    rows = [
+        pilots.Expected("a", {}, 9, 1, 1e9, 600.0, 2**20),
+        pilots.Expected("b", {"seed": 1}, 9, 1, 1e9, 60.0, 2**20),
+    ]
+    assert "6 runs, 2 at a time: about 5.5 minutes" in pilots.table(rows, 6, 2)
+    assert "6 runs, 64 at a time: about 3.3 minutes" in pilots.table(rows, 6, 64)
+    assert "differs in" in pilots.table(rows, 6, 2)
+    assert "seed=1" in pilots.table(rows, 6, 2)
 
 
 def test_a_dry_run_trains_nothing_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -82,9 +85,9 @@ def test_the_time_of_a_step_is_the_median_of_several_runs(tmp_path: Path) -> Non
                 result = {"seconds_per_step": next(times[task.short.variant])}
                 (task.folder / "result.json").write_text(json.dumps(result))
 
-    assert plan.step_seconds(variants, execute, tmp_path) == {"wide": 0.3, "deep": 0.5}
+    assert pilots.step_seconds(variants, execute, tmp_path) == {"wide": 0.3, "deep": 0.5}
     assert order == [["wide", "deep", "lost"], ["deep", "wide"], ["wide", "deep"]]
-    assert set(seen) == {(plan.TIMED, plan.SEEDS[0], plan.LINE)}
+    assert set(seen) == {(pilots.TIMED, pilots.SEEDS[0], pilots.LINE)}
     assert not list(tmp_path.glob("pilots*"))
 
 

@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.definitions import load
-from experiments.lab.results import outcome
-from experiments.lab.single import Run, read_lines
+from experiments.lab.questions import load
+from experiments.lab.results import outcome, read_lines
+from experiments.lab.single import Run
 from transformer.errors import UserError
 
 STEPS = 40  # of a pilot run; the first lines of them compile

@@ -103,8 +103,12 @@ def parse_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set {text!r} has no value: write --set KEY=VALUE, such as --set model.d_model=64")
-    check_key(key)
+    return check_key(key), literal(value)
+
+
+def literal(text: str) -> Any:
+    """The value of a Python literal; of what is none, the text."""
     try:
-        return key, ast.literal_eval(value)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return key, value
+        return text
