@@ -13,13 +13,12 @@ from transformer.config import ModelConfig
 from transformer.model.families import build
 
 
-@pytest.fixture(params=[False, True], ids=["layers", "scanned"])
-def config(request: pytest.FixtureRequest) -> ModelConfig:
+@pytest.fixture
+def config() -> ModelConfig:
     """Attention, norms and feed-forward in two layers, whose input is a plain array."""
     return ModelConfig(
         family="forecaster", inputs="series", positions="learned", max_positions=8, patch_size=3, patch_stride=3,
         num_classes=5, num_layers=2, d_model=12, d_ff=20, num_heads=3, attention_bias=True,
-        scan_layers=request.param,
     )  # fmt: skip
 
 
