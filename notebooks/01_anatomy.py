@@ -151,7 +151,7 @@ np.testing.assert_allclose(spread / np.sqrt(widths), 1, atol=0.1)
 # %%
 config = ModelConfig(d_model=D, d_ff=4 * D, num_heads=H, num_layers=2, dropout=0.0, vocab_size=50)
 layer = Layer(config, causal=True, window=None)
-where = Tokens(jnp.arange(L)[None], jnp.ones((1, L), jnp.int32))
+where = Tokens()  # one text a row, without padding
 x = rng.normal(size=(L, D)) + encoding
 weights_of = layer.init(jax.random.key(0), jnp.asarray(x[None], jnp.float32), where, None)["params"]
 
@@ -195,9 +195,8 @@ assert sizes["feed_forward"] == 2 * 4 * D**2 + 4 * D + D
 # %%
 encoder_decoder = build(config)
 source, target = (jnp.asarray(rng.integers(3, 50, (8, L))) for _ in range(2))
-places = Tokens(jnp.tile(jnp.arange(L), (8, 1)), jnp.ones((8, L), jnp.int32))
-params = encoder_decoder.init(jax.random.key(1), source, places, target, places)
-logits = np.asarray(encoder_decoder.apply(params, source, places, target[:, :-1], Tokens(*(w[:, :-1] for w in places))))
+params = encoder_decoder.init(jax.random.key(1), source, where, target, where)
+logits = np.asarray(encoder_decoder.apply(params, source, where, target[:, :-1], where))
 chances = softmax(logits)
 loss = -np.log(np.take_along_axis(chances, np.asarray(target)[:, 1:, None], axis=-1)).mean()
 print(f"loss {loss:.2f}; ln V = {np.log(50):.2f}")

@@ -17,7 +17,7 @@ import optax
 from transformer.analysis import plots
 from transformer.config import ModelConfig
 from transformer.model.families import build
-from transformer.model.positions import alibi_slopes, rotate, sinusoid, t5_bucket
+from transformer.model.positions import alibi_slopes, rotation, sinusoid, t5_bucket
 from transformer.model.tokens import Tokens
 
 TOY = "TOY" in os.environ  # a few steps only, to see that all of it runs
@@ -73,7 +73,8 @@ q, k = (jnp.asarray(rng.normal(size=(1, 1, 1, 16)), jnp.float32) for _ in range(
 
 def score(p: int, s: int) -> float:
     """Of q at position p and k at position s."""
-    return float((rotate(q, jnp.array([[p]])) * rotate(k, jnp.array([[s]]))).sum())
+    at_p, at_s = (rotation(jnp.array([[place]]), 16) for place in (p, s))
+    return float((at_p(q) * at_s(k)).sum())
 
 
 print([round(score(p, p + 5), 4) for p in (0, 1, 17, 100)], "at distance 5;", round(score(0, 6), 4), "at distance 6")
@@ -122,7 +123,7 @@ def measure(kind: str) -> np.ndarray:
     places = jnp.tile(jnp.arange(2 * LONGEST), (ROWS, 1))
 
     def logits(params: Any, tokens: Any) -> Any:
-        return model.apply(params, tokens[:, :-1], Tokens(places, (tokens[:, :-1] > 0).astype(jnp.int32)))
+        return model.apply(params, tokens[:, :-1], Tokens(lengths=(tokens[:, :-1] > 0).sum(-1)))
 
     def copied(half: Any) -> Any:
         """Which of the predictions are of the copy."""
@@ -133,7 +134,7 @@ def measure(kind: str) -> np.ndarray:
         return (each * copied(half)).sum() / copied(half).sum()
 
     optimizer = optax.adam(optax.warmup_cosine_decay_schedule(0.0, 5e-3, 100, max(STEPS, 101)))
-    params = model.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32), Tokens(*jnp.ones((2, 1, 2), jnp.int32)))
+    params = model.init(jax.random.key(0), jnp.ones((1, 2), jnp.int32), Tokens())
     state = optimizer.init(params)
 
     @jax.jit
@@ -171,8 +172,6 @@ learned = build(
     ModelConfig(family="decoder_only", positions="learned", max_positions=TRAINED, vocab_size=9, num_layers=1)
 )
 try:
-    learned.init(
-        jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens(jnp.arange(20)[None], jnp.ones((1, 20), jnp.int32))
-    )
+    learned.init(jax.random.key(0), jnp.ones((1, 20), jnp.int32), Tokens())
 except ValueError as error:
     print(error)

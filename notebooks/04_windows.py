@@ -93,7 +93,7 @@ for name, (_, times) in costs.items():
 # %%
 LENGTH, WIDTH = 48, 4
 LAYERS = (1, 2, 3) if TOY else (1, 2, 3, 4, 6)
-where = Tokens(jnp.arange(LENGTH)[None], jnp.ones((1, LENGTH), jnp.int32))
+where = Tokens()  # one text a row, without padding
 
 
 def reach(layers: int, window: int) -> np.ndarray:

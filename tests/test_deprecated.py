@@ -26,7 +26,6 @@ def _function(module: str, body: str) -> Callable[..., Any]:
         ("from jax.interpreters import pxla; pxla.thread_resources", "thread_resources"),
         ("from orbax.checkpoint import v1; v1.load_pytree('/nowhere')", "Use `load` instead"),
         ("import optax; optax.optimistic_adam(0.1)", "optimistic_adam"),
-        ("from flax import jax_utils; jax_utils.pmean({})", "pmean"),
     ],
 )
 def test_what_the_libraries_take_away(ours: str, body: str, said: str) -> None:

@@ -183,7 +183,7 @@ def test_a_run_without_facts_takes_the_names_of_the_data_and_says_where_it_chang
     changed(fingerprint="all:0123")  # of a dataset whose fingerprint was of a hundred examples then
     assert load_run(workdir).generate(TEXTS) == expected
     assert "whether 'sst2' changed is not known" in capsys.readouterr().err
-    changed(classes=("a", "b", "c"))
+    changed(facts={"classes": ["a", "b", "c"]})
     with pytest.raises(UserError, match=r"sst2 has 3 classes, and model\.num_classes=2"):
         load_run(workdir).generate(TEXTS)
 

@@ -158,8 +158,8 @@ def read_data(workdir: Path) -> dict[str, Any]:
 
 
 def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
-    """The training data as it is today. UserError: it is not what the run was trained on. Where an older version has
-    taken the fingerprint in another way, it is only said that they cannot be compared."""
+    """The training data, with the facts that the run has noted of it. UserError: it is not what the run was trained on.
+    Where an older version has taken the fingerprint in another way, it is only said that they cannot be compared."""
     source = load_source(config.data)
     old = noted.get("fingerprint", source.fingerprint)
     if not comparable(old, source.fingerprint):
@@ -172,4 +172,4 @@ def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
             f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
             "differ): bring back that data, or train anew"
         )
-    return source
+    return dataclasses.replace(source, facts=noted["facts"]) if "facts" in noted else source

@@ -224,6 +224,9 @@ def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> d
 
 
 def _language_model(trained: Any) -> dict[str, Any]:
+    import jax
+    import jax.numpy as jnp
+
     config, task = trained.config, trained.task
     scores = token_scores(trained)
     context = config.data.max_len
@@ -232,6 +235,7 @@ def _language_model(trained: Any) -> dict[str, Any]:
     sums = np.zeros((3, context))  # by position: nll, tokens, tokens that are right
     for batch in task.batches(trained.source, "test").evaluation(context):
         nll, right = scores(batch)
+        batch = jax.tree.map(jnp.asarray, batch)
         real, where = np.asarray(task.weights(batch)), task.arguments(batch)[1]
         places = np.broadcast_to(where.places(real.shape[1]), real.shape)
         for row, values in enumerate((nll, np.ones_like(nll), right)):

@@ -50,6 +50,13 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
         assert a[key].dtype == np.int32
 
 
+def real(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Which places [B, L] hold no padding, for each side of a batch: by its lengths, or by its segments."""
+    lengths = {side: batch[f"{side}_lengths"] for side in ("input", "target") if f"{side}_lengths" in batch}
+    padded = [np.arange(batch[f"{side}s"].shape[1]) < each[:, None] for side, each in lengths.items()]
+    return padded + [batch[key] > 0 for key in batch if key.endswith("segments")]
+
+
 # --- Both kinds
 
 KINDS = pytest.mark.parametrize("make", [pairs, packed])
@@ -113,8 +120,8 @@ def test_the_report_is_what_the_batches_hold(make) -> None:
     assert report["steps_per_epoch"] == batches.steps_per_epoch
     for number in range(2):
         made = epoch(batches, number)
-        segments = [batch[key] for batch in made for key in batch if key.endswith("segments")]
-        filled = sum(int((array > 0).sum()) for array in segments) / sum(array.size for array in segments)
+        places = [array for batch in made for array in real(batch)]
+        filled = sum(int(array.sum()) for array in places) / sum(array.size for array in places)
         assert report["fill"] == pytest.approx(filled)
         assert {batch["targets"].shape for batch in made} == set(report["shapes"])
     evaluated = {batch["targets"].shape for batch in batches.evaluation(batches.data.max_len)}
@@ -154,12 +161,10 @@ def check_pair_batch(batch: dict[str, np.ndarray], sources: list[list[int]], tar
             return values + [0] * (width - len(values))
 
         assert batch["inputs"][row].tolist() == padded(source)
-        assert batch["input_segments"][row].tolist() == padded([1] * len(source))
-        assert batch["input_positions"][row].tolist() == padded(list(range(len(source))))
+        assert batch["input_lengths"][row] == len(source)
         assert batch["targets"][row].tolist() == padded(target + ends)
         assert batch["target_inputs"][row].tolist() == padded(begins + target)
-        assert batch["target_segments"][row].tolist() == padded([1] * len(target + ends))
-        assert batch["target_positions"][row].tolist() == padded(list(range(len(target + ends))))
+        assert batch["target_lengths"][row] == len(target + ends)
 
 
 @given(

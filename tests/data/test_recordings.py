@@ -295,7 +295,6 @@ def test_every_recording_exactly_once_in_evaluation(source: Source, data: DataCo
         examples = list(source.split(split))
         seen = []
         for batch in classes(source, split, dataclasses.replace(data, augment=augment)).evaluation():
-            width = batch["inputs"].shape[1]
             for row, number in enumerate(batch["example_ids"].tolist()):
                 count = 0
                 if number >= 0:
@@ -305,8 +304,7 @@ def test_every_recording_exactly_once_in_evaluation(source: Source, data: DataCo
                     assert batch["labels"][row] == examples[number]["label"]
                     seen.append(number)
                 assert not batch["inputs"][row, count:].any()
-                assert batch["input_segments"][row].tolist() == [1] * count + [0] * (width - count)
-                assert batch["input_positions"][row].tolist() == [*range(count), *[0] * (width - count)]
+                assert batch["input_lengths"][row] == count
         assert sorted(seen) == list(range(len(examples)))
 
 
@@ -325,9 +323,7 @@ def test_texts_take_the_place_of_labels(source: Source, data: DataConfig) -> Non
             for key, begin, end in (("target_inputs", [Tokenizer.bos_id], []), ("targets", [], [Tokenizer.eos_id])):
                 expected = [*begin * real, *ids, *end * real]
                 assert batch[key][row].tolist() == expected + [0] * (width - len(expected))
-            count = len(ids) + real
-            assert batch["target_segments"][row].tolist() == [1] * count + [0] * (width - count)
-            assert batch["target_positions"][row].tolist() == [*range(count), *[0] * (width - count)]
+            assert batch["target_lengths"][row] == len(ids) + real
     assert sorted(seen) == list(range(13))
 
 
@@ -371,8 +367,9 @@ def test_augmented_recordings_differ_from_epoch_to_epoch_and_keep_their_form(sou
     for step in range(2 * steps):
         batch = batches.batch(step)
         for row, number in enumerate(batch["example_ids"].tolist()):
-            count = int(batch["input_segments"][row].sum())
+            count = int(batch["input_lengths"][row])
             own = batch["inputs"][row, :count]
+            assert len(own) == count
             assert not batch["inputs"][row, count:].any()
             assert (count == 0) == (number < 0)
             if number >= 0:

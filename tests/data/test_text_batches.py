@@ -58,6 +58,13 @@ def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
         assert a[key].dtype == np.int32
 
 
+def real(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Which places [B, L] hold no padding, for each side of a batch: by its lengths, or by its segments."""
+    lengths = {side: batch[f"{side}_lengths"] for side in ("input", "target") if f"{side}_lengths" in batch}
+    padded = [np.arange(batch[f"{side}s"].shape[1]) < each[:, None] for side, each in lengths.items()]
+    return padded + [batch[key] > 0 for key in batch if key.endswith("segments")]
+
+
 # --- All kinds
 
 KINDS = pytest.mark.parametrize("make", [labelled, masked, spans, contiguous])
@@ -102,10 +109,10 @@ def test_the_report_is_what_the_batches_hold(make) -> None:
     for number in range(2):
         made = epoch(batches, number)
         assert len(made) == report["steps_per_epoch"]
-        segments = [batch[key] for batch in made for key in batch if key.endswith("segments")]
-        filled = sum(int((array > 0).sum()) for array in segments) / sum(array.size for array in segments)
+        places = [array for batch in made for array in real(batch)]
+        filled = sum(int(array.sum()) for array in places) / sum(array.size for array in places)
         assert report["fill"] == pytest.approx(filled)
-        assert {array.shape for array in segments} == set(report["shapes"])
+        assert {array.shape for array in places} == set(report["shapes"])
 
 
 # --- Labelled
@@ -119,10 +126,8 @@ def test_every_text_exactly_once_with_its_class_and_cut_where_it_is_too_long() -
             width = batch["inputs"].shape[1]
             for row, example in enumerate(batch["example_ids"].tolist()):
                 text = [BOS, *expected[example][:21], EOS] if example >= 0 else []
-                fill = [0] * (width - len(text))
-                assert batch["inputs"][row].tolist() == text + fill
-                assert batch["input_segments"][row].tolist() == [1] * len(text) + fill
-                assert batch["input_positions"][row].tolist() == [*range(len(text)), *fill]
+                assert batch["inputs"][row].tolist() == text + [0] * (width - len(text))
+                assert batch["input_lengths"][row] == len(text)
                 assert batch["labels"][row] == (example % 7 if example >= 0 else 0)
                 seen.append(example)
         assert sorted(i for i in seen if i >= 0) == list(range(83))
@@ -245,12 +250,14 @@ def sides(batch: dict[str, np.ndarray]) -> Iterator[tuple[int, list[int], list[i
         if example < 0:
             assert not any(batch[key][row].any() for key in batch if key != "example_ids")
             continue
-        lengths = [int(batch[f"{side}_segments"][row].sum()) for side in ("input", "target")]
+        lengths = [int(batch[f"{side}_lengths"][row]) for side in ("input", "target")]
         inputs, targets = batch["inputs"][row, : lengths[0]].tolist(), batch["targets"][row, : lengths[1]].tolist()
+        assert [len(inputs), len(targets)] == lengths
         assert inputs[-1] == targets[-1] == EOS
         assert batch["target_inputs"][row, : lengths[1]].tolist() == [BOS, *targets[:-1]]
         assert not batch["inputs"][row, lengths[0] :].any()
-        assert batch["input_positions"][row, : lengths[0]].tolist() == list(range(lengths[0]))
+        assert not batch["targets"][row, lengths[1] :].any()
+        assert not batch["target_inputs"][row, lengths[1] :].any()
         yield example, inputs[:-1], targets[:-1]
 
 
@@ -323,11 +330,11 @@ def test_rows_are_the_text_as_it_stands(size: int, width: int, seed: int) -> Non
         targets = []
         for batch in made:
             for row in range(len(batch["targets"])):
-                filled = int(batch["target_segments"][row].sum())
+                filled = int(batch["target_lengths"][row])
                 inputs = batch["target_inputs"][row, :filled].tolist()
                 assert inputs == list(range(inputs[0], inputs[0] + filled)) if filled else True
                 assert batch["targets"][row, :filled].tolist() == [i + 1 for i in inputs]
-                assert batch["target_positions"][row, :filled].tolist() == list(range(filled))
+                assert not batch["target_inputs"][row, filled:].any()
                 assert not batch["targets"][row, filled:].any()
                 if filled:
                     assert filled == width or not training or size <= width
