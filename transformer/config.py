@@ -305,8 +305,8 @@ def _check(config: Config) -> None:
         )
     if model.positions.startswith("rotary") and head_width(model) % 2:
         raise UserError(
-            f"model.positions={model.positions!r} turns pairs of features, and a head has {head_width(model)}: make it "
-            "even"
+            f"model.positions={model.positions!r} rotates pairs of features, and a head has {head_width(model)}: make "
+            "it even"
         )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")

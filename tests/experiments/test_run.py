@@ -242,7 +242,7 @@ def test_nothing_finished_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "none of the 18 runs" in capsys.readouterr().err
 
 
-def test_a_question_settles_its_own_base_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_question_names_its_own_base_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SETTINGS change the experiment's BASE, less than --set does; a --base is as its file says."""
     question = load("tying")
     monkeypatch.setattr(question, "SETTINGS", {"model.d_ff": 48, "steps": 7}, raising=False)

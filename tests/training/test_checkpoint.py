@@ -264,7 +264,7 @@ def test_after_a_failed_save_the_list_is_that_on_disk(tmp_path: Path) -> None:
         full = step % 2 == 0
         with _little_room() if full else contextlib.nullcontext():
             checkpoints.save(step, _state(step), {})
-            checkpoints._settle()
+            checkpoints._wait()
         assert (checkpoints.failed is not None) == full
         kept = step - 1 if full else step
         assert checkpoints.steps == [kept]

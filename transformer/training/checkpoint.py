@@ -86,7 +86,7 @@ class Checkpoints:
 
         Where it cannot be written (a full disk), that is said, and training goes on to the next save.
         """
-        self._settle()
+        self._wait()
         if step in self.steps:
             return
         self.failed = None
@@ -100,7 +100,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Waits for the last save. UserError: it came to nothing."""
-        self._settle()
+        self._wait()
         if self.failed is not None:
             raise UserError(f"{self.failed}: make room, and run the same command again to go on from {self.latest}")
 
@@ -209,10 +209,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the last save, and ends the threads."""
-        self._settle()
+        self._wait()
         self.orbax.close()
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         """Waits for the save that is under way. Orbax tells an error once to each thread that waits."""
         saving, self.saving = self.saving, None
         if saving is None:

@@ -54,7 +54,7 @@ def train(
             jax.profiler.start_trace(str(checkpoints.workdir / "profile"))
         batch = meter.waiting(batches)
         state, metrics = meter.running(train_step, state, batch, seed)
-        meter.settle()
+        meter.fetch_pending()
         meter.dispatched(step, batch, metrics)
         if step == start + 1:
             jax.block_until_ready(state.step)
@@ -68,7 +68,7 @@ def train(
         stopping, late = any_process(step, stop(), late)
         saving = step % logging.checkpoint_every == 0 or step == config.steps or late or stopping
         if step % logging.log_every == 0 or saving:  # a state is saved only after its losses were looked at
-            meter.settle()
+            meter.fetch_pending()
             line = meter.line()
             writer.write(step, **line, learning_rate=rate(state))
             writer.progress(step, line["loss"], line["tokens_per_second"])

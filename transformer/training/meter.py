@@ -55,7 +55,7 @@ class Meter:
     def dispatched(self, step: int, batch: Any, metrics: Any) -> None:
         self.pending = (step, batch, metrics)
 
-    def settle(self) -> None:
+    def fetch_pending(self) -> None:
         """Waits for the pending step. Diverged: it is one of too many in a row that were skipped."""
         if self.pending is None:
             return

@@ -55,8 +55,8 @@ def choose(
         return Choice("fused", f"{name}: {why}")
     if consecutive and length == keys and None not in limits:
         tiling = tiling_of(device_rows(q.shape[0]), q.shape[2], length, limits)
-        if 2 * tiling.across * tiling.slab <= length:
-            share = tiling.across * tiling.slab / length
+        if 2 * tiling.slabs * tiling.slab <= length:
+            share = tiling.slabs * tiling.slab / length
             return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
     if length * keys >= tuned().tiles_from:
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")

@@ -31,7 +31,7 @@ def tiling_of(rows: int, heads: int, length: int, limits: masks.Band) -> Tiling:
     block = tile_length(length, min(largest, max(tuned().window_tile, left + right)))
     reach = block + left + right
     slab = tile_length(reach, 2 * largest)
-    return Tiling(block, slab, across=-(-reach // slab), shift=block, before=left, limits=limits)
+    return Tiling(block, slab, slabs=-(-reach // slab), shift=block, before=left, limits=limits)
 
 
 def check_consecutive(where: masks.Visibility, known: bool) -> None:

@@ -28,5 +28,5 @@ def blockwise(
     """`dense` in memory that grows with L + S."""
     largest = largest_tile(device_rows(q.shape[0]), q.shape[2])
     block, slab = tile_length(q.shape[1], largest), tile_length(k.shape[1], largest)
-    tiling = Tiling(block, slab, across=-(-k.shape[1] // slab), shift=0, before=0, limits=where.limits)
+    tiling = Tiling(block, slab, slabs=-(-k.shape[1] // slab), shift=0, before=0, limits=where.limits)
     return attend_tiles(tiling, q, k, v, score, where, scale)

@@ -36,11 +36,11 @@ NOBODY = np.iinfo(np.int32).min  # a segment
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tile i of queries meets the slabs of keys that begin at `i * shift + j * slab`, j = 0 ... across - 1."""
+    """Tile i of queries meets the slabs of keys that begin at `i * shift + j * slab`, j = 0 ... slabs - 1."""
 
     block: int  # queries a tile
     slab: int  # keys a slab
-    across: int  # slabs for each tile
+    slabs: int  # of each tile
     shift: int  # keys by which the first slab moves from tile to tile
     before: int  # places of padding before the first key
     limits: masks.Band
@@ -62,13 +62,13 @@ class Slab(NamedTuple):
     segments: Int[Array, "#B slab"]
 
 
-def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T across"]:
+def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T slabs"]:
     """0 where no query of a tile sees any key of a slab, 1 where each sees all, 2 between, by the bounds of both."""
     q_positions, k_positions, q_segments, k_segments = ids
     places = np.arange(tiles if tiling.shift else 1)  # slabs that do not move are the same for all tiles
-    starts = places[:, None] * tiling.shift + np.arange(tiling.across) * tiling.slab
+    starts = places[:, None] * tiling.shift + np.arange(tiling.slabs) * tiling.slab
 
-    def of_slabs(x: Array, bound: Any) -> Array:  # [T or 1, across, #B]
+    def of_slabs(x: Array, bound: Any) -> Array:  # [T or 1, slabs, #B]
         cut = lambda start: bound(lax.dynamic_slice_in_dim(x, start, tiling.slab, 1), axis=1)  # noqa: E731
         return jax.vmap(jax.vmap(cut))(starts)
 
@@ -131,7 +131,7 @@ def _by_kind(kind: Int[Array, ""], update: Callable[[bool, Any], Any], state: An
 
 
 def _over_slabs(tiling: Tiling, body: Any, state: Any) -> Any:
-    return body(0, state) if tiling.across == 1 else lax.fori_loop(0, tiling.across, body, state)
+    return body(0, state) if tiling.slabs == 1 else lax.fori_loop(0, tiling.slabs, body, state)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -264,7 +264,7 @@ def attend_tiles(
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     repeats, block, tiles = heads // groups, tiling.block, -(-length // tiling.block)
-    end = (tiles - 1) * tiling.shift + tiling.across * tiling.slab - tiling.before - k.shape[1]
+    end = (tiles - 1) * tiling.shift + tiling.slabs * tiling.slab - tiling.before - k.shape[1]
 
     def pad_queries(x: Array, value: int = 0) -> Array:
         widths = [(0, 0), (0, tiles * block - length)] + [(0, 0)] * (x.ndim - 2)
