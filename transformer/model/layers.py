@@ -114,7 +114,7 @@ class MultiHeadAttention(nn.Module):
         keys = kv.Keys(k, v, where)
         if cache is not None:
             keys, cache = kv.extend(cache, keys)
-        # Positions are consecutive without a cache; the slots of a cache are not in the order of positions.
+        # `Tokens` are consecutive; in a cache, queries and keys differ in the offset from index to position.
         return self._merged(self.heads(q, keys, where, score, consecutive=cache is None)), cache
 
     def cross(self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys) -> Float[Array, "B L D"]:

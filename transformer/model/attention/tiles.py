@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.model import masks
 from transformer.model.attention.scores import Score
 
-# The score of a masked key, and the initial maximum: e^(HIDDEN - LOWEST) is 0, so a query that sees no key has zero
+# The score of a masked key, and the initial maximum: e^(HIDDEN - LOWEST) is 0, so without visible keys weights are 0.
 HIDDEN = float(np.finfo(np.float32).min)
 LOWEST = HIDDEN / 2
 NOBODY = np.iinfo(np.int32).min  # the segment of padding queries
