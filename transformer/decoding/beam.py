@@ -40,8 +40,6 @@ class _Ended(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """The state between two steps."""
-
     steps: Int[Array, ""]  # steps so far: the length of each open hypothesis
     tokens: Int[Array, "B beams"]  # the last of each open hypothesis
     written: Int[Array, "B beams max_new"]

@@ -19,7 +19,6 @@ class Keys(NamedTuple):
     where: Tokens
 
     def kept(self) -> "Kept":
-        """In the layout of the cache."""
         return Kept(jnp.swapaxes(self.k, 1, 2), jnp.swapaxes(self.v, 1, 2), self.where)
 
 
@@ -32,7 +31,6 @@ class Kept(NamedTuple):
     where: Tokens
 
     def keys(self) -> Keys:
-        """In the layout of attention."""
         return Keys(jnp.swapaxes(self.k, 1, 2), jnp.swapaxes(self.v, 1, 2), self.where)
 
 

@@ -47,7 +47,6 @@ class TokenEmbedder(nn.Module):
         return by_rows(x).astype(self.config.dtype)
 
     def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """The input of the output layer."""
         if self.config.output_transform:
             x = self.output_norm(ACTIVATIONS[self.config.activation](self.output_dense(x)))
         return x * self.config.output_scale if self.config.output_scale != 1 else x

@@ -1,9 +1,7 @@
-"""The model families: FAMILIES, and `build(config)`. Each composes an embedder with stacks.
-
-Every family is called with the arrays of a batch of its task. Models that generate tokens return logits. Their
-`features` stop before the output layer (`output_layer(params)`), for a loss that never materializes all logits. For
-decoding, `start(...)` gives the caches, and `step(tokens, where, caches)` the new tokens' logits and updated caches.
-"""
+"""The model families: FAMILIES, and `build(config)`. Each composes an embedder with stacks. Every family is called with
+the arrays of a batch of its task. Models that generate tokens return logits. Their `features` stop before the output
+layer (`output_layer(params)`), for a loss that never materializes all logits. For decoding, `start(...)` gives the
+caches, and `step(tokens, where, caches)` the new tokens' logits and updated caches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -130,7 +128,6 @@ class EncoderOnly(nn.Module):
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
-        """One vector for each row."""
         vector = POOLINGS[self.config.pooling](x, where.real(x.shape[1]))
         return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
 
@@ -224,7 +221,6 @@ def build(config: ModelConfig) -> nn.Module:
 
 
 def _unrolled(model: Any) -> Any:
-    """The same model with one module per layer."""
     return model.clone(config=dataclasses.replace(model.config, scan_layers=False, remat="none"))
 
 

@@ -198,7 +198,6 @@ class Residual(nn.Module):
         self.dropout = Dropout(self.config.dropout)
 
     def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """The sublayer's input."""
         return self.norm(x) if self.config.norm == "pre" else x
 
     def leave(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], noise: Noise | None) -> Float[Array, "B L D"]:

@@ -1,9 +1,7 @@
-"""Position encodings: POSITIONS, name -> module, made from the configuration; each stack has one.
-
-An encoding may add to the embeddings (`__call__`), rotate queries and keys (`rotation`), or change the scores of
-self-attention (`score`). It depends on the positions of the tokens, never on array shapes, so that packed rows and
-cached decoding need no special case.
-"""
+"""Position encodings: POSITIONS, name -> module, made from the configuration; each stack has one. An encoding may add
+to the embeddings (`__call__`), rotate queries and keys (`rotation`), or change the scores of self-attention (`score`).
+It depends on the positions of the tokens, never on array shapes, so that packed rows and cached decoding need no
+special case."""
 
 import dataclasses
 import math
@@ -25,12 +23,10 @@ from transformer.model.parameters import parameter
 @partial(jax.tree_util.register_dataclass, data_fields=("sin", "cos"), meta_fields=("interleaved",))
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """Rotates queries and keys by their positions; sines and cosines are computed once per stack.
-
-    Pairs are features (2i, 2i+1) when interleaved, as in the paper (Su et al. 2021, "RoFormer", equation 34), otherwise
-    (i, i + K/2), as in GPT-NeoX and the Hugging Face form of Llama. The two differ by a permutation of the weights'
-    columns. Scores depend only on differences of positions.
-    """
+    """Rotates queries and keys by their positions; sines and cosines are computed once per stack. Pairs are features
+    (2i, 2i+1) when interleaved, as in the paper (Su et al. 2021, "RoFormer", equation 34), otherwise (i, i + K/2), as
+    in GPT-NeoX and the Hugging Face form of Llama. The two differ by a permutation of the weights' columns. Scores
+    depend only on differences of positions."""
 
     sin: Any  # Float[Array, "*B L half"], or a placeholder while JAX flattens the pytree
     cos: Any
@@ -60,7 +56,6 @@ class NoPositions(nn.Module):
     causal: bool = False
 
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
-        """The embeddings plus the encoding."""
         return x
 
     def rotation(self, positions: Int[Array, "#B L"]) -> Rotation | None:

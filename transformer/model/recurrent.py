@@ -50,7 +50,6 @@ def zero_carry(config: ModelConfig, batch: int) -> Carry:
 
 
 def _real(tokens: Int[Array, "B L"], where: Tokens) -> Bool[Array, "B L"]:
-    """Which tokens are not padding, for every row."""
     return jnp.broadcast_to(where.real(tokens.shape[1]), tokens.shape)
 
 
@@ -147,11 +146,9 @@ class RecurrentEncoder(nn.Module):
 
 class RecurrentDecoder(nn.Module):
     """N layers from left to right, and o_i = W [s_i; c_i] (without attention W s_i), the input of the output layer.
-
     Attention is that of Bahdanau et al. 2015: at position i the first layer's state s_{i-1} queries for the context
     c_i, which is concatenated to the embedding of token i, and again to the last layer's output before the logits. So
-    attention is inside the recurrence, and as sequential (in Luong et al. 2015 it comes after the recurrence).
-    """
+    attention is inside the recurrence, and as sequential (in Luong et al. 2015 it comes after the recurrence)."""
 
     config: ModelConfig
     attentive: bool
@@ -198,12 +195,10 @@ class Recurrent(TokenModel):
 
 
 class RecurrentEncoderDecoder(Recurrent):
-    """Sequence to sequence with a bidirectional encoder, one sequence per row.
-
-    With `model.recurrent_attention` it is Bahdanau et al. 2015 (arXiv 1409.0473), see `RecurrentDecoder`. Without, the
-    decoder only gets the encoder's final states (Sutskever et al. 2014, arXiv 1409.3215). Both start from them: in each
-    layer h_0 = tanh(W_h [h_last; h_first]) of both directions, and for an LSTM c_0 = W_c [c_last; c_first].
-    """
+    """Sequence to sequence with a bidirectional encoder, one sequence per row. With `model.recurrent_attention` it is
+    Bahdanau et al. 2015 (arXiv 1409.0473), see `RecurrentDecoder`. Without, the decoder only gets the encoder's final
+    states (Sutskever et al. 2014, arXiv 1409.3215). Both start from them: in each layer h_0 = tanh(W_h [h_last;
+    h_first]) of both directions, and for an LSTM c_0 = W_c [c_last; c_first]."""
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -218,7 +213,6 @@ class RecurrentEncoderDecoder(Recurrent):
             self.keys = Linear(self.config.d_model, use_bias=False)
 
     def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Recurrence:
-        """The decoder's initial state."""
         real = _real(inputs, where)
         encoded, carries = self.encoder(self.embedder(inputs), real, noise)
         begun = tuple(self._bridge(i, *both) for i, both in enumerate(carries))

@@ -1,8 +1,6 @@
-"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`.
-
-Layers run one by one, or scanned over stacked weights (`config.scan_layers`). The results are equal: dropout depends on
-the layer's number, and stacked weights are made from single layers (`stacked`; the inverse is `unstacked`).
-"""
+"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`. Layers run one
+by one, or scanned over stacked weights (`config.scan_layers`). The results are equal: dropout depends on the layer's
+number, and stacked weights are made from single layers (`stacked`; the inverse is `unstacked`)."""
 
 import itertools
 from collections.abc import Callable
@@ -168,7 +166,6 @@ class Stack(nn.Module):
         return [_function(patterns[j], jax.tree.map(lambda y, n=n: y[n], self._weights(j))) for n, j in parts]
 
     def _weights(self, j: int) -> Any:
-        """The stacked weights of the layers with pattern j."""
         return self.variables["params"][f"layers_{j}"]
 
 

@@ -20,7 +20,6 @@ class Tokens(NamedTuple):
     lengths: Int[Array, " B"] | None = None
 
     def places(self, length: int) -> Int[Array, "#B L"]:
-        """The position of each token."""
         return jnp.arange(length, dtype=jnp.int32)[None] if self.positions is None else self.positions
 
     def real(self, length: int) -> Bool[Array, "#B L"]:

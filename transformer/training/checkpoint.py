@@ -195,7 +195,6 @@ class Checkpoints:
         self.orbax.reload()
 
     def close(self) -> None:
-        """Waits for the last save, and ends the threads."""
         self._wait()
         self.orbax.close()
 

@@ -12,12 +12,10 @@ PREFIX = "events.out.tfevents."  # TensorBoard reads what has "tfevents" in its 
 
 
 class Events:
-    """Appends one record per line. Of a resumed run's records, those with true `keep(step, tags)` remain.
-
-    They are moved, with their times, to a file of a later name, whose first record cancels all earlier points: an open
+    """Appends one record per line. Of a resumed run's records, those with true `keep(step, tags)` remain. They are
+    moved, with their times, to a file of a later name, whose first record cancels all earlier points: an open
     TensorBoard redraws them after a restart, and any other reader finds each point once. A record has its length (8
-    bytes), a checksum of that, a protocol buffer `Event`, and its checksum.
-    """
+    bytes), a checksum of that, a protocol buffer `Event`, and its checksum."""
 
     def __init__(self, workdir: Path, keep: Callable[[int, Collection[str]], bool]):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -37,7 +35,6 @@ class Events:
             path.unlink()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends one point of each tag."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 

@@ -34,14 +34,12 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     profile_steps: tuple[int, int] | None = None,
 ) -> tuple[State, dict[str, float]]:
-    """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`.
-
-    Returns the last state, and the last step's result of `evaluate` (empty if no step was left). The metrics of a step
-    are fetched after the next step is dispatched, so that the device does not wait for the host. `peak`: FLOPs per
-    second of all devices together. `rate`: the learning rate of the update that produced a state. `profile_steps`: the
-    first and the last step of a trace in `profile/`, for TensorBoard or Perfetto. Raises Stopped, after saving the
-    state, soon after `stop()` is true in any process.
-    """
+    """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`. Returns the last
+    state, and the result of `evaluate` for it (empty if no step was left). The metrics of a step are fetched after
+    the next step is dispatched, so that the device does not wait for the host. `peak`: FLOPs per second of all devices
+    together. `rate`: the learning rate of the update that produced a state. `profile_steps`: the first and the last
+    step of a trace in `profile/`, for TensorBoard or Perfetto. Raises Stopped, after saving the state, soon after
+    `stop()` is true in any process."""
     seed, start = np.uint32(config.seed), int(state.step)
     logging = config.logging
     meter = Meter(config.optimizer, checkpoints.workdir, train_step.cost, peak)

@@ -62,12 +62,10 @@ def output_cross_entropy(
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
 ) -> dict[str, Pair | RowPair]:
-    """`cross_entropy` of the logits x · table^T + bias, without holding all logits at once.
-
-    It scans over slices of the length axis and computes the gradient of "loss", a sum over the batch, in the same pass.
-    "nll" and "token_accuracy" are per row and have no gradient. Where rows are sharded over devices, each shard scans
-    separately with a whole table, and the sums are added once at the end, not over the devices in every slice.
-    """
+    """`cross_entropy` of the logits x · table^T + bias, without holding all logits at once. It scans over slices of the
+    length axis and computes the gradient of "loss", a sum over the batch, in the same pass. "nll" and "token_accuracy"
+    are per row and have no gradient. Where rows are sharded over devices, each shard scans separately with a whole
+    table, and the sums are added once at the end, not over the devices in every slice."""
     batch, length = targets.shape
     shares = row_shards()
     slice_length = min(length, max(1, tuned().loss_tokens * shares // batch))
@@ -80,7 +78,6 @@ def output_cross_entropy(
         return nn.with_logical_constraint(y, ("rows",) + (None,) * (y.ndim - 1))
 
     def shared(y: Array) -> Array:
-        """One copy for each shard."""
         axes = ("vocabulary", None)[: y.ndim]
         copies = jnp.broadcast_to(nn.with_logical_constraint(y, axes), (shares, *y.shape))
         return nn.with_logical_constraint(copies, ("rows", *axes))

@@ -18,12 +18,10 @@ class Diverged(Exception):
 
 
 class Meter:
-    """Sums the metrics of the steps between two lines, and measures where their time went.
-
-    `data_share` is the share of time that the host waited for a batch, `device_share` that it dispatched a step (a CPU
-    computes during that) or waited for the metrics of the previous one; the rest is writing and saving. `cost` is the
-    cost of a batch's step, `peak` the FLOPs per second of all devices together.
-    """
+    """Sums the metrics of the steps between two lines, and measures where their time went. `data_share` is the share of
+    time that the host waited for a batch, `device_share` that it dispatched a step (a CPU computes during that) or
+    waited for the metrics of the previous one; the rest is writing and saving. `cost` is the cost of a batch's step,
+    `peak` the FLOPs per second of all devices together."""
 
     def __init__(self, optimizer: OptimizerConfig, workdir: Path, cost: Callable[[Any], Cost], peak: float):
         self.optimizer, self.workdir, self.cost, self.peak = optimizer, workdir, cost, peak
@@ -32,14 +30,12 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new line."""
         self.metrics: list[dict[str, Any]] = []
         self.costs: list[Cost] = []
         self.data = self.device = 0.0
         self.began = time.monotonic()
 
     def waiting(self, batches: Iterator[Any]) -> Any:
-        """The next batch."""
         began = time.monotonic()
         batch = next(batches)
         self.data += time.monotonic() - began
@@ -114,7 +110,6 @@ class Meter:
 
 
 def _local(array: Any) -> np.ndarray:
-    """This process's rows of a batch's array."""
     if not isinstance(array, jax.Array):
         return np.asarray(array)
     rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}

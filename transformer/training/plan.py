@@ -1,8 +1,6 @@
-"""A training step's FLOPs, memory, collectives and time, computed for accelerators that need not be present.
-
-Every figure is a formula over the shapes of the parameters, written beside it; peaks and bandwidths are from the
-vendors' data sheets, and EFFICIENCY is the one assumption.
-"""
+"""A training step's FLOPs, memory, collectives and time, computed for accelerators that need not be present. Every
+figure is a formula over the shapes of the parameters, written beside it; peaks and bandwidths are from the vendors'
+data sheets, and EFFICIENCY is the one assumption."""
 
 import math
 import re
@@ -71,12 +69,10 @@ def longest_batch(config: Config) -> tuple[int, int]:
 
 
 def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, length: int) -> float:
-    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder).
-
-    Forward: 2 per weight and position, and for attention 2 S (K + M) per query and head, with S the keys that a query
-    may see in either direction. Backward: twice that. A table counts as the output product only, not for the lookup;
-    heads of classes, which read one vector per row, are not counted. UserError: the model is of another kind.
-    """
+    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder). Forward:
+    2 per weight and position, and for attention 2 S (K + M) per query and head, with S the keys that a query may see in
+    either direction. Backward: twice that. A table counts as the output product only, not for the lookup; heads of
+    classes, which read one vector per row, are not counted. UserError: the model is of another kind."""
     model, positions = config.model, rows * length
     if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
         raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")

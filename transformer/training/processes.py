@@ -20,11 +20,9 @@ AGREE_EVERY = 8  # steps between agreements of several processes; each costs a r
 
 def join(coordinator: str | None, count: int | None, index: int | None, seconds: int) -> None:
     """Makes this process the `index`-th of `count` of one run; its first process listens at `coordinator`, host:port.
-
     Call it before any device is used. Without a coordinator, all three come from the environment (JAX supports SLURM,
     Open MPI and GKE). On CPUs, processes communicate over gloo. UserError, with their numbers: processes do not join in
-    time.
-    """
+    time."""
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or count is None or index is None or not 0 <= index < count:

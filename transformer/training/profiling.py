@@ -16,13 +16,10 @@ SIDE = {"cpu": 512, "other": 4096}
 
 
 class Cost(NamedTuple):
-    """The cost of a step over a batch of one shape.
-
-    `flops` is XLA's count for the compiled program, on all devices together. It counts the body of a loop once, so the
-    layers of `model.scan_layers`, micro-batches, and the slices of the loss are undercounted; kernels that are opaque
-    to XLA count nothing. `model_flops` is the formula of `plan.step_flops`, which includes all of these, and nothing
-    twice (`model.remat`); None where it is unknown.
-    """
+    """The cost of a step over a batch of one shape. `flops` is XLA's count for the compiled program, on all devices
+    together. It counts the body of a loop once, so the layers of `model.scan_layers`, micro-batches, and the slices of
+    the loss are undercounted; kernels that are opaque to XLA count nothing. `model_flops` is the formula of
+    `plan.step_flops`, which includes all of these, and nothing twice (`model.remat`); None where it is unknown."""
 
     flops: float
     model_flops: float | None
@@ -45,7 +42,6 @@ class Program:
         return self._programs[shapes][0](state, batch, seed)
 
     def cost(self, batch: Mapping[str, Any]) -> Cost:
-        """The cost for a batch's shape that was run."""
         return self._programs[_shapes(batch)][1]
 
     def _cost(self, compiled: Any, batch: Mapping[str, Any]) -> Cost:

@@ -55,7 +55,6 @@ class Layout:
 
     @property
     def strategy(self) -> str:
-        """The row of SHARDINGS for the mesh's sizes."""
         return "_".join(axis for axis in ("fsdp", "tensor") if self.mesh.shape[axis] > 1) or "data"
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
@@ -76,7 +75,6 @@ class Layout:
         return PartitionSpec(*split)
 
     def shardings(self, tree: Any) -> Any:
-        """The sharding of each array of a state, parameters or gradients."""
         return jax.tree_util.tree_map_with_path(
             lambda path, x: NamedSharding(self.mesh, self.spec(path_of(path), x.shape)), tree
         )
@@ -89,7 +87,6 @@ class Layout:
 
     @property
     def replicated(self) -> NamedSharding:
-        """A full copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
@@ -98,7 +95,7 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The global batch, of which each process holds its rows."""
+        """The global batch, from the rows of each process."""
         return {key: jax.make_array_from_process_local_data(self.rows, value) for key, value in batch.items()}
 
     @contextlib.contextmanager

@@ -45,16 +45,13 @@ def make_init(
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1, max_spike: float = 0.0
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, Pair]]]:
-    """One optimizer step over a batch, or over its `accumulate` micro-batches in sequence.
-
-    The loss is the sum over the whole batch, divided once by its weight, so it does not depend on the number of devices
-    or micro-batches; nor do dropout masks. If the loss or the gradient is not finite, or the gradient is a spike
-    (`optim.is_spike`; `max_spike` above 0), parameters and optimizer state are unchanged, the other metrics are 0 with
-    weight 0, and "skipped" is 1.
-    """
+    """One optimizer step over a batch, or over its `accumulate` micro-batches in sequence. The loss is the sum over the
+    whole batch, divided once by its weight, so it does not depend on the number of devices or micro-batches; nor do
+    dropout masks. If the loss or the gradient is not finite, or the gradient is a spike (`optim.is_spike`; `max_spike`
+    above 0), parameters and optimizer state are unchanged, the other metrics are 0 with weight 0, and "skipped" is
+    1."""
 
     def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
-        """The gradient of the summed loss, and the metrics."""
 
         def total(params: Any) -> tuple[Array, dict[str, Pair]]:
             metrics = loss(params, batch, seed, step, rows)

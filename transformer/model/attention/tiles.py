@@ -109,7 +109,6 @@ def _cut(tiling: Tiling, keys: Slab, tile: Array, j: Array | int) -> tuple[Array
 def _scored(
     tiling: Tiling, score: Any, weights: Any, scores: Float[Array, "B G rows slab"], q_positions: Array, slab: Slab
 ) -> Float[Array, "B G rows slab"]:
-    """A tile's scores after the score function."""
     of_heads = scores.reshape(scores.shape[0], -1, tiling.block, tiling.slab)
     return score(of_heads, q_positions, slab.positions, *weights).reshape(scores.shape)
 
@@ -144,11 +143,9 @@ def tiled(
     ids: Any,
 ) -> Float[Array, "T B G rows M"]:
     """Attention of tiles of scaled queries over padded keys; `rows` = the heads of a group times the tile's queries.
-
     `ids` are the positions of queries [T, #B, block] and of keys [#B, S], then their segments; padding has its own
     segments. `score(scores [B, H, block, slab], q_positions, k_positions, *weights)` changes the scores, or is None;
-    `weights` are the arrays that get its gradient.
-    """
+    `weights` are the arrays that get its gradient."""
     return _forward(tiling, score, q, k, v, weights, ids)[0]
 
 

@@ -23,7 +23,7 @@ class Settings:
         self.values, self.source = values, source
 
     def get(self, name: str, default: Any) -> Any:
-        """The value of the type that the default has."""
+        """The value, or the default. UserError: the value is of another type than the default."""
         value = self.values.get(name)
         if value is None:
             return default
@@ -34,7 +34,7 @@ class Settings:
         return float(value) if isinstance(default, float) else value
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A number above 0; without a default it must be there."""
+        """A positive number. UserError: it is not positive, or it is absent and has no default."""
         if default is None and self.values.get(name) is None:
             raise UserError(f"{self.source} has no {name}: copy the whole file from where the weights came from")
         value = self.get(name, default or 1)
@@ -43,14 +43,14 @@ class Settings:
         return value
 
     def one_of(self, name: str, known: dict[str, str], default: str) -> str:
-        """Our name of a choice."""
+        """Our name for the value. UserError: it is not supported."""
         value = self.get(name, default)
         if value not in known:
             raise UserError(f"{self.source} sets {name}={value!r}, and of that we have only {', '.join(known)}")
         return known[value]
 
     def only(self, **needed: Any) -> None:
-        """Settings that our modules know in one way only, which is also what their absence means."""
+        """UserError: a key has another value than the only supported one, which is also that of an absent key."""
         for name, known in needed.items():
             value = self.values.get(name)
             if value is not None and value != known:
