@@ -102,7 +102,7 @@ def against_length(
     trained_to: int | None = None,
     percent: bool = False,
 ) -> Figure:
-    """Quality by bins of length; the range of lengths that training held is shaded.
+    """Quality by bins of length; the range of training lengths is shaded.
 
     Args:
         series: name -> (bin [P], mean [P], low [P], high [P]); bins without a value are left out; NaN bounds draw none.

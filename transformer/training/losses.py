@@ -27,7 +27,7 @@ def cross_entropy(
 
         -Σ q log p = logsumexp(z) - (1 - ε) z_target - ε mean(z)
 
-    `nll` is the same with ε = 0 (nats), `token_accuracy` the share of tokens that are the most likely one.
+    `nll` is the same with ε = 0 (nats), `token_accuracy` the share of target tokens that the model ranks first.
     """
     logits = logits.astype(jnp.float32)
     # Compare and sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
