@@ -1,1 +1,1 @@
-"""Looking inside trained models: attention of any model (attention), heads in numbers (heads), figures (plots)."""
+"""Analysis of trained models: attention maps (attention), statistics of heads (heads), figures (plots)."""

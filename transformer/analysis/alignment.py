@@ -1,4 +1,4 @@
-"""Which source token each written token looked at: cross-attention in one pass over a finished output."""
+"""Alignments of source and target tokens, from cross-attention in one pass over a finished output."""
 
 from typing import Any
 
@@ -10,8 +10,8 @@ from transformer.model.tokens import Tokens
 
 
 def alignment_layer(config: ModelConfig) -> int:
-    """The last decoder layer but one, whose cross-attention, averaged over the heads, is nearest to alignments by hand
-    (Garg et al. 2019, "Jointly learning to align and translate", section 4.1); of one layer, that one."""
+    """The penultimate decoder layer (of one layer, that one). Its cross-attention, averaged over heads, is nearest to
+    manual alignments (Garg et al. 2019, "Jointly learning to align and translate", section 4.1)."""
     return max(config.num_layers - 2, 0)
 
 
@@ -23,17 +23,15 @@ def looks(
     target_inputs: Int[Array, "B L"],
     targets_where: Tokens,
 ) -> Float[Array, "B L S"]:
-    """How much the prediction after each of `target_inputs` (which begin with BOS) looks at each source token: the
-    cross-attention of the `alignment_layer` of an `EncoderDecoder`, mean of the heads. A row adds up to 1.
-    """
+    """The attention of the prediction after each of `target_inputs` (which begin with BOS) to each source token:
+    cross-attention of the `alignment_layer` of an `EncoderDecoder`, averaged over heads. Rows sum to 1."""
     maps = attention_maps(model, params, inputs, inputs_where, target_inputs, targets_where)["decoder"]["cross"]
     return maps[alignment_layer(model.config)].mean(axis=1)
 
 
 def pairs(weights: Float[Any, "L S"], source_words: list[int], target_words: list[int]) -> str:
     """Pharaoh pairs "0-0 1-2", source word to target word: each target token is linked to the word of the source token
-    that it looks at most. `source_words` and `target_words` say which word a token belongs to, from 0.
-    """
+    with the largest weight. `source_words` and `target_words` give each token's word number, from 0."""
     links = {
         (source_words[int(row[: len(source_words)].argmax())], word)
         for row, word in zip(weights, target_words, strict=False)

@@ -1,9 +1,8 @@
-"""What the heads of any model look at, and what becomes of it without some of them.
+"""Attention maps of any model, and ablation of its heads.
 
-Nothing of a model is changed: its own code runs, and is listened to where its heads are made
-(`MultiHeadAttention.heads`). So masks, windows, segments, biases and positions are those that it has, and a map is what
-its attention gives of values that are unit vectors, computed densely whatever backend trained it. All functions can be
-jitted over `params` and `arguments`.
+The model's own code runs, intercepted where heads are computed (`MultiHeadAttention.heads`), so its masks, windows,
+segments, biases and positions apply. A map is the output of attention with unit vectors as values, computed densely
+whatever backend the model uses. All functions can be jitted over `params` and `arguments`.
 
     maps = attention_maps(model, params, tokens, where)["decoder"]["self"]  # [N, B, H, L, S]
     statistics = head_statistics(watch(model, params, tokens, where)[1]["decoder"]["self"])
@@ -24,22 +23,20 @@ from transformer.model.tokens import Tokens
 
 
 class Attention(NamedTuple):
-    """One kind of attention, of all layers of a stack. A row of weights sums to 1, or to 0 where nothing is seen."""
+    """One kind of attention, of all layers of a stack. Rows of weights sum to 1, or to 0 where no key is visible."""
 
     weights: Float[Array, "N B H L S"]
     queries: Tokens
     keys: Tokens
 
 
-# Stack ("encoder", "decoder") -> kind ("self", "cross") -> what is known of its attention.
+# Stack ("encoder", "decoder") -> kind ("self", "cross") -> its attention.
 Watched = dict[str, dict[str, Attention]]
 
 
 def watch(model: nn.Module, params: Any, *arguments: Any) -> tuple[Any, Watched]:
-    """The model's own output for `arguments`, and the attention of every stack.
-
-    Raises UserError for a model without attention heads (the recurrent families).
-    """
+    """The model's output for `arguments`, and the attention of every stack. UserError: a model without attention heads
+    (the recurrent families)."""
     seen: dict[tuple[str, str], list[Attention]] = {}
 
     def listen(
@@ -61,18 +58,18 @@ def watch(model: nn.Module, params: Any, *arguments: Any) -> tuple[Any, Watched]
 
 
 def attention_maps(model: nn.Module, params: Any, *arguments: Any) -> dict[str, dict[str, Float[Array, "N B H L S"]]]:
-    """Who looks at whom: stack -> "self" or "cross" -> weights [N, B, H, L, S]; UserErrors as of `watch`."""
+    """Stack -> "self" or "cross" -> weights [N, B, H, L, S]. UserError: as `watch`."""
     watched = watch(model, params, *arguments)[1]
     return {stack: {kind: found.weights for kind, found in kinds.items()} for stack, kinds in watched.items()}
 
 
 def ablated(model: nn.Module, params: Any, keep: Mapping[str, Mapping[str, Any]], *arguments: Any) -> Any:
-    """The model's output where each head's contribution is multiplied by a number: 0 takes it out, 1 leaves it.
+    """The model's output where each head's output is multiplied by a number: 0 removes it, 1 keeps it.
 
-    `keep` is stack -> kind -> [N, H], such as {"decoder": {"self": [[1, 0], [1, 1]]}}; what it does not name is left as
-    it is. Its gradient at 1 says how much each head matters (Michel et al. 2019, "Are sixteen heads really better than
-    one?", equation 2), and `jax.vmap` over it takes out one head after another. Raises UserError for a stack or kind
-    that the model does not have, and a shape that is not its [N, H].
+    `keep` is stack -> kind -> [N, H], such as {"decoder": {"self": [[1, 0], [1, 1]]}}; others are kept. Its gradient at
+    1 is the importance of each head (Michel et al. 2019, "Are sixteen heads really better than one?", equation 2), and
+    `jax.vmap` over it ablates heads one at a time. UserError: the model has no such stack or kind, or the shape is not
+    [N, H].
     """
     config: Any = model.config  # type: ignore[attr-defined]
     shape = (config.num_layers, config.num_heads)
@@ -104,10 +101,8 @@ class _Place(NamedTuple):
 
 
 def _run(model: Any, params: Any, arguments: tuple[Any, ...], at_heads: Callable[..., Array]) -> Any:
-    """The model's output, with `at_heads(place, heads, *arguments of heads)` in the place of every layer's `heads`.
-
-    Layers run one by one, so that what they compute can be taken out of them, and their number is known by counting.
-    """
+    """The model's output, with `at_heads(place, heads, *arguments of heads)` called instead of every layer's `heads`.
+    Layers are not scanned, so that their values can be taken out, and layer numbers are counted."""
     config = model.config
     if config.family.startswith("recurrent"):
         raise UserError(

@@ -12,10 +12,10 @@ from transformer.analysis.attention import Attention
 from transformer.analysis.heads import head_statistics
 from transformer.errors import UserError
 
-# Of weights, two bytes each before they are written in base64: about what a browser still opens at once.
+# Weights of two bytes each, before base64: about the most that a browser opens at once.
 MAX_BYTES = 48 * 2**20
 
-# Stack and kind -> how the page calls it.
+# Stack and kind -> title on the page.
 NAMES = {
     ("encoder", "self"): "encoder: input to input",
     ("decoder", "self"): "decoder: output to output",
@@ -27,11 +27,11 @@ def head_page(watched: Mapping[str, Mapping[str, Attention]], tokens: Mapping[st
     """The page for the first row of each attention.
 
     Args:
-        watched: what `watch` found, of rows without padding.
-        tokens: stack -> the text of each of its tokens, as people shall read them.
-        about: a sentence on model and text, at the head of the page.
+        watched: the attention from `watch`, of rows without padding.
+        tokens: stack -> the text of each of its tokens.
+        about: a sentence on model and text, shown at the top.
 
-    Raises UserError for so many tokens that the page would be larger than browsers like.
+    Raises UserError for more weights than MAX_BYTES.
     """
     size = sum(2 * found.weights[:, 0].size for kinds in watched.values() for found in kinds.values())
     if size > MAX_BYTES:
@@ -46,7 +46,7 @@ def head_page(watched: Mapping[str, Mapping[str, Attention]], tokens: Mapping[st
         for kind, found in kinds.items()
     ]
     data = json.dumps({"about": about, "views": views}, ensure_ascii=False)
-    # Inside a script element only "<" could end it; JSON may write it otherwise.
+    # Only "<" could end the script element, so it is escaped.
     template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     return template.replace("@DATA@", data.replace("<", "\\u003c"))
 

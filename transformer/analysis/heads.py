@@ -1,4 +1,4 @@
-"""What can be said of a head in a number: statistics of attention maps, and rollout. NumPy, in float64."""
+"""Statistics of attention maps, and rollout. NumPy, in float64."""
 
 from typing import Any, NamedTuple
 
@@ -9,22 +9,19 @@ from transformer.analysis.attention import Attention
 
 
 class HeadStatistics(NamedTuple):
-    """Of each head, the mean over the queries that are no padding."""
+    """Of each head, the mean over the queries that are not padding."""
 
-    entropy: Float[np.ndarray, "N H"]  # nats; 0 looks at one place, ln S at all of S alike
-    distance: Float[np.ndarray, "N H"]  # positions between a query and what it sees, weighted
-    before: Float[np.ndarray, "N H"]  # share of the weight on the position before
+    entropy: Float[np.ndarray, "N H"]  # nats; 0: all weight on one key, ln S: uniform over S keys
+    distance: Float[np.ndarray, "N H"]  # weighted mean of |key position - query position|
+    before: Float[np.ndarray, "N H"]  # share of the weight on the previous position
     itself: Float[np.ndarray, "N H"]
     after: Float[np.ndarray, "N H"]
     first: Float[np.ndarray, "N H"]  # share on position 0, such as BOS or CLS
 
 
 def head_statistics(attention: Attention) -> HeadStatistics:
-    """Entropy, mean distance and shares of every head.
-
-    Of cross-attention, a target's position is compared with a source's. Raises ValueError where there is no query but
-    padding.
-    """
+    """Entropy, mean distance and shares of every head. In cross-attention, target positions are compared with source
+    positions. ValueError: all queries are padding."""
     weights = np.asarray(attention.weights, np.float64)
     real = np.asarray(attention.queries.segments) > 0
     if not real.any():
@@ -50,11 +47,9 @@ def head_statistics(attention: Attention) -> HeadStatistics:
 
 
 def rollout(weights: Float[Any, "N B H L L"]) -> Float[np.ndarray, "N B L L"]:
-    """How much of each input has come to each place after layer 1, 2, ... N (Abnar & Zuidema 2020, section 3).
-
-    A_i = (W_i + I) / 2 is the mean over heads and the residual stream, its rows made to sum to 1, and the rollout up to
-    layer n is A_n ... A_1. The feed-forward layers and the sizes of vectors are left out, as in the paper.
-    """
+    """How much of each input reaches each position after layer 1, 2, ... N (Abnar & Zuidema 2020, section 3). A_i =
+    (W_i + I) / 2 is the mean over heads plus the residual connection, with rows normalised to sum 1, and the rollout up
+    to layer n is A_n ... A_1. Feed-forward layers and the norms of vectors are ignored, as in the paper."""
     mixed = (np.asarray(weights, np.float64).mean(axis=2) + np.eye(weights.shape[-1])) / 2
     mixed /= mixed.sum(axis=-1, keepdims=True)
     flows = [mixed[0]]

@@ -1,8 +1,5 @@
-"""Figures of the reports: arrays in, a figure out.
-
-Every figure stands on white, so that it reads the same on a light and on a dark page, and is one panel, so that it
-still reads on a narrow one. Colours are Okabe and Ito's, which colour-blind readers tell apart.
-"""
+"""Figures of the reports, from arrays. Every figure has a white background, for light and dark pages, and one panel,
+for narrow pages. Colours are Okabe and Ito's, which colour-blind readers can distinguish."""
 
 import dataclasses
 import io
@@ -36,7 +33,7 @@ SETTINGS: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "legend.handlelength": 2.8,
-    "svg.hashsalt": "transformer",  # the same figure, the same file
+    "svg.hashsalt": "transformer",  # makes files reproducible
 }
 
 
@@ -48,7 +45,7 @@ class Style:
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each name: the part before the first "-" chooses the colour, what follows line and marker."""
+    """A style for each name: the part before the first "-" sets the colour, the rest line and marker."""
     heads, tails = [], []
     for name in names:
         head, _, tail = name.partition("-")
@@ -85,7 +82,7 @@ def learning_curves(
         axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name,
                   marker=style.marker if len(steps) < 12 else None, markersize=4)  # fmt: skip
         tops.append(values[:, min(1, values.shape[1] - 1)].max())
-    if len(tops):  # the first steps are far above the rest, and say little
+    if len(tops):  # the first steps are far above the rest
         lowest = min(float(values.min()) for _, values in curves.values())
         span = max(tops) - lowest
         axes.set_ylim(lowest - 0.05 * span - 1e-3, max(tops) + 0.05 * span + 1e-3)
@@ -105,7 +102,7 @@ def against_length(
     trained_to: int | None = None,
     percent: bool = False,
 ) -> Figure:
-    """Quality by bins of length; the range of lengths that training held is shaded.
+    """Quality by bins of length; the range of training lengths is shaded.
 
     Args:
         series: name -> (bin [P], mean [P], low [P], high [P]); bins without a value are left out; NaN bounds draw none.
@@ -152,7 +149,7 @@ def differences(
     look: Mapping[str, Style],
     xlabel: str,
 ) -> Figure:
-    """One line for each name: its difference to the reference [n], with the interval [lows, highs] (NaN: none)."""
+    """One line per name: its difference to the reference [n], with the interval [lows, highs] (NaN: none)."""
     height = 1.1 + 0.36 * len(names)
     figure, axes = _panel((SIZE[0], height))
     axes.axvline(0, color="#333333", linewidth=1)
@@ -177,14 +174,14 @@ def front(
     ylabel: str,
     better: int = 1,
 ) -> Figure:
-    """Quality against cost; a stepped line goes along the names of the Pareto front, which are filled.
+    """Quality against cost; a stepped line connects the Pareto front, whose markers are filled.
 
     Args:
         points: name -> (cost, quality, low, high); the bounds are those of the quality.
-        best: the names of the front, by rising cost.
+        best: the names on the front, by rising cost.
         look: name -> style.
         xlabel, ylabel: with units.
-        better: -1 where less quality is better, as of a loss.
+        better: -1 where lower quality is better, as of a loss.
     """
     figure, axes = _panel()
     for name, (x, y, low, high) in points.items():
@@ -242,8 +239,8 @@ def heat_map(
     Args:
         values: [rows, columns], from 0 to 100.
         labels: of the rows.
-        ends: the last distance left of each row's line.
-        xlabel, ylabel, scale: of the axes and of the colours.
+        ends: the last distance before each row's line.
+        xlabel, ylabel, scale: labels of the axes and of the colour bar.
     """
     figure, axes = _panel((SIZE[0], 1.6 + 0.34 * len(labels)))
     columns = values.shape[1]
@@ -270,13 +267,13 @@ def matrix(
     columns: Sequence[str] = (),
     numbers: bool = False,
 ) -> Figure:
-    """Any matrix as colours: dark for more, or, where it has negative values, blue and orange about zero (NaN: white).
+    """Any matrix as colours: darker for larger, or with negative values, blue and orange about zero (NaN: white).
 
     Args:
         values: [rows, columns]; the first row is at the top.
-        xlabel, ylabel, scale: of the axes and of the colours.
-        rows, columns: names of the rows and columns, where they have some.
-        numbers: the values stand in the cells, to one decimal.
+        xlabel, ylabel, scale: labels of the axes and of the colour bar.
+        rows, columns: names of the rows and columns, if they have some.
+        numbers: write the values in the cells, to one decimal.
     """
     height, width = values.shape
     cell = 0.42 if numbers else 0.3
@@ -308,7 +305,7 @@ def matrix(
 def lines(
     series: Mapping[str, tuple[Points, Points]], xlabel: str, ylabel: str, marked: Mapping[str, float] | None = None
 ) -> Figure:
-    """Name -> (x [n], y [n]), a line each; `marked` are places on the x axis, named by an upright line."""
+    """Name -> (x [n], y [n]), a line each; `marked`: name -> x, a labelled vertical line."""
     figure, axes = _panel()
     for place, (name, (x, y)) in enumerate(series.items()):
         axes.plot(
@@ -327,16 +324,16 @@ def lines(
 
 @dataclasses.dataclass(frozen=True)
 class Node:
-    """A place in a search: what was written last, and after which node (an index; -1 for the beginning)."""
+    """A node of a search tree: the last token, and the parent's index (-1 for the beginning)."""
 
     parent: int
     label: str
-    kept: bool  # the search went on from here, or ended here
-    best: bool = False  # on the way to what was found
+    kept: bool  # the search continued or ended here
+    best: bool = False  # on the path to the result
 
 
 def tree(nodes: Sequence[Node]) -> Figure:
-    """A search from left to right, a column a step: what was kept, what was dropped (grey), what was found (heavy)."""
+    """A search tree from left to right, one column per step: kept nodes, dropped ones (grey), the result (heavy)."""
     depths: list[int] = []
     for node in nodes:
         depths.append(depths[node.parent] + 1 if node.parent >= 0 else 0)
@@ -344,7 +341,7 @@ def tree(nodes: Sequence[Node]) -> Figure:
     heights: dict[int, float] = {}
 
     def place(i: int, below: float) -> float:
-        """Puts a node beside the middle of its children, leaves one under another; gives the next free height."""
+        """Centres a node beside its children, with leaves one below the other; returns the next free height."""
         start = below
         for child in children[i]:
             below = place(child, below)
@@ -370,7 +367,7 @@ def tree(nodes: Sequence[Node]) -> Figure:
 
 
 def save(figure: Figure, stem: Path) -> None:
-    """Writes stem.png and stem.svg; the same figure gives the same bytes."""
+    """Writes stem.png and stem.svg, reproducibly."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(SETTINGS):
         stem.with_suffix(".svg").write_bytes(to_svg(figure))
@@ -378,7 +375,7 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """The figure as SVG, without the date of its making."""
+    """The figure as SVG, without a date."""
     buffer = io.BytesIO()
     with mpl.rc_context(SETTINGS):
         figure.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,4 +1,4 @@
-"""Decoding over `step(tokens, positions, state) -> (logits, state)`; knows no model. DECODERS, name -> strategy."""
+"""Decoding over `step(tokens, positions, state) -> (logits, state)`, for any model. DECODERS, name -> strategy."""
 
 from collections.abc import Callable
 

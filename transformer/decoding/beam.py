@@ -1,4 +1,4 @@
-"""Beam search, by two rules: GNMT's penalty with a stop that loses nothing, and Hugging Face's."""
+"""Beam search by two rules: GNMT's length penalty with an exact stop, and Hugging Face's."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,10 +15,10 @@ from transformer.errors import UserError
 class Rule(NamedTuple):
     """How hypotheses are kept, scored and stopped."""
 
-    penalty: Callable[[Array, float], Array]  # (length, alpha) -> what the sum of log-probabilities is divided by
-    refills: bool  # twice as many candidates are drawn, so that those that end leave no gap among the open ones
+    penalty: Callable[[Array, float], Array]  # (length, alpha) -> divisor of the sum of log-probabilities
+    refills: bool  # twice as many candidates are drawn, so that ended ones do not shrink the beam
     keeps: Callable[[int, int], int]  # (beams, nbest) -> how many ended hypotheses compete
-    looks_ahead: bool  # an open hypothesis is thought to reach the best score of any length to come, not of its length
+    looks_ahead: bool  # bound an open hypothesis by the best score of any later length, not of its current one
     early: bool = False  # a row ends as soon as it has kept that many
 
 
@@ -31,7 +31,7 @@ RULES = {
 
 
 class _Ended(NamedTuple):
-    """The best hypotheses that ended, best first; score -inf: none."""
+    """The best ended hypotheses, best first; score -inf: none."""
 
     tokens: Int[Array, "B kept max_new"]
     lengths: Int[Array, "B kept"]
@@ -40,9 +40,7 @@ class _Ended(NamedTuple):
 
 
 class _Search(NamedTuple):
-    """Between two steps."""
-
-    steps: Int[Array, ""]  # done so far: tokens of each open hypothesis
+    steps: Int[Array, ""]  # steps so far: the length of each open hypothesis
     tokens: Int[Array, "B beams"]  # the last of each open hypothesis
     written: Int[Array, "B beams max_new"]
     log_probs: Float[Array, "B beams"]  # of the open hypotheses, best first; -inf: none
@@ -67,20 +65,20 @@ def beam(
     rule: str = "gnmt",
     min_new: int = 0,
 ) -> Decoded:
-    """The `nbest` best of what a search over `beams` hypotheses a row finds, best first.
+    """The `nbest` best outputs of a search over `beams` hypotheses per row, best first.
 
-    At every step the `beams` most likely continuations of a row's open hypotheses are kept; those that end (with EOS,
-    which is forbidden among the first `min_new` tokens, or for want of room) leave the beam and compete by
-    log-probability / penalty(length), EOS counted. A beam of 1 is greedy decoding. Ties go to the older hypothesis,
-    then to the better parent, then to the lowest id.
+    At every step the `beams` most likely continuations of a row's open hypotheses are kept. Those that end (with EOS,
+    which is forbidden among the first `min_new` tokens, or at the length limit) leave the beam and are ranked by
+    log-probability / penalty(length), with EOS counted. A beam of 1 is greedy decoding. Ties go to the older
+    hypothesis, then to the better parent, then to the lowest id.
 
-    By the rule "gnmt" a row stops when no open hypothesis can beat the worst of `nbest` ended ones: log-probabilities
-    only fall, so the best score within reach is today's sum over the largest penalty to come. What is returned is what
-    a search that never stops would return. "hf" and "hf_early" do what Hugging Face's `generate` does.
+    With rule "gnmt" a row stops when no open hypothesis can beat the worst of `nbest` ended ones. Log-probabilities
+    only fall, so the bound is the current sum over the largest penalty to come, and the result is that of a search
+    without this stop. "hf" and "hf_early" follow Hugging Face's `generate`.
 
-    The leaves of `state` begin with the row axis, or are scalars; they follow the hypotheses by index, but for those
-    that `step` hands back as they are (an encoder's memory). UserError: fewer than one beam or output, an unknown
-    rule, more outputs than beams by a rule that keeps no more.
+    The leaves of `state` begin with the row axis, or are scalars. They are reordered with the hypotheses, except for
+    those that `step` returns unchanged (an encoder's memory). UserError: fewer than one beam or output, an unknown
+    rule, or more outputs than beams with a Hugging Face rule.
     """
     if rule not in RULES:
         raise UserError(f"there is no beam search rule {rule!r}: choose one of {', '.join(RULES)}")
@@ -102,7 +100,7 @@ def beam(
         steps=jnp.int32(0),
         tokens=spread(first_tokens.astype(jnp.int32)).reshape(rows, beams),
         written=jnp.full((rows, beams, max_new), eos_id, jnp.int32),
-        log_probs=jnp.full((rows, beams), -jnp.inf).at[:, 0].set(0),  # one hypothesis: that nothing is said
+        log_probs=jnp.full((rows, beams), -jnp.inf).at[:, 0].set(0),  # one empty hypothesis
         ended=_Ended(nothing, jnp.zeros((rows, kept), jnp.int32), none, none),
         done=rooms < 1,
         ok=jnp.ones(rows, bool),
@@ -124,7 +122,7 @@ def beam(
         ends = (tokens == eos_id) | (length >= rooms)[:, None]
         written = _gathered(search.written, parents).at[:, :, search.steps].set(tokens)
 
-        # Only the first `beams` candidates may end; a row that is done takes no more.
+        # Only the first `beams` candidates may end, and only in rows that are not done.
         may_end = ends[:, :beams] & ~search.done[:, None]
         ended = _best_ended(
             search.ended,
@@ -139,11 +137,11 @@ def beam(
         source = (jnp.arange(rows)[:, None] * beams + _gathered(parents, picked)).reshape(-1)
 
         def follow(old: Array, new: Array) -> Array:
-            # What step hands back as it is, is the same for all hypotheses of a row.
+            # A leaf that step returns unchanged is the same for all hypotheses of a row.
             return new if new is old or not jnp.ndim(new) else new[source]
 
         reach = still[:, 0] / by.penalty(length.astype(jnp.float32), alpha)
-        if by.looks_ahead:  # penalties rise or fall with the length, so the largest is that of the next one or the last
+        if by.looks_ahead:  # the penalty is monotonic, so its largest value is at the next length or the last
             ahead = (by.penalty(n.astype(jnp.float32), alpha) for n in (length + 1, rooms))
             reach = jnp.maximum(*(still[:, 0] / penalty for penalty in ahead))
         worst = ended.scores[:, -1]
@@ -173,11 +171,9 @@ def _candidates(
     *,
     forbidden: Bool[Array, ""],
 ) -> tuple[Int[Array, "B K"], Int[Array, "B K"], Float[Array, "B K"], Bool[Array, " B"]]:
-    """The `wanted` most likely continuations of a row's hypotheses: parent, token, sum of log-probabilities.
-
-    The last answer: whether the logits of an open hypothesis are no distribution. Tokens are ordered by their logits
-    before they meet those of other hypotheses, so that rounding of the sums makes no new ties within one.
-    """
+    """The `wanted` most likely continuations of a row's hypotheses: parent, token, sum of log-probabilities; and
+    whether an open hypothesis has invalid logits. Tokens of one hypothesis are ordered by logits before the sums are
+    compared, so that rounding makes no new ties within it."""
     rows, beams = log_probs.shape
     logits = logits.astype(jnp.float32)
     whole = jax.nn.logsumexp(logits, axis=-1)
@@ -191,7 +187,7 @@ def _candidates(
 
 
 def _best_ended(old: _Ended, new: _Ended) -> _Ended:
-    """The best of both, as many as `old` has."""
+    """The best of both; as many as `old` has."""
     both = [jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)]
     _, picked = lax.top_k(both[-1], old.scores.shape[1])
     return _Ended(*(_gathered(x, picked) for x in both))

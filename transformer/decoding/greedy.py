@@ -1,4 +1,4 @@
-"""One output a row, token by token: the loop, and greedy choice."""
+"""One output per row, token by token: the loop, and greedy choice."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,11 +25,9 @@ def write(
     min_new: int,
     choose: Choice,
 ) -> Decoded:
-    """Up to `max_new` chosen tokens a row, in one while loop that ends when every row has.
-
-    A row ends when it writes EOS, which is forbidden among its first `min_new` tokens, when its positions end
-    (`limit`, None = any number), and when its logits are no distribution.
-    """
+    """Up to `max_new` chosen tokens per row, in one while loop that ends when all rows have ended: with EOS, which is
+    forbidden among the first `min_new` tokens, at the last position (`limit`, None = any number), or with invalid
+    logits."""
     rows = first_tokens.shape[0]
     rooms = room(first_positions, max_new, limit)
     nothing = jnp.full((rows, max_new), eos_id, jnp.int32)
@@ -79,7 +77,7 @@ def greedy(
     *,
     min_new: int = 0,
 ) -> Decoded:
-    """The most likely token at every step; ties go to the lowest id. See `write` for when a row ends."""
+    """The most likely token at every step; ties go to the lowest id. `write` says when a row ends."""
 
     def choose(logits: Float[Array, "B V"], count: Int[Array, ""]) -> Int[Array, " B"]:
         return jnp.argmax(logits, axis=-1)

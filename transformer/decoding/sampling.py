@@ -1,4 +1,4 @@
-"""Sampling, with a random key for each row."""
+"""Sampling with one random key per row."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from transformer.errors import UserError
 
 
 def sentence_keys(seed: int, numbers: Int[Array, " B"]) -> Key[Array, " B"]:
-    """The key of each sentence, by its number: with them, no sample depends on what else is in the batch."""
+    """One key per sentence number, so that a sample does not depend on the rest of the batch."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), numbers)
 
 
@@ -31,13 +31,11 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Decoded:
-    """Token n of a row is drawn with fold_in(its key, n), from softmax(logits / temperature).
-
-    Of the vocabulary, in this order: the `top_k` most likely tokens (0 = all; ties to the lowest id), and of those the
-    fewest most likely ones that together have a probability of `top_p` at least (nucleus; Holtzman et al. 2020,
-    section 3.1). Scores are the model's own log-probabilities, at temperature 1 over the whole vocabulary. See
-    `write` for when a row ends. UserError: a temperature of 0 or below, a negative top_k, a top_p outside of (0, 1].
-    """
+    """Token n of a row is drawn with fold_in(its key, n), from softmax(logits / temperature) restricted first to the
+    `top_k` most likely tokens (0 = all; ties to the lowest id), then to the fewest most likely ones with a total
+    probability of at least `top_p` (nucleus; Holtzman et al. 2020, section 3.1). Scores are the model's
+    log-probabilities, at temperature 1 over the whole vocabulary. `write` says when a row ends. UserError: a
+    temperature of 0 or below, a negative top_k, a top_p outside of (0, 1]."""
     if not temperature > 0:
         raise UserError(f"temperature must be above 0, not {temperature}: for the most likely token, decode greedily")
     if top_k < 0:

@@ -1,1 +1,1 @@
-"""Pure functions and Flax modules; knows nothing of data or training."""
+"""Pure functions and Flax modules; independent of data and training."""

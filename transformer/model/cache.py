@@ -1,7 +1,5 @@
-"""The key/value caches of decoding: explicit pytrees, in and out.
-
-`empty` makes one, `extend` puts new tokens in and gives the keys that they may attend to.
-"""
+"""The key/value caches of decoding, explicit pytrees: `empty` makes one, `extend` adds tokens and returns the keys that
+they may attend to."""
 
 from typing import Any, NamedTuple
 
@@ -14,43 +12,38 @@ from transformer.model.tokens import Tokens
 
 
 class Keys(NamedTuple):
-    """Keys and values, and where their tokens stand."""
+    """Keys and values, and the positions and segments of their tokens."""
 
     k: Float[Array, "B S G K"]
     v: Float[Array, "B S G M"]
     where: Tokens
 
     def kept(self) -> "Kept":
-        """In the layout that decoding keeps."""
         return Kept(jnp.swapaxes(self.k, 1, 2), jnp.swapaxes(self.v, 1, 2), self.where)
 
 
 class Kept(NamedTuple):
-    """Keys and values as decoding keeps them: heads before slots, as the products of attention want them, so that a
-    step does not transpose all that was written before it (a fifth of its time on two cores)."""
+    """Keys and values in the layout of the cache: heads before slots, as the matrix products of attention need them. So
+    a step does not transpose the whole cache (a fifth of its time on two cores)."""
 
     k: Float[Array, "B G S K"]
     v: Float[Array, "B G S M"]
     where: Tokens
 
     def keys(self) -> Keys:
-        """In the layout of attention."""
         return Keys(jnp.swapaxes(self.k, 1, 2), jnp.swapaxes(self.v, 1, 2), self.where)
 
 
 class FullCache(NamedTuple):
-    """Every token so far. All rows write to the same slot; who may see whom follows from positions and segments, so
-    prompts of different lengths share a batch. An empty slot has segment -1."""
+    """All tokens so far. All rows write to the same slot; the mask follows from positions and segments, so prompts of
+    different lengths share a batch. An empty slot has segment -1."""
 
     kept: Kept
     next_slot: Int[Array, ""]
 
 
 class RollingCache(NamedTuple):
-    """The token itself and the `window` before it, and not one slot more: position p lives in slot p mod (window + 1).
-
-    Each row holds one sequence.
-    """
+    """The current token and the `window` before it: position p is in slot p mod (window + 1). One sequence per row."""
 
     kept: Kept
 
@@ -61,7 +54,7 @@ Cache = FullCache | RollingCache
 def empty(
     batch: int, slots: int, heads: int, head_dim: int, value_dim: int, window: int | None = None, dtype: Any = "float32"
 ) -> Cache:
-    """A cache with nothing in it, for sequences of `slots` tokens; of a window, at most window + 1 of them."""
+    """An empty cache for sequences of `slots` tokens; with a window, it has at most window + 1 slots."""
     size = slots if window is None else min(slots, window + 1)
     nowhere = Tokens(jnp.zeros((batch, size), jnp.int32), jnp.full((batch, size), -1, jnp.int32))
     kept = Kept(
@@ -71,11 +64,9 @@ def empty(
 
 
 def extend(cache: Cache, new: Keys) -> tuple[Keys, Cache]:
-    """What L new tokens may attend to, themselves included, and the cache with them.
-
-    The caller makes a full cache long enough: past its end slots would be overwritten. A rolling cache takes tokens
-    whose positions go on from those it has, the real ones before the padding of each row.
-    """
+    """The keys that L new tokens may attend to, themselves included, and the updated cache. The caller makes a full
+    cache long enough, or slots would be overwritten. A rolling cache takes tokens whose positions continue those it
+    has; in each row, padding comes last."""
     length = new.k.shape[1]
     fresh, old = new._replace(where=new.where.whole(*new.k.shape[:2])).kept(), cache.kept
     if isinstance(cache, FullCache):
@@ -94,13 +85,13 @@ def _slots(x: Array) -> int:
 
 
 def _rolled(old: Kept, new: Kept) -> Kept:
-    """Each slot with the newest token that belongs there."""
+    """Each slot with the newest token whose position maps to it."""
     slots, length = old.k.shape[2], new.k.shape[2]
     assert new.where.positions is not None, "extend gives them"
     first = new.where.positions[:, :1]
     count = new.where.real(length).sum(axis=1, keepdims=True)
     last = first + count - 1
-    index = last - (last - jnp.arange(slots)) % slots - first  # of the newest position of each slot, among the new
+    index = last - (last - jnp.arange(slots)) % slots - first  # of each slot's newest position, among the new tokens
     fresh: Bool[Array, "B S"] = (index >= 0) & (index < count)
     source = jnp.clip(index, 0, length - 1)
 

@@ -1,8 +1,5 @@
-"""What a model reads to vectors, and vectors to tokens. EMBEDDERS, name -> module of what an encoder reads.
-
-That of tokens gives a vector for each; the others are called with their input and where it stands, and give vectors
-[B, L, D] and where these stand.
-"""
+"""Inputs to vectors, and vectors to logits. EMBEDDERS, name -> module for an encoder's inputs. That of tokens returns
+one vector per token; the others take their input and its `Tokens`, and return vectors [B, L, D] and their `Tokens`."""
 
 from typing import Any, NamedTuple
 
@@ -19,11 +16,8 @@ from transformer.model.tokens import Tokens
 
 
 class TokenEmbedder(nn.Module):
-    """The table of a vocabulary (paper, section 3.4), and the output of logits, tied to it or not.
-
-    Rows have variance 1 / D, so embeddings times sqrt(D) have variance 1, and so have the logits of a normalised
-    vector.
-    """
+    """The embedding table of a vocabulary (paper, section 3.4), and the output layer, tied to it or not. Rows have
+    variance 1 / D, so embeddings times sqrt(D) have variance 1, and so do the logits of a normalised vector."""
 
     config: ModelConfig
 
@@ -43,8 +37,8 @@ class TokenEmbedder(nn.Module):
             self.output_norm = Norm(config)
 
     def __call__(self, tokens: Int[Array, "B L"], types: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
-        """Vectors of the tokens; `types` says of which text of a pair each is (all of the first where it is None)."""
-        # Where the table is split along D, its rows are gathered whole before they are looked up.
+        """Vectors of the tokens; `types` is the segment type of each: its text of a pair (default: the first)."""
+        # A table that is sharded along D is gathered before the lookup.
         x = jnp.take(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens, axis=0)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
@@ -53,37 +47,36 @@ class TokenEmbedder(nn.Module):
         return by_rows(x).astype(self.config.dtype)
 
     def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """What the output layer turns into logits."""
         if self.config.output_transform:
             x = self.output_norm(ACTIVATIONS[self.config.activation](self.output_dense(x)))
         return x * self.config.output_scale if self.config.output_scale != 1 else x
 
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-        """In float32, of products in the type of the features."""
+        """Logits in float32, from products in the type of the features."""
         table, bias = output_layer(self.variables["params"])
         logits = jnp.matmul(features, table.astype(features.dtype).T, preferred_element_type=jnp.float32)
         return logits if bias is None else logits + bias
 
 
 class OutputLayer(NamedTuple):
-    """features · table^T + bias are the logits."""
+    """logits = features · table^T + bias."""
 
     table: Float[Array, "V D"]
     bias: Float[Array, " V"] | None
 
 
 def output_layer(embedder: Any) -> OutputLayer:
-    """Of the parameters of a `TokenEmbedder`; a tied one has the embedding's table."""
+    """The output layer in the parameters of a `TokenEmbedder`; a tied one uses the embedding table."""
     return OutputLayer(embedder.get("output_table", embedder["table"]), embedder.get("output_bias"))
 
 
 class TokenModel(nn.Module):
-    """A family that writes tokens: it has an `embedder`, whose output layer turns its `features` into logits."""
+    """A family that generates tokens: the output layer of its `embedder` turns its `features` into logits."""
 
     config: ModelConfig
 
     def __call__(self, *arguments: Any) -> Float[Array, "B L V"]:
-        """Logits of the token after each of the target inputs; called as `features` is."""
+        """Logits of the token after each target input; takes the arguments of `features`."""
         return self.embedder.logits(self.features(*arguments))
 
 
@@ -93,8 +86,8 @@ class Embedded(NamedTuple):
 
 
 class ImageInput(nn.Module):
-    """Patches of an image, each a vector through one matrix (Dosovitskiy et al. 2021, "ViT", equation 1), row by row;
-    before them a trained vector of its own where the first place is what is pooled."""
+    """Patches of an image in row order, each mapped to a vector by one matrix (Dosovitskiy et al. 2021, "ViT", equation
+    1). A trained vector is prepended where the first position is pooled."""
 
     config: ModelConfig
 
@@ -105,7 +98,7 @@ class ImageInput(nn.Module):
             self.first = parameter(self, "first", nn.initializers.normal(0.02), (config.d_model,), ("width",))
 
     def __call__(self, images: Float[Array, "B height width channels"], where: Tokens | None = None) -> Embedded:
-        """`where` is not read: all patches of an image are there."""
+        """`where` is ignored: images have no padding."""
         config, batch = self.config, images.shape[0]
         height, width, side = *config.image_size, config.patch_size
         x = images.astype(config.dtype).reshape(batch, height // side, side, width // side, side, config.channels)
@@ -116,9 +109,9 @@ class ImageInput(nn.Module):
 
 
 class FrameInput(nn.Module):
-    """Log-mel frames through two convolutions of width 3 and stride 2, so that a vector stands for four frames
-    (as in Radford et al. 2022, "Whisper", whose first stride is 1). What is padding stays 0 between them, so padding
-    changes nothing. Recordings are padded on the right."""
+    """Log-mel frames through two convolutions of width 3 and stride 2, so that one vector stands for four frames (as in
+    Radford et al. 2022, "Whisper", whose first stride is 1). Padding is on the right, and is set to 0 before each
+    convolution, so that it changes nothing. ValueError: segments instead of lengths."""
 
     config: ModelConfig
 
@@ -138,8 +131,8 @@ class FrameInput(nn.Module):
 
 
 class SeriesInput(nn.Module):
-    """Overlapping patches of a series of one variable, each a vector through one matrix (Nie et al. 2023, "PatchTST",
-    section 3.1); the last value is repeated for one more stride, as there."""
+    """Overlapping patches of a univariate series, each mapped to a vector by one matrix (Nie et al. 2023, "PatchTST",
+    section 3.1). As there, the last value is repeated for one more stride."""
 
     config: ModelConfig
 
@@ -147,7 +140,7 @@ class SeriesInput(nn.Module):
         self.patches = Linear(self.config.d_model, kernel_init=weight_init(self.config))
 
     def __call__(self, series: Float[Array, "B time"], where: Tokens | None = None) -> Embedded:
-        """`where` is not read: all patches of a series are there."""
+        """`where` is ignored: series have no padding."""
         size = self.config.patch_size
         stride = self.config.patch_stride or size
         series = jnp.pad(series, [(0, 0), (0, stride)], mode="edge")
@@ -165,8 +158,8 @@ EMBEDDERS: dict[str, Any] = {
 
 
 class PositionedInput(nn.Module):
-    """Adds the position encoding, then norm (BERT) and dropout. Encoder and decoder have one each, so learned tables
-    are two."""
+    """Adds the position encoding, then norm (BERT) and dropout. Encoder and decoder have one each, with separate
+    tables."""
 
     config: ModelConfig
     causal: bool
@@ -180,7 +173,7 @@ class PositionedInput(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], where: Tokens, noise: Noise | None
     ) -> tuple[Float[Array, "B L D"], Rotation | None, Any]:
-        """The first layer's input, what rotates the queries and keys of every layer, and what changes their scores."""
+        """The first layer's input, and the rotation and the score function of every self-attention layer."""
         places = where.places(x.shape[1])
         x = self.positions(x, places)
         if self.config.embedding_norm:

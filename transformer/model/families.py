@@ -1,10 +1,7 @@
-"""The model families, each a short composition of the rooms: FAMILIES, and `build(config)`.
-
-Every family is called with what a batch of its task holds. Those that write tokens give logits; their `features` stop
-before the output layer (`output_layer(params)`), for a loss that never holds all logits. Decoding is by `start` and
-`step`: `start(...)` gives the caches, `step(tokens, where, caches)` the logits of the new tokens and the caches with
-them.
-"""
+"""The model families: FAMILIES, and `build(config)`. Each composes an embedder with stacks. Every family is called with
+the arrays of a batch of its task. Models that generate tokens return logits. Their `features` stop before the output
+layer (`output_layer(params)`), for a loss that never materializes all logits. For decoding, `start(...)` gives the
+caches, and `step(tokens, where, caches)` the new tokens' logits and updated caches."""
 
 import dataclasses
 from collections.abc import Callable
@@ -30,20 +27,20 @@ from transformer.model.tokens import Tokens
 
 
 class Decoding(NamedTuple):
-    """All that decoding carries from token to token."""
+    """The state of decoding."""
 
     caches: tuple[kv.Cache, ...]
-    memory: tuple[kv.Kept, ...] | None = None  # of each layer, what it sees of the encoder
+    memory: tuple[kv.Kept, ...] | None = None  # per layer, the keys and values of cross-attention
 
 
 def _empty_caches(config: ModelConfig, batch: int, slots: int) -> tuple[kv.Cache, ...]:
-    """A cache for each layer: of a window only what it sees."""
+    """An empty cache for each layer; a window's cache holds only the tokens that the window sees."""
     widths = key_heads(config), head_width(config), value_width(config)
     return tuple(kv.empty(batch, slots, *widths, window, config.dtype) for window in windows(config))
 
 
 class AttentiveModel(TokenModel):
-    """A family whose decoder is a stack of attention."""
+    """A family whose decoder is a stack of attention layers."""
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
         decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
@@ -51,10 +48,8 @@ class AttentiveModel(TokenModel):
 
 
 class EncoderDecoder(AttentiveModel):
-    """The paper's model (Vaswani et al. 2017, figure 1): encoder, decoder with cross-attention, one shared table.
-
-    The encoder may read something else than tokens (`config.inputs`), such as the frames of speech.
-    """
+    """The paper's model (Vaswani et al. 2017, figure 1): encoder, decoder with cross-attention, one shared table. The
+    encoder may read other inputs than tokens (`config.inputs`), such as frames of speech."""
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -75,13 +70,13 @@ class EncoderDecoder(AttentiveModel):
         targets_where: Tokens,
         noise: Noise | None = None,
     ) -> Float[Array, "B L D"]:
-        """What the output layer turns into logits, for each of `target_inputs` (which begin with BOS)."""
+        """The input of the output layer for each of `target_inputs`, which begin with BOS."""
         memory = self.encode(inputs, inputs_where, noise)
         x, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
         return self.embedder.features(x)
 
     def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
-        """Encodes the inputs once, and makes room for `slots` target tokens."""
+        """Encodes the inputs once, and allocates caches for `slots` target tokens."""
         memory = self.decoder.kept(self.encode(inputs, where))
         return Decoding(_empty_caches(self.config, inputs.shape[0], slots), memory)
 
@@ -103,8 +98,8 @@ class DecoderOnly(AttentiveModel):
 
 
 class EncoderOnly(nn.Module):
-    """An encoder of tokens, images or frames that gives one vector a place: classes of the whole (`config.num_classes`
-    above 0), or else the token at each place (a masked language model; Devlin et al. 2019, "BERT")."""
+    """An encoder of tokens, images or frames with one output vector per position. With `config.num_classes` above 0 it
+    classifies the whole input, else it predicts the token at each position (Devlin et al. 2019, "BERT")."""
 
     config: ModelConfig
 
@@ -123,8 +118,8 @@ class EncoderOnly(nn.Module):
     def encode(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> tuple[Float[Array, "B L D"], Tokens]:
-        """The encoder's output and where its vectors stand. Without `where` nothing is padding, as in images; `types`
-        says which text of a pair each token belongs to."""
+        """The encoder's output and its `Tokens`. Without `where` there is no padding, as in images. `types` is the
+        segment type of each token: which text of a pair it belongs to."""
         if self.config.inputs == "tokens":
             x = self.embedder(inputs, types)
         else:
@@ -133,23 +128,22 @@ class EncoderOnly(nn.Module):
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
-        """One vector for each row."""
         vector = POOLINGS[self.config.pooling](x, where.real(x.shape[1]))
         return jnp.tanh(self.pooler(vector)) if self.config.pooling == "pooler" else vector
 
     def features(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B L D"]:
-        """What the output layer turns into logits, at each place of a text."""
+        """The input of the output layer at each position of a text."""
         x, where = self.encode(inputs, where, noise, types)
         if self.config.pooling == "pooler":
-            self.pooled(x, where)  # part of the model where only tokens are asked for, too; the compiler leaves it out
+            self.pooled(x, where)  # creates the pooler's parameters; the compiler removes the unused result
         return self.embedder.features(x)
 
     def __call__(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
     ) -> Float[Array, "B V"] | Float[Array, "B L V"]:
-        """Logits of the classes; without classes, of the token at each place of a text, and of others their vector."""
+        """Logits of the classes; without classes, of the token at each position of a text; else the pooled vector."""
         if self.config.num_classes or self.config.inputs != "tokens":
             pooled = self.pooled(*self.encode(inputs, where, noise, types))
             return self.head(pooled.astype(jnp.float32)) if self.config.num_classes else pooled
@@ -157,9 +151,9 @@ class EncoderOnly(nn.Module):
 
 
 class Forecaster(nn.Module):
-    """PatchTST (Nie et al. 2023): each variable of a series for itself through patches and an encoder, one linear map
-    from all of its vectors to the steps to come, after the instance's mean and deviation were taken off; they are put
-    back at the end (Kim et al. 2022, "RevIN", without trained scales)."""
+    """PatchTST (Nie et al. 2023): each variable of a series is encoded separately as patches, and one linear map of all
+    its vectors gives the future steps. Each series is normalised by its mean and standard deviation, and the forecast
+    is denormalised (Kim et al. 2022, "RevIN", without trained scales)."""
 
     config: ModelConfig
 
@@ -174,7 +168,7 @@ class Forecaster(nn.Module):
         mean = inputs.mean(axis=1, keepdims=True)
         deviation = jnp.sqrt(inputs.var(axis=1, keepdims=True) + 1e-5)
         alone = ((inputs - mean) / deviation).transpose(0, 2, 1).reshape(batch * variables, time)
-        if noise is not None:  # each variable has dropout masks of its own
+        if noise is not None:  # each variable has its own dropout masks
             rows = (noise.rows[:, None] * variables + jnp.arange(variables)).reshape(-1)
             noise = noise._replace(rows=rows)
         x, where = self.front(alone)
@@ -192,8 +186,8 @@ def _first(x: Float[Array, "B L D"], real: Bool[Array, "#B L"]) -> Float[Array, 
     return x[:, 0]
 
 
-# "mean": global average pooling over what is no padding; "first": the first place (CLS, or a vector of its own before
-# patches); "pooler": tanh of a linear map of the first place (BERT).
+# "mean": global average pooling without padding; "first": the first position (CLS, or the trained vector before the
+# patches of an image); "pooler": tanh of a linear map of the first position (BERT).
 POOLINGS: dict[str, Callable[[Array, Array], Array]] = {"mean": _mean, "first": _first, "pooler": _first}
 
 FAMILIES: dict[str, Any] = {
@@ -207,7 +201,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The module of a configuration whose `vocab_size` is known, where it has a vocabulary."""
+    """The module of a configuration. UserError: an unknown name, or a missing `vocab_size` or `num_classes`."""
     rows = {
         "family": FAMILIES,
         "inputs": EMBEDDERS,
@@ -227,24 +221,23 @@ def build(config: ModelConfig) -> nn.Module:
 
 
 def _unrolled(model: Any) -> Any:
-    """The same model with a module for each layer."""
     return model.clone(config=dataclasses.replace(model.config, scan_layers=False, remat="none"))
 
 
 def init(model: Any, key: Array, *arguments: Any) -> Any:
-    """Parameters from a key; those of scanned layers are stacked from those of single layers, so both are the same."""
+    """Parameters from a key. Scanned layers stack the parameters of single layers, so both have equal values."""
     config, params = model.config, _unrolled(model).init(key, *arguments)["params"]
     return {"params": stacked(params, len(config.attention)) if config.scan_layers else params}
 
 
 def logical_axes(model: Any, *arguments: Any) -> dict[str, Names]:
-    """Path of each parameter -> the names of its axes (`transformer.model.parameters`), "layers" first where layers are
-    stacked. Nothing is computed."""
+    """Path of each parameter -> its axis names (`transformer.model.parameters`); stacked layers have "layers" first.
+    Only shapes are evaluated."""
     axes = jax.eval_shape(_unrolled(model).init, jax.random.key(0), *arguments)["axes"]
     named, period = paths(axes), len(model.config.attention)
     return dict(stacked_axes(*row, period) for row in named.items()) if model.config.scan_layers else named
 
 
 def output_layer(params: Any) -> embedders.OutputLayer:
-    """What turns features into logits: features · table^T + bias. The table is the embedding's, where they are tied."""
+    """The output layer: logits = features · table^T + bias. A tied table is the embedding's."""
     return embedders.output_layer(params["params"]["embedder"])

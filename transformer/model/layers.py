@@ -1,4 +1,4 @@
-"""The pieces of a layer: linear maps, norms, multi-head attention, feed-forward, and the residual around them."""
+"""The parts of a layer: linear maps, norms, multi-head attention, feed-forward, and residual connections."""
 
 from collections.abc import Callable
 from functools import partial
@@ -26,17 +26,16 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def weight_init(config: ModelConfig, into_residual: bool = False) -> nn.initializers.Initializer:
-    """Xavier uniform, or GPT-2's: normal(0.02), divided by sqrt(2 N) for what is added to the residual stream."""
+    """Xavier uniform, or GPT-2's: normal(0.02), divided by sqrt(2 N) for weights into the residual stream."""
     if config.initialization == "xavier":
         return nn.initializers.xavier_uniform()
     return nn.initializers.normal(0.02 / (2 * config.num_layers) ** 0.5 if into_residual else 0.02)
 
 
 class Linear(nn.Module):
-    """x W + b over the last axis. Tokens are laid out as one matrix: on two cores the backward pass of
-    [256, 16, 128] x [128, 128] took 2.3 ms so, against 4.2 ms with the batch axes left apart.
-
-    Weights are kept in float32, and computed with in the type of x. `axes` names those of the kernel."""
+    """x W + b over the last axis. The batch axes are flattened into one: on two cores the backward pass of [256, 16,
+    128] x [128, 128] then took 2.3 ms, against 4.2 ms with separate batch axes. Weights are stored in float32 and cast
+    to the type of x. `axes` names the kernel's axes."""
 
     features: int
     use_bias: bool = True
@@ -55,11 +54,8 @@ class Linear(nn.Module):
 
 class Norm(nn.Module):
     """LayerNorm (Ba et al. 2016): (x - mean) / sqrt(variance + eps), times a scale, plus a bias; or RMSNorm (Zhang &
-    Sennrich 2019): x / sqrt(mean(x^2) + eps), times a scale.
-
-    In float32, whatever the type of x. The variance is the mean of (x - mean)^2, in a second pass: E[x^2] - E[x]^2
-    loses all digits where the mean is large.
-    """
+    Sennrich 2019): x / sqrt(mean(x^2) + eps), times a scale. Computed in float32. The variance is the mean of (x -
+    mean)^2 in a second pass, because E[x^2] - E[x]^2 loses all digits where the mean is large."""
 
     config: ModelConfig
 
@@ -82,16 +78,14 @@ def value_width(config: ModelConfig) -> int:
 
 
 def key_heads(config: ModelConfig) -> int:
-    """G, the heads of keys and values: H unless they are grouped."""
+    """G, the number of key/value heads: H unless they are grouped."""
     return config.num_kv_heads or config.num_heads
 
 
 class MultiHeadAttention(nn.Module):
-    """MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O (paper, section 3.2.2), without biases unless asked for.
-
-    Called, it is self-attention; `cross` is cross-attention. With fewer heads of keys and values than of queries, each
-    serves several (Ainslie et al. 2023, "GQA").
-    """
+    """MultiHead(Q, K, V) = Concat(head_1 ... head_H) W_O (paper, section 3.2.2), by default without biases. `__call__`
+    is self-attention, `cross` is cross-attention. With fewer key/value heads than query heads, each serves a group of
+    query heads (Ainslie et al. 2023, "GQA")."""
 
     config: ModelConfig
     causal: bool = False
@@ -113,18 +107,18 @@ class MultiHeadAttention(nn.Module):
         score: Score | None = None,
         cache: kv.Cache | None = None,
     ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
-        """Self-attention; with a cache, of the new tokens over all tokens so far, and the cache with them."""
+        """Self-attention. With a cache, new tokens attend to all tokens so far, and the cache is updated."""
         q, (k, v) = self._queries(x), self.keys_values(x)
         if rotation is not None:
             q, k = rotation(q), rotation(k)
         keys = kv.Keys(k, v, where)
         if cache is not None:
             keys, cache = kv.extend(cache, keys)
-        # In a cache, the keys before the queries have places of their own; without one, `Tokens` are consecutive.
+        # `Tokens` are consecutive; in a cache, queries and keys differ in the offset from index to position.
         return self._merged(self.heads(q, keys, where, score, consecutive=cache is None)), cache
 
     def cross(self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys) -> Float[Array, "B L D"]:
-        """Cross-attention over keys and values of the encoder; every position is seen."""
+        """Cross-attention over the encoder's keys and values, without a causal mask."""
         return self._merged(self.heads(self._queries(x), keys, where, None, consecutive=False))
 
     def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]]:
@@ -146,7 +140,7 @@ class MultiHeadAttention(nn.Module):
         consecutive: bool,
         backend: str = "auto",
     ) -> Float[Array, "B L H M"]:
-        """head_1 ... head_H, before W_O; `transformer.analysis` looks inside a model here."""
+        """head_1 ... head_H, before W_O; `transformer.analysis` intercepts this method."""
         packed = where.segments is not None or keys.where.segments is not None
         return attend(
             q,
@@ -167,8 +161,8 @@ class MultiHeadAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """FFN(x) = act(x W_1 + b_1) W_2 + b_2 (paper, equation 2, with max(0, x) for act), or, gated, (act(x W_g + b_g) *
-    (x W_1 + b_1)) W_2 + b_2 (Shazeer 2020, "GLU variants improve Transformer", equation 6)."""
+    """FFN(x) = act(x W_1 + b_1) W_2 + b_2 (paper, equation 2, with max(0, x) for act), or gated: (act(x W_g + b_g) * (x
+    W_1 + b_1)) W_2 + b_2 (Shazeer 2020, "GLU variants improve Transformer", equation 6)."""
 
     config: ModelConfig
 
@@ -188,16 +182,14 @@ class FeedForward(nn.Module):
 
 
 def by_rows(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """The residual stream; where a step runs on many devices, each holds its rows of it, whole."""
+    """The residual stream, sharded over devices by rows only."""
     return nn.with_logical_constraint(x, ("rows", None, None))
 
 
 class Residual(nn.Module):
-    """x + Dropout(f(x)), normalised after ("post", the paper, section 5.4) or before f ("pre").
-
-    In two halves, so that a layer says what f is: `y = f(residual.enter(x))`, then `residual.leave(x, y, noise)`. Two
-    sublayers side by side share one `enter`; a norm or a scale of y belongs into `leave`.
-    """
+    """x + Dropout(f(x)), normalised after ("post", the paper, section 5.4) or before f ("pre"). A layer writes `y =
+    f(residual.enter(x))`, then `residual.leave(x, y, noise)`. Parallel sublayers can share one `enter`; a norm or scale
+    of y belongs in `leave`."""
 
     config: ModelConfig
 
@@ -206,10 +198,9 @@ class Residual(nn.Module):
         self.dropout = Dropout(self.config.dropout)
 
     def enter(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        """What the sublayer reads."""
         return self.norm(x) if self.config.norm == "pre" else x
 
     def leave(self, x: Float[Array, "B L D"], y: Float[Array, "B L D"], noise: Noise | None) -> Float[Array, "B L D"]:
-        """The residual stream with what the sublayer has said."""
+        """The residual stream after the sublayer's output y is added."""
         x = x + self.dropout(y, noise)
         return by_rows(x if self.config.norm == "pre" else self.norm(x))

@@ -1,7 +1,7 @@
-"""Who may attend to whom, as functions of positions and segment ids, never of array shapes.
+"""Attention masks as functions of positions and segment ids, never of array shapes.
 
-A query at position p sees a key at position s when both stand in the same segment and
-`-left <= s - p <= right`. Causal means right = 0. For window w=2 and five tokens (rows are queries):
+A query at position p sees a key at position s if both are in the same segment and `-left <= s - p <= right`. Causal
+means right = 0. For window w=2 and five tokens (rows are queries):
 
     bidirectional, (2, 2)      causal, (2, 0)
         1 1 1 . .                1 . . . .
@@ -10,7 +10,7 @@ A query at position p sees a key at position s when both stand in the same segme
         . 1 1 1 1                . 1 1 1 .
         . . 1 1 1                . . 1 1 1
 
-The width counts visible neighbours besides oneself, as `jax.nn.dot_product_attention(local_window_size=)` does.
+The width counts visible neighbours besides the query itself, as in `jax.nn.dot_product_attention(local_window_size=)`.
 """
 
 from typing import NamedTuple
@@ -23,10 +23,8 @@ Band = tuple[int | None, int | None]  # visible neighbours to the left and to th
 
 
 def band(causal: bool, window: Window) -> Band:
-    """(left, right) neighbours that are visible besides oneself; None where there is no limit.
-
-    `window=w` means (w, w), or (w, 0) when causal; a causal pair keeps its left side.
-    """
+    """(left, right) visible neighbours besides the query itself; None: no limit. `window=w` means (w, w), or (w, 0)
+    when causal; a causal pair keeps its left side. ValueError: a negative window."""
     if window is None:
         left, right = None, None
     elif isinstance(window, int):
@@ -45,7 +43,7 @@ def visible(
     k_segments: Int[Array, "*#B S"] | None,
     limits: Band,
 ) -> Bool[Array, "*#B L S"]:
-    """True where a query may see a key. Segments are compared for equality; padding has a segment of its own (0)."""
+    """True where a query may see a key: in the same segment, within the limits. Padding has its own segment (0)."""
     offset = k_positions[..., None, :] - q_positions[..., :, None]
     mask = jnp.ones(offset.shape, bool)
     left, right = limits
@@ -59,17 +57,17 @@ def visible(
 
 
 class Visibility(NamedTuple):
-    """All that decides who may see whom, as `attend` hands it to its backends."""
+    """All that the mask depends on, as `attend` passes it to its backends."""
 
     limits: Band
     q_positions: Int[Array, "#B L"]
     k_positions: Int[Array, "#B S"]
     q_segments: Int[Array, "#B L"] | None = None  # both or neither
     k_segments: Int[Array, "#B S"] | None = None
-    k_lengths: Int[Array, " B"] | None = None  # the first n[b] keys of a row are real, the others are padding
+    k_lengths: Int[Array, " B"] | None = None  # keys of each row; the others are padding on the right
 
     def with_ids(self) -> "Visibility":
-        """The same with segment ids in the place of lengths."""
+        """The same, with segment ids instead of lengths."""
         if self.k_lengths is None:
             return self
         k_segments = (jnp.arange(self.k_positions.shape[1]) < self.k_lengths[:, None]).astype(jnp.int32)

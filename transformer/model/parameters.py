@@ -1,8 +1,6 @@
-"""Every parameter says the names of its axes where it is made: sharding, weight decay and initialisation read them.
-
-The names go into the collection "axes" when a module is initialised, beside "params": `logical_axes` of
-`transformer.model.families` collects them. "layers" is the first axis of parameters that scanned layers stack.
-"""
+"""Parameters with named axes, for sharding, weight decay and initialisation. When a module is initialised, the names go
+into the collection "axes" beside "params"; `logical_axes` of `transformer.model.families` collects them. The first axis
+of parameters stacked by scanned layers is "layers"."""
 
 import dataclasses
 import re
@@ -14,22 +12,20 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 Names = tuple[str | None, ...]
-SUFFIX = "_axes"  # of the names in the collection: Flax's bridge to NNX wants no name twice
+SUFFIX = "_axes"  # of names in the collection: Flax's bridge to NNX needs unique names
 
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Axes:
-    """The names of one parameter's axes. A pytree without leaves, so that it passes through `jax.jit`."""
+    """The axis names of one parameter. A pytree without leaves, so that it passes through `jax.jit`."""
 
     names: Names
 
 
 def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], axes: Names) -> Array:
-    """`module.param` in float32, with a name for each axis (None: none, and the axis is never split).
-
-    Raises ValueError where there are not as many names as axes.
-    """
+    """`module.param` in float32, with a name for each axis (None: no name, never sharded). ValueError: the number of
+    names is not that of the axes."""
     if len(axes) != len(shape):
         raise ValueError(f"parameter {name!r} has shape {shape} and axes {axes}: give a name for each axis")
     _say(module, name, Axes(axes))
@@ -37,7 +33,7 @@ def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], a
 
 
 def name_axes_of(module: nn.Module, child: nn.Module) -> None:
-    """Names the axes of what one of Flax's own modules made: matrices are ("in", "out"), vectors ("out",)."""
+    """Names the axes of the parameters of a Flax module: matrices are ("in", "out"), vectors ("out",)."""
     made = child.variables.get("params", {})
     names: dict[int, Names] = {1: ("out",), 2: ("in", "out")}
     _say(module, str(child.name), jax.tree.map(lambda x: Axes(names[x.ndim]), dict(made)))
@@ -49,7 +45,7 @@ def _say(module: nn.Module, name: str, axes: Any) -> None:
 
 
 def paths(axes: Any) -> dict[str, Names]:
-    """Path of a parameter -> the names of its axes, from the collection "axes"."""
+    """Path of a parameter -> its axis names, from the collection "axes"."""
     flat = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: isinstance(x, Axes))[0]
     names = {jax.tree_util.keystr(path, simple=True, separator="/"): found.names for path, found in flat}
     return {re.sub(rf"{SUFFIX}(/|$)", r"\1", path): axes for path, axes in names.items()}

@@ -1,9 +1,7 @@
-"""Position encodings: POSITIONS, name -> module, made from the configuration; each stack has one.
-
-An encoding may add to the embeddings (`__call__`), rotate queries and keys (`rotation`), or change the scores of
-self-attention (`score`). It is given the positions of the tokens, never the shape of an array, so that packed rows and
-cached decoding need no special case.
-"""
+"""Position encodings: POSITIONS, name -> module, made from the configuration; each stack has one. An encoding may add
+to the embeddings (`__call__`), rotate queries and keys (`rotation`), or change the scores of self-attention (`score`).
+It depends on the positions of the tokens, never on array shapes, so that packed rows and cached decoding need no
+special case."""
 
 import dataclasses
 import math
@@ -25,19 +23,17 @@ from transformer.model.parameters import parameter
 @partial(jax.tree_util.register_dataclass, data_fields=("sin", "cos"), meta_fields=("interleaved",))
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """Rotates queries and keys by their positions; the sines and cosines are computed once a stack.
+    """Rotates queries and keys by their positions; sines and cosines are computed once per stack. Pairs are features
+    (2i, 2i+1) when interleaved, as in the paper (Su et al. 2021, "RoFormer", equation 34), otherwise (i, i + K/2), as
+    in GPT-NeoX and the Hugging Face form of Llama. The two differ by a permutation of the weights' columns. Scores
+    depend only on differences of positions."""
 
-    Pairs are features (2i, 2i+1) when interleaved, as in the paper (Su et al. 2021, "RoFormer", equation 34), and
-    (i, i + K/2) otherwise, as in GPT-NeoX and the Hugging Face form of Llama. Both give the same attention up to the
-    order of the weights' columns, and are not the same function. Scores depend on differences of positions only.
-    """
-
-    sin: Any  # Float[Array, "*B L half"], or what JAX puts in its place while it takes the pytree apart
+    sin: Any  # Float[Array, "*B L half"], or a placeholder while JAX flattens the pytree
     cos: Any
     interleaved: bool
 
     def __call__(self, x: Float[Array, "*B L H K"]) -> Float[Array, "*B L H K"]:
-        """Pair i of the features of each head rotated by its angle, in float32."""
+        """Rotates each pair of features of each head by its angle, in float32."""
         sin, cos = self.sin[..., None, :], self.cos[..., None, :]
         pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], *((-1, 2) if self.interleaved else (2, -1)))
         axis = -1 if self.interleaved else -2
@@ -46,7 +42,7 @@ class Rotation:
 
 
 def rotation(positions: Int[Array, "*B L"], width: int, interleaved: bool = True, theta: float = 10_000.0) -> Rotation:
-    """By the angles p / theta^(2i/K), for heads of `width` K features. ValueError: an odd width."""
+    """The rotation by angles p / theta^(2i/K), for heads of `width` K features. ValueError: an odd width."""
     if width % 2:
         raise ValueError(f"rotary positions rotate pairs of features, and a head has {width}: make head_dim even")
     angle = positions[..., None].astype(jnp.float32) * _rates(width // 2, width, theta)
@@ -54,32 +50,31 @@ def rotation(positions: Int[Array, "*B L"], width: int, interleaved: bool = True
 
 
 class NoPositions(nn.Module):
-    """No encoding, and the base of the others, which replace what they need."""
+    """No encoding; the base class of the others."""
 
     config: ModelConfig
     causal: bool = False
 
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
-        """The embeddings, with what the encoding adds to them."""
         return x
 
     def rotation(self, positions: Int[Array, "#B L"]) -> Rotation | None:
-        """What rotates the queries and the keys of every self-attention layer of the stack."""
+        """The rotation of queries and keys in every self-attention layer of the stack."""
         return None
 
     def score(self) -> Any:
-        """What changes the scores of every self-attention layer of the stack: a score function
-        (`transformer.model.attention.scores`) that is a pytree of its weights, or None."""
+        """The score function (`transformer.model.attention.scores`) of every self-attention layer of the stack, a
+        pytree of its weights; or None."""
         return None
 
 
 def sinusoid(positions: Int[Array, "*L"], d_model: int, interleaved: bool = True) -> Float[Array, "*L D"]:
-    """The paper's encoding (Vaswani et al. 2017, section 3.5), its sines and cosines interleaved:
+    """The paper's encoding (Vaswani et al. 2017, section 3.5), with sines and cosines interleaved:
 
-    PE(p, 2i) = sin(p / 10000^(2i/D)),  PE(p, 2i+1) = cos(p / 10000^(2i/D))
+    PE(p, 2i) = sin(p / 10000^(2i/D)), PE(p, 2i+1) = cos(p / 10000^(2i/D))
 
-    Not interleaved, all sines stand before all cosines, as in Marian. An odd D has one more sine. Tensor2Tensor and
-    what came from it have another table still (halves, with D/2 - 1 in the exponent).
+    Not interleaved, all sines come before all cosines, as in Marian. An odd D has one more sine. Tensor2Tensor and its
+    descendants use a different table (halves, with D/2 - 1 in the exponent).
     """
     pairs = (d_model + 1) // 2
     angle = positions[..., None].astype(jnp.float32) * _rates(pairs, d_model)
@@ -89,7 +84,7 @@ def sinusoid(positions: Int[Array, "*L"], d_model: int, interleaved: bool = True
 
 
 def _rates(pairs: int, width: int, theta: float = 10_000.0) -> np.ndarray:
-    """theta^(-2i/width) for i = 0, 1, ...; taken in float64, since a large position multiplies its error."""
+    """theta^(-2i/width) for i = 0, 1, ..., computed in float64, since a large position multiplies the error."""
     return (theta ** (-2 * np.arange(pairs) / width)).astype(np.float32)
 
 
@@ -101,15 +96,14 @@ class Sinusoidal(NoPositions):
 
 
 def table_deviation(config: ModelConfig) -> float:
-    """Of the rows of an embedding table: 1 / sqrt(D), so that rows have length 1 and those of tokens, times sqrt(D),
-    variance 1; 0.02 in GPT-2's initialization."""
+    """The standard deviation of an embedding table: 1 / sqrt(D), so that rows have length 1, and tokens' rows times
+    sqrt(D) variance 1; 0.02 in GPT-2's initialization."""
     return config.d_model**-0.5 if config.initialization == "xavier" else 0.02
 
 
 class Learned(NoPositions):
-    """One trained vector a position (paper, Table 3 E). There is none past `max_positions`: positions whose values
-    are known raise a ValueError, and inside jit, where they are not, they give NaN, never a neighbour's vector. The
-    verbs refuse longer input before they compile anything."""
+    """One trained vector per position (paper, Table 3 E). A position past `max_positions` raises ValueError, or gives
+    NaN inside jit, where its value is not known. The commands refuse longer input before they compile."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
@@ -130,11 +124,8 @@ class Rotary(NoPositions):
 
 
 def alibi_slopes(heads: int) -> np.ndarray:
-    """Slopes of the heads: 2^(-8/n), 2^(-16/n), ... for n heads, a power of two (Press et al. 2022, section 3).
-
-    Another n takes those of the power of two below it, and then every other one of the power of two above it, as the
-    authors' code does.
-    """
+    """Slopes of the heads: 2^(-8/n), 2^(-16/n), ... for n heads, a power of two (Press et al. 2022, section 3). Another
+    n takes those of the power of two below, then every other one of the power of two above, as in the authors' code."""
     power = 2 ** int(math.log2(heads))
     below = 2.0 ** (-8 / power * np.arange(1, power + 1))
     above = 2.0 ** (-4 / power * np.arange(1, 2 * power + 1, 2))
@@ -144,7 +135,7 @@ def alibi_slopes(heads: int) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AlibiBias(Bias):
-    """-slope · |distance|, nothing to train."""
+    """-slope · |distance|, without parameters."""
 
     heads: int = dataclasses.field(metadata={"static": True})
 
@@ -154,7 +145,7 @@ class AlibiBias(Bias):
 
 
 class Alibi(NoPositions):
-    """Attention with linear biases (Press et al. 2022, "Train short, test long"), symmetric where it looks ahead."""
+    """Attention with linear biases (Press et al. 2022, "Train short, test long"), symmetric when not causal."""
 
     def score(self) -> Bias:
         return AlibiBias(self.config.num_heads)
@@ -164,16 +155,14 @@ T5_BUCKETS, T5_FARTHEST = 32, 128
 
 
 def t5_bucket(offset: Int[Array, "*shape"], causal: bool) -> Int[Array, "*shape"]:
-    """The bucket of key position minus query position (Raffel et al. 2020, section 2.1), 0 to T5_BUCKETS - 1.
-
-    Half of the buckets are for keys behind and half for keys ahead; a causal stack has all for keys behind. Half of
-    these hold one distance each, the others grow with its logarithm up to T5_FARTHEST, and the last takes the rest.
-    """
+    """The bucket of key position minus query position (Raffel et al. 2020, section 2.1), 0 to T5_BUCKETS - 1. Half of
+    the buckets are for keys before the query and half for keys after it; a causal stack has all for keys before. Half
+    of these hold one distance each, the others grow logarithmically up to T5_FARTHEST, and the last holds all larger
+    distances."""
     buckets = T5_BUCKETS if causal else T5_BUCKETS // 2
     distance = jnp.maximum(-offset, 0) if causal else jnp.abs(offset)
     exact = buckets // 2
-    # Where each of the wider buckets begins, as whole distances: comparing with them needs no logarithm, whose
-    # rounding would decide.
+    # The first distance of each wider bucket. Comparing integers avoids the rounding of a logarithm.
     begins = exact * (T5_FARTHEST / exact) ** (np.arange(1, buckets - exact) / (buckets - exact))
     begins = np.ceil(begins - 1e-6).astype(np.int32)
     wide = exact + (distance[..., None] >= begins).sum(axis=-1)
@@ -184,9 +173,9 @@ def t5_bucket(offset: Int[Array, "*shape"], causal: bool) -> Int[Array, "*shape"
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class T5Bias(Bias):
-    """A trained number for each bucket of distance and each head."""
+    """A trained bias for each bucket of distance and each head."""
 
-    table: Any  # Float[Array, "buckets H"], or what JAX puts in its place while it takes the pytree apart
+    table: Any  # Float[Array, "buckets H"], or a placeholder while JAX flattens the pytree
     causal: bool = dataclasses.field(metadata={"static": True})
 
     def bias(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
@@ -195,7 +184,7 @@ class T5Bias(Bias):
 
 
 class T5Relative(NoPositions):
-    """T5's relative positions: one table a stack, shared by its layers."""
+    """T5's relative positions: one table per stack, shared by its layers."""
 
     def setup(self) -> None:
         shape = (T5_BUCKETS, self.config.num_heads)
@@ -219,12 +208,12 @@ POSITIONS: dict[str, Callable[[ModelConfig, bool], NoPositions]] = {
 
 
 def longest(config: ModelConfig) -> int | None:
-    """The longest sequence the encoding has entries for; None = any length."""
+    """The length of the learned position table; None: any length."""
     return config.max_positions if config.positions == "learned" else None
 
 
 def check_length(config: ModelConfig, length: int) -> None:
-    """Raises before anything is compiled when a sequence is longer than the model's position table."""
+    """ValueError: a sequence is longer than the model's position table."""
     limit = longest(config)
     if limit is not None and length > limit:
         raise ValueError(

@@ -1,9 +1,7 @@
-"""The recurrent baselines, called as the Transformers are: LSTM (Hochreiter & Schmidhuber 1997), GRU (Cho et al. 2014).
-
-`model.cell` chooses Flax's cell; each is d_model wide. Dropout is on embeddings and on the outputs of layers, never on
-what is carried from place to place (Zaremba et al. 2014, arXiv 1409.2329). Keys of the configuration that speak of
-attention heads, feed-forward layers and norms have no meaning here; positions and windows are refused.
-"""
+"""The recurrent baselines, with the interface of the Transformers: LSTM (Hochreiter & Schmidhuber 1997), GRU (Cho et
+al. 2014). `model.cell` chooses Flax's cell, of width d_model. Dropout is on embeddings and on the outputs of layers,
+never on the recurrent state (Zaremba et al. 2014, arXiv 1409.2329). Configuration keys for attention heads,
+feed-forward layers and norms are ignored; positions and windows are refused."""
 
 from typing import Any, NamedTuple
 
@@ -22,37 +20,36 @@ from transformer.model.tokens import Tokens
 
 CELLS: dict[str, Any] = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
-# What a layer carries from place to place, leaves [B, D]: (c, h) of an LSTM, h of a GRU.
+# A layer's recurrent state, leaves [B, D]: (c, h) of an LSTM, h of a GRU.
 Carry = Any
 
 
 class Memory(NamedTuple):
-    """What the decoder's attention sees of the encoder."""
+    """The encoder's output for the decoder's attention."""
 
-    values: Float[Array, "B S twoD"]  # both directions, side by side
-    keys: Float[Array, "B S D"]  # U h_j, made once
+    values: Float[Array, "B S twoD"]  # both directions, concatenated
+    keys: Float[Array, "B S D"]  # U h_j, computed once
     real: Bool[Array, "B S"]
 
 
 class Recurrence(NamedTuple):
-    """All that decoding carries from token to token: it does not grow with their number."""
+    """The state of decoding; its size does not depend on the number of tokens."""
 
-    carries: tuple[Carry, ...]  # of each layer
+    carries: tuple[Carry, ...]  # one per layer
     memory: Memory | None = None
 
 
 def hidden(carry: Carry) -> Float[Array, "B D"]:
-    """h, the part of a carry that is also the layer's output."""
+    """h, the part of a carry that is the layer's output."""
     return jax.tree.leaves(carry)[-1]
 
 
 def zero_carry(config: ModelConfig, batch: int) -> Carry:
-    """The carry before the first place."""
+    """The initial carry."""
     return CELLS[config.cell](config.d_model, parent=None).initialize_carry(jax.random.key(0), (batch, config.d_model))
 
 
 def _real(tokens: Int[Array, "B L"], where: Tokens) -> Bool[Array, "B L"]:
-    """Which tokens are no padding, for every row."""
     return jnp.broadcast_to(where.real(tokens.shape[1]), tokens.shape)
 
 
@@ -61,10 +58,8 @@ def _choose(when: Bool[Array, " B"], yes: Carry, no: Carry) -> Carry:
 
 
 class AdditiveAttention(nn.Module):
-    """sum_j a_j h_j, a = softmax_j(v . tanh(W s + U h_j)) over the real places (Bahdanau et al. 2015, section 3.1).
-
-    U h_j are the memory's keys. A row without any real place gives the mean of its padding.
-    """
+    """sum_j a_j h_j, a = softmax_j(v . tanh(W s + U h_j)) over the positions that are not padding (Bahdanau et al.
+    2015, section 3.1). U h_j are the memory's keys. A row of padding only gives the mean of its padding."""
 
     config: ModelConfig
 
@@ -79,7 +74,7 @@ class AdditiveAttention(nn.Module):
 
 
 class Place(nn.Module):
-    """One place of a sequence, for `over_places` to scan. Padding leaves the carry as it was."""
+    """One time step, scanned by `over_places`. Padding does not change the carry."""
 
     config: ModelConfig
     attentive: bool = False
@@ -97,7 +92,7 @@ class Place(nn.Module):
         restart: Bool[Array, " B"] | None,
         memory: Memory | None,
     ) -> tuple[Carry, tuple[Float[Array, "B D"], Float[Array, "B twoD"] | None]]:
-        """The next carry; the output and the context that it has read."""
+        """The next carry; the output, and the context of the attention."""
         context = None
         if restart is not None:
             carry = _choose(restart, jax.tree.map(jnp.zeros_like, carry), carry)
@@ -111,8 +106,8 @@ class Place(nn.Module):
 
 
 def over_places(config: ModelConfig, name: str, attentive: bool = False, reverse: bool = False) -> nn.Module:
-    """A layer: (carry, x [B, L, E], real [B, L], restart [B, L] or None, memory) -> (carry, (outputs, contexts)), one
-    place after another, or from the last to the first."""
+    """A layer: (carry, x [B, L, E], real [B, L], restart [B, L] or None, memory) -> (carry, (outputs, contexts)), a
+    scan over positions, from the last to the first with `reverse`."""
     scanned = nn.scan(
         Place,
         variable_broadcast=("params", "axes"),
@@ -125,7 +120,7 @@ def over_places(config: ModelConfig, name: str, attentive: bool = False, reverse
 
 
 class RecurrentEncoder(nn.Module):
-    """N bidirectional layers: each reads the outputs of both directions of the one below."""
+    """N bidirectional layers: each reads the outputs of both directions of the layer below."""
 
     config: ModelConfig
 
@@ -138,7 +133,7 @@ class RecurrentEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "B S D"], real: Bool[Array, "B S"], noise: Noise | None
     ) -> tuple[Float[Array, "B S twoD"], tuple[tuple[Carry, Carry], ...]]:
-        """The outputs, and the last carries (rightward, leftward) of each layer."""
+        """The outputs, and the final carries (rightward, leftward) of each layer."""
         x, carries = self.dropouts[0](x, noise), []
         start = zero_carry(self.config, x.shape[0])
         for rightward, leftward, dropout in zip(self.rightward, self.leftward, self.dropouts[1:], strict=True):
@@ -150,12 +145,10 @@ class RecurrentEncoder(nn.Module):
 
 
 class RecurrentDecoder(nn.Module):
-    """N layers from left to right, and o_i = W [s_i; c_i] (without attention W s_i), of which come the logits.
-
-    Attention enters as in Bahdanau et al. 2015: at place i the first layer's state s_{i-1} asks for the context c_i,
-    which joins the embedding of token i as that layer's input, and joins the last layer's output again before the
-    logits. So attention stands inside the recurrence (Luong et al. 2015 put it behind), and is as sequential as that.
-    """
+    """N layers from left to right, and o_i = W [s_i; c_i] (without attention W s_i), the input of the output layer.
+    Attention is that of Bahdanau et al. 2015: at position i the first layer's state s_{i-1} queries for the context
+    c_i, which is concatenated to the embedding of token i, and again to the last layer's output before the logits. So
+    attention is inside the recurrence, and as sequential (in Luong et al. 2015 it comes after the recurrence)."""
 
     config: ModelConfig
     attentive: bool
@@ -186,7 +179,7 @@ class RecurrentDecoder(nn.Module):
 
 
 class Recurrent(TokenModel):
-    """What both families refuse, as soon as they are made."""
+    """Refuses, at construction, options that recurrent families do not have. UserError: positions or a window."""
 
     def __post_init__(self) -> None:
         for key, value, only in (
@@ -202,12 +195,10 @@ class Recurrent(TokenModel):
 
 
 class RecurrentEncoderDecoder(Recurrent):
-    """Sequence to sequence with a bidirectional encoder, one sequence a row.
-
-    With `model.recurrent_attention` as Bahdanau et al. 2015 (arXiv 1409.0473), see `RecurrentDecoder`. Without, the
-    encoder's last states are all that the decoder has (Sutskever et al. 2014, arXiv 1409.3215). Both begin from them:
-    h_0 = tanh(W_h [h_last; h_first]) of both directions in each layer, and c_0 = W_c [c_last; c_first] of an LSTM.
-    """
+    """Sequence to sequence with a bidirectional encoder, one sequence per row. With `model.recurrent_attention` it is
+    Bahdanau et al. 2015 (arXiv 1409.0473), see `RecurrentDecoder`. Without, the decoder only gets the encoder's final
+    states (Sutskever et al. 2014, arXiv 1409.3215). Both start from them: in each layer h_0 = tanh(W_h [h_last;
+    h_first]) of both directions, and for an LSTM c_0 = W_c [c_last; c_first]."""
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -222,7 +213,6 @@ class RecurrentEncoderDecoder(Recurrent):
             self.keys = Linear(self.config.d_model, use_bias=False)
 
     def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Recurrence:
-        """The decoder's state before its first token."""
         real = _real(inputs, where)
         encoded, carries = self.encoder(self.embedder(inputs), real, noise)
         begun = tuple(self._bridge(i, *both) for i, both in enumerate(carries))
@@ -243,13 +233,13 @@ class RecurrentEncoderDecoder(Recurrent):
         targets_where: Tokens,
         noise: Noise | None = None,
     ) -> Float[Array, "B L D"]:
-        """What the output layer turns into logits, for each of `target_inputs` (which begin with BOS)."""
+        """The input of the output layer for each of `target_inputs`, which begin with BOS."""
         state = self.encode(inputs, inputs_where, noise)
         x, _ = self.decoder(self.embedder(target_inputs), _real(target_inputs, targets_where), None, state, noise)
         return self.embedder.features(x)
 
     def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Recurrence:
-        """Encodes the inputs once. A state takes any number of target tokens, whatever `slots` says."""
+        """Encodes the inputs once. The state is independent of the number of target tokens, so `slots` is not used."""
         return self.encode(inputs, where)
 
     def step(
@@ -260,7 +250,7 @@ class RecurrentEncoderDecoder(Recurrent):
 
 
 class RecurrentLanguageModel(Recurrent):
-    """A language model from left to right. Rows may be packed: the state restarts at position 0 of every segment."""
+    """A left-to-right language model. Rows may be packed: the state resets at position 0 of every segment."""
 
     def setup(self) -> None:
         self.embedder = TokenEmbedder(self.config)
@@ -273,7 +263,7 @@ class RecurrentLanguageModel(Recurrent):
         return self.embedder.features(self._read(target_inputs, targets_where, start, noise)[0])
 
     def start(self, batch: int, slots: int) -> Recurrence:
-        """A state takes any number of tokens, whatever `slots` says."""
+        """The initial state; it is independent of the number of tokens, so `slots` is not used."""
         return Recurrence((zero_carry(self.config, batch),) * self.config.num_layers)
 
     def step(

@@ -1,8 +1,6 @@
-"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`.
-
-Layers run one after another, or scanned over stacked weights (`config.scan_layers`), with the same result: dropout is
-told the layer's number, and stacked weights are made from those of single layers (`stacked`, and back: `unstacked`).
-"""
+"""The encoder and the decoder stack: N layers, whose attention patterns cycle over `config.attention`. Layers run one
+by one, or scanned over stacked weights (`config.scan_layers`). The results are equal: dropout depends on the layer's
+number, and stacked weights are made from single layers (`stacked`; the inverse is `unstacked`)."""
 
 import itertools
 from collections.abc import Callable
@@ -25,23 +23,23 @@ from transformer.model.tokens import Tokens
 
 
 class Encoded(NamedTuple):
-    """An encoder's output, as a decoder sees it."""
+    """An encoder's output, the input of cross-attention."""
 
     x: Float[Array, "B S D"]
     where: Tokens
 
 
-# What a decoder layer sees of the encoder: its output, or for decoding the keys and values of that layer, made once.
+# The input of cross-attention: the encoder's output, or in decoding the layer's keys and values, computed once.
 Memory = Encoded | kv.Kept
 
 
 def windows(config: ModelConfig) -> list[int | None]:
-    """The window of each layer: ("window:16", "full") over three layers is [16, None, 16]."""
+    """The window of each layer: ("window:16", "full") over three layers gives [16, None, 16]."""
     return [parse_pattern(config.attention[i % len(config.attention)]) for i in range(config.num_layers)]
 
 
 class Layer(nn.Module):
-    """Self-attention, cross-attention where there is an encoder, feed-forward (paper, figure 1)."""
+    """Self-attention, cross-attention (if there is an encoder) and feed-forward (paper, figure 1)."""
 
     config: ModelConfig
     causal: bool
@@ -59,7 +57,7 @@ class Layer(nn.Module):
             self.feed_forward_residual = Residual(self.config)
 
     def kept(self, encoded: Encoded) -> kv.Kept:
-        """The keys and values of cross-attention, as decoding keeps them."""
+        """The keys and values of cross-attention, in the layout for decoding."""
         return kv.Keys(*self.cross_attention.keys_values(encoded.x), encoded.where).kept()
 
     def __call__(
@@ -85,15 +83,13 @@ class Layer(nn.Module):
         return x, cache
 
 
-# What the backward pass computes again: `model.remat` -> the products whose results it keeps.
+# Rematerialization: `model.remat` -> the policy that says which results are kept for the backward pass.
 REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Stack(nn.Module):
-    """N layers over embedded tokens: an encoder, a decoder (causal, cross) or a decoder-only stack (causal).
-
-    Scanned stacks take their parameters from `transformer.model.families.init`.
-    """
+    """N layers over embedded tokens: an encoder, a decoder (causal, cross) or a decoder-only stack (causal). The
+    parameters of scanned stacks come from `transformer.model.families.init`."""
 
     config: ModelConfig
     causal: bool
@@ -103,7 +99,7 @@ class Stack(nn.Module):
         self.input = PositionedInput(self.config, self.causal)
         if not self.config.scan_layers:
             self.layers = [self._layer(window, name=f"layer_{i}") for i, window in enumerate(windows(self.config))]
-        self.final_norm = Norm(self.config) if self.config.norm == "pre" else None  # a post-norm layer has just had one
+        self.final_norm = Norm(self.config) if self.config.norm == "pre" else None  # post-norm layers end with a norm
 
     def _layer(self, window: int | None, **place: Any) -> Layer:
         remat = self.config.remat
@@ -111,7 +107,7 @@ class Stack(nn.Module):
         return kind(self.config, self.causal, window, self.cross, **place)
 
     def _patterns(self) -> list[Layer]:
-        """A layer of each pattern that has no weights of its own, for scanned stacks."""
+        """One unbound layer per attention pattern, for scanned stacks."""
         return [self._layer(window, parent=None) for window in windows(self.config)[: len(self.config.attention)]]
 
     def kept(self, encoded: Encoded) -> tuple[kv.Kept, ...]:
@@ -126,7 +122,7 @@ class Stack(nn.Module):
         caches: tuple[kv.Cache, ...] | None = None,
         memory: Encoded | tuple[kv.Kept, ...] | None = None,
     ) -> tuple[Float[Array, "B L D"], tuple[kv.Cache, ...]]:
-        """The stack's output, and the caches with the new tokens (none without `caches`)."""
+        """The stack's output, and the updated caches (empty without `caches`)."""
         noise = None if noise is None else noise.at("/".join(self.path))
         x, rotation, score = self.input(x, where, noise)
 
@@ -147,7 +143,7 @@ class Stack(nn.Module):
         return x, () if caches is None else tuple(written)
 
     def _scanned(self, run: Callable[..., Any], x: Array) -> Array:
-        """All layers in turn: one compiled period of patterns, over the stacked weights of all."""
+        """A scan over the stacked weights; its body is one period of patterns."""
         patterns = self._patterns()
 
         def period(x: Array, each: tuple[Array, list[Any]]) -> tuple[Array, None]:
@@ -160,7 +156,7 @@ class Stack(nn.Module):
         return jax.lax.scan(period, x, (starts, [self._weights(j) for j in range(len(patterns))]))[0]
 
     def _single(self) -> list[Callable[..., Any]]:
-        """Each layer by itself, as a function: a module, or a part of the stacked weights."""
+        """Each layer as a function: a bound module, or an unbound one with its slice of the stacked weights."""
         if not self.config.scan_layers:
             return [_function(layer) for layer in self.layers]
         patterns, parts = (
@@ -170,20 +166,19 @@ class Stack(nn.Module):
         return [_function(patterns[j], jax.tree.map(lambda y, n=n: y[n], self._weights(j))) for n, j in parts]
 
     def _weights(self, j: int) -> Any:
-        """The stacked weights of the layers of a pattern."""
         return self.variables["params"][f"layers_{j}"]
 
 
 def _function(layer: Layer, weights: Any = None) -> Callable[..., Any]:
-    """A layer as a function of what it is called with: of its own weights, or of these."""
+    """A layer as a function of its arguments, with its own weights or the given ones."""
     if weights is None:
         return lambda *arguments, method="__call__": getattr(layer, method)(*arguments)
     return lambda *arguments, method="__call__": layer.apply({"params": weights}, *arguments, method=method)
 
 
 def stacked(params: Any, period: int) -> Any:
-    """Parameters with layers `layer_0`, `layer_1`, ... as those of a scanned stack: `layers_j` holds, along a first
-    axis, the layers j, j + period, ..., which have one pattern."""
+    """The parameters `layer_0`, `layer_1`, ... as those of a scanned stack: `layers_j` stacks the layers j, j + period,
+    ..., which share one pattern, along a new first axis."""
     if not isinstance(params, dict):
         return params
     count = _count(params)
@@ -195,7 +190,7 @@ def stacked(params: Any, period: int) -> Any:
 
 
 def stacked_axes(path: str, names: Names, period: int) -> tuple[str, Names]:
-    """The path and the names of a parameter in a scanned stack, of those that it has in a single layer."""
+    """A parameter's path and axis names in a scanned stack, from those in a single layer."""
     parts = path.split("/")
     for place, part in enumerate(parts):
         if part.startswith("layer_"):

@@ -1,1 +1,1 @@
-"""One step, the loop, and what keeps it alive; knows neither models nor data."""
+"""The training step, the loop, checkpoints and metrics; independent of models and data."""

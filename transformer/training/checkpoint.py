@@ -26,27 +26,24 @@ from transformer.errors import UserError
 from transformer.training.processes import every_process
 from transformer.training.sharding import path_of, shapes
 
-# What fails is raised, and said in a sentence here; Orbax logs it as well, with pages of traceback.
+# Failures are raised and reported here; Orbax also logs them, with pages of traceback.
 logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
 
 
-MOMENTS = 100  # of 50 ms: how long a failed save is cleared away at most
+MOMENTS = 100  # of 50 ms: the longest time that a failed save is cleared for
 
 
 class Checkpoints:
-    """The checkpoints of a workdir: `checkpoints/<step>`, the newest `keep` of them and that of the best loss.
-
-    A checkpoint is written beside its place and moved there whole. The `owner` of the folder, which trains there,
-    clears away what was half-written when it was killed, and sets damaged checkpoints aside; all others only read.
-    UserError: the folder cannot be made.
-    """
+    """The checkpoints of a workdir: `checkpoints/<step>`, the newest `keep` and the one with the best loss. Each is
+    written to a temporary folder, then renamed. The `owner`, which trains in the folder, removes unfinished checkpoints
+    of a killed run, and moves damaged ones away; all others only read. UserError: the folder cannot be made."""
 
     def __init__(self, workdir: Path, keep: int = 1, owner: bool = False):
         self.workdir, self.owner = workdir, owner
         self.folder = (workdir / "checkpoints").absolute()
         self.saving: ocp.AsyncResponse[bool] | None = None
-        self.failed: str | None = None  # why the last save came to nothing
-        self.restored = 0  # the step of what was restored last; of an average, the newest
+        self.failed: str | None = None  # why the last save failed
+        self.restored = 0  # the step that was restored last; of an average, the newest
         policies = ocp.training.preservation_policies
         best = policies.BestN(get_metric_fn=_loss, reverse=True, n=1, keep_checkpoints_without_metrics=False)
         try:
@@ -70,7 +67,7 @@ class Checkpoints:
 
     @property
     def best(self) -> int:
-        """The step of the checkpoint with the lowest loss of validation. UserError: none was saved with one."""
+        """The step of the checkpoint with the lowest validation loss. UserError: none was saved with one."""
         known = {
             checkpoint.step: _loss(checkpoint.metrics) for checkpoint in self.orbax.checkpoints if checkpoint.metrics
         }
@@ -82,10 +79,8 @@ class Checkpoints:
         return min(known, key=lambda step: known[step])
 
     def save(self, step: int, state: Any, config: dict[str, Any], loss: float | None = None) -> None:
-        """Copies the state to the host, and writes it while training goes on; `loss` is that of validation, if known.
-
-        Where it cannot be written (a full disk), that is said, and training goes on to the next save.
-        """
+        """Copies the state to the host, and writes it while training continues; `loss` is the validation loss, if
+        known. If it cannot be written (a full disk), that is reported, and training continues to the next save."""
         self._wait()
         if step in self.steps:
             return
@@ -99,28 +94,24 @@ class Checkpoints:
             self._say_failed(f"the checkpoint of step {step}", error)
 
     def finish(self) -> None:
-        """Waits for the last save. UserError: it came to nothing."""
+        """Waits for the last save. UserError: it failed."""
         self._wait()
         if self.failed is not None:
             raise UserError(f"{self.failed}: make room, and run the same command again to go on from {self.latest}")
 
     def restore(self, like: Any, step: int | None = None) -> Any:
-        """The newest state (or that of `step`), with the shapes, types and shardings of `like`.
-
-        A damaged checkpoint is named, and the one before it is taken. UserError: there is none, none is whole, one
-        cannot be read just now, or it is of another model.
-        """
+        """The newest state (or that of `step`), with the shapes, types and shardings of `like`. A damaged checkpoint is
+        reported, and the previous one is used. UserError: there is none, none is intact, one cannot be read at the
+        moment, or it is of another model."""
         return next(self._whole(like, step))
 
     def restore_params(self, like_params: Any, step: int | None = None) -> Any:
-        """The parameters alone, as `restore` takes the state; what the optimizer keeps is not read."""
+        """As `restore`, but the parameters only; the optimizer state is not read."""
         return next(self._whole({"params": like_params}, step, partial=True))["params"]
 
     def average_params(self, like_params: Any, last: int) -> Any:
-        """The mean of the parameters of the newest `last` checkpoints that are whole (paper, section 6.1).
-
-        It is summed in float64 on the host, and one checkpoint is in memory at a time.
-        """
+        """The mean of the parameters of the newest `last` intact checkpoints (paper, section 6.1), summed in float64 on
+        the host with one checkpoint in memory at a time. UserError: there are fewer."""
         total, count = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), like_params), 0
         enough = last if len(self.steps) >= last else 0
         for found in itertools.islice(self._whole({"params": like_params}, partial=True), enough):
@@ -135,11 +126,9 @@ class Checkpoints:
         return jax.tree.map(lambda sum, x: jax.device_put((sum / last).astype(x.dtype), x.sharding), total, like_params)
 
     def _whole(self, like: Any, step: int | None = None, partial: bool = False) -> Iterator[Any]:
-        """What the whole checkpoints hold, newest first; the step alone, where one is given.
-
-        Damaged ones are named and left out. The list is read anew after each failure: what the run itself removed
-        meanwhile has newer ones in its place. UserError: there is none.
-        """
+        """The contents of the intact checkpoints, newest first, or of `step` alone. Damaged ones are reported and
+        skipped. The list is reloaded after each failure, because a running training may have replaced checkpoints by
+        newer ones. UserError: there is none."""
         tried: set[int] = set()
         self.restored = 0
         where, reason = repr(str(self.workdir)), None
@@ -165,11 +154,9 @@ class Checkpoints:
         raise UserError(f"{reason}, and there is no whole one before it: delete the folder to begin anew")
 
     def _read(self, step: int, like: Any, partial: bool) -> tuple[Any, str | None]:
-        """The arrays of a step, or else how they are damaged: a process cannot read its files, or its numbers are not
-        those that were saved. All processes give the same answer, though each reads its own share of the arrays.
-
-        UserError: the checkpoint is of another model; or the system could not read it, which does not mean damage.
-        """
+        """The arrays of a step, or else the damage: a process cannot read its files, or checksums do not match. All
+        processes return the same, though each reads its own share of the arrays. UserError: the checkpoint is of
+        another model, or the system could not read it, which does not mean damage."""
         folder, tree, sums, error = self.folder / str(step), None, {}, None
         try:
             with _context(alone=True):
@@ -179,7 +166,7 @@ class Checkpoints:
                     sums = ocp.load_checkpointables(folder, {"checksums": None})["checksums"]
         except UserError:
             raise
-        except Exception as raised:  # whatever Orbax and its storage raise for what they cannot read
+        except Exception as raised:  # Orbax and its storage raise many types
             error = raised
         if every_process(error is None):
             found = jax.device_get(checksums(tree))
@@ -194,7 +181,7 @@ class Checkpoints:
         return None, reason
 
     def set_aside_after(self, step: int) -> None:
-        """Moves the checkpoints after `step`, which turned out damaged, to `damaged_checkpoints/`."""
+        """Moves the checkpoints after `step`, which are damaged, to `damaged_checkpoints/`."""
         late = [number for number in self.steps if number > step]
         if not late or not self.owner:
             return
@@ -208,12 +195,11 @@ class Checkpoints:
         self.orbax.reload()
 
     def close(self) -> None:
-        """Waits for the last save, and ends the threads."""
         self._wait()
         self.orbax.close()
 
     def _wait(self) -> None:
-        """Waits for the save that is under way. Orbax tells an error once to each thread that waits."""
+        """Waits for the pending save. Orbax raises an error once in each thread that waits."""
         saving, self.saving = self.saving, None
         if saving is None:
             return
@@ -225,15 +211,15 @@ class Checkpoints:
             self._say_failed("the last checkpoint", error)
 
     def _say_failed(self, which: str, error: Exception) -> None:
-        if self.owner:  # what was half-written takes up the room that is missing
+        if self.owner:  # unfinished files take up disk space
             self._clear_unfinished()
-        self.orbax.reload()  # Orbax has struck from its list what would have been removed after the save
+        self.orbax.reload()  # Orbax has already dropped from its list what it would have removed after the save
         self.failed = f"{which} could not be written to {str(self.workdir)!r} ({_cause(error)[0]})"
         print(f"{self.failed}: training goes on, and tries again at the next", file=sys.stderr, flush=True)
 
     def _clear_unfinished(self) -> None:
-        """Removes what was half-written, until nothing more comes: those who write the other arrays hear of the failure
-        a moment later, and make its folders anew."""
+        """Removes unfinished files until no more appear: Orbax's other writers notice the failure a moment later, and
+        make their folders again."""
         gone = 0
         for _ in range(MOMENTS):
             left = list(self.folder.glob("*orbax-checkpoint-tmp*"))
@@ -245,9 +231,9 @@ class Checkpoints:
             time.sleep(0.05)
 
     def _check_model(self, step: int, like: Any, partial: bool) -> None:
-        """UserError: the checkpoint, or the part of it that is asked for, has arrays of other names or shapes."""
+        """UserError: the checkpoint, or the requested part of it, has arrays of other names or shapes."""
         found = ocp.metadata(self.folder / str(step), checkpointable_name="state").metadata
-        if found is None:  # it cannot be read; and so neither can the arrays, which says why
+        if found is None:  # unreadable; loading the arrays will say why
             return
         theirs, ours = shapes({key: found.get(key) for key in like} if partial else found), shapes(like)
         for name in [*ours, *theirs]:
@@ -260,14 +246,13 @@ class Checkpoints:
 
 
 def _context(alone: bool = False) -> ocp.Context:
-    """How Orbax saves and loads. `alone`: for this process, which waits for no other; so those that could read their
-    share do not wait for one that could not."""
+    """Orbax's options. `alone`: this process does not wait for the others, which may fail to read their share."""
     context = ocp.Context()
     registry = ocp.handlers.local_registry()
     for name in ("config", "checksums"):
         registry.add(ocp.handlers.JsonHandler, checkpointable_name=name)
     context.checkpointables.registry = registry
-    context.pytree.loading.partial_load = True  # what may be left out is checked before
+    context.pytree.loading.partial_load = True  # `_check_model` has checked what may be missing
     if alone:
         context.multiprocessing.primary_host = ocp.multihost.process_index()
         context.multiprocessing.active_processes = {ocp.multihost.process_index()}
@@ -276,8 +261,8 @@ def _context(alone: bool = False) -> ocp.Context:
 
 @jax.jit
 def checksums(tree: Any) -> dict[str, Array]:
-    """For each array the sum of its words times the odd numbers, in 32 bits: no single wrong bit escapes it, and it is
-    the same under every sharding. Storage does not notice a wrong bit in the middle of an array by itself."""
+    """For each array the sum of its words times the odd numbers, in 32 bits. It detects every single wrong bit, which
+    storage does not notice in the middle of an array, and is the same under every sharding."""
 
     def one(x: Array) -> Array:
         words = lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
@@ -291,17 +276,17 @@ def checksums(tree: Any) -> dict[str, Array]:
 
 
 def _loss(metrics: Any) -> float:
-    """Of validation; what is no number is never the best."""
+    """The validation loss; NaN is never the best."""
     loss = metrics["loss"]
     return math.inf if math.isnan(loss) else loss
 
 
 def _cause(error: BaseException) -> tuple[str, bool]:
-    """What went wrong, in one readable line; and whether the files are damaged, rather than that the system has no
-    memory, no free handles or no disk to read them with."""
+    """The cause in one readable line; and whether the files are damaged, or else the system has no memory, file handles
+    or disk to read them."""
     while error.__cause__ is not None:
         error = error.__cause__
-    said = re.search(r"os_error_code='(\d+)'", str(error))  # as TensorStore tells the system's errors, among pages
+    said = re.search(r"os_error_code='(\d+)'", str(error))  # TensorStore's form of system errors
     number = int(said[1]) if said else getattr(error, "errno", None)
     if number is not None:
         return os.strerror(number), number in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)

@@ -1,4 +1,4 @@
-"""What the devices send each other in a compiled step, read from its text."""
+"""The collectives of a compiled step, parsed from its text."""
 
 import math
 import re
@@ -10,7 +10,7 @@ _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, 
 
 
 class Collective(NamedTuple):
-    """One operation of the program; `times` counts the turns of the loops that it stands in."""
+    """One operation of the program; `times` is the product of the trip counts of the loops around it."""
 
     kind: str
     result_bytes: int  # of its result on one device
@@ -19,7 +19,7 @@ class Collective(NamedTuple):
 
     @property
     def sent_bytes(self) -> float:
-        """What each device sends in a step, with the ring algorithms (Patarasuk & Yuan 2009): for n devices and a
+        """Bytes that each device sends per step with the ring algorithms (Patarasuk & Yuan 2009): for n devices and a
         result of b bytes, an all-gather sends b (n - 1) / n, an all-reduce twice that, a reduce-scatter b (n - 1)."""
         n, b = self.devices, self.result_bytes
         share = {"all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1.0, "collective-permute": 1.0}
@@ -27,7 +27,7 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program (`jitted.lower(...).compile().as_text()`) over so many devices."""
+    """The collectives of a compiled program (`jitted.lower(...).compile().as_text()`) over `devices` devices."""
     found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)  # of each computation
     calls: dict[str, list[tuple[str, int]]] = defaultdict(list)  # the computations that it calls, and how often
     name = entry = ""
@@ -44,7 +44,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
         if operation := re.search(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(", line):
             arrays = [_size(*match) for match in re.findall(r"(\w+)\[([\d,]*)\]", operation[1])]
             if operation[3] and operation[2] in ("all-gather", "collective-permute"):
-                arrays = arrays[len(arrays) // 2 :]  # an asynchronous start also returns what it reads
+                arrays = arrays[len(arrays) // 2 :]  # an asynchronous start also returns its operands
             found[name].append((operation[2], sum(arrays), _group(line, devices)))
 
     times: dict[str, int] = defaultdict(int)
@@ -63,7 +63,7 @@ def _size(kind: str, dimensions: str) -> int:
 
 
 def _group(line: str, devices: int) -> int:
-    """How many devices take part together: groups are written {{0,1},{2,3}} or [groups,size]<=[devices]."""
+    """How many devices take part: groups are written {{0,1},{2,3}} or [groups,size]<=[devices]."""
     if groups := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(groups[1])
     if groups := re.search(r"replica_groups=\{\{([\d,]+)\}", line):

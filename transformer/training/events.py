@@ -1,4 +1,4 @@
-"""What metrics.jsonl holds, as scalars for TensorBoard: one event file in the workdir."""
+"""The metrics of metrics.jsonl as TensorBoard scalars: one event file in the workdir."""
 
 import errno
 import os
@@ -12,12 +12,10 @@ PREFIX = "events.out.tfevents."  # TensorBoard reads what has "tfevents" in its 
 
 
 class Events:
-    """Appends one record a line. Of the run so far those records stay that `keep(step, tags)` is true for.
-
-    They are moved, with their times, to a file of a later name, whose first record takes back all points before it: a
-    TensorBoard that is open over a restart draws them anew, and any other reader finds each point once. A file has a
-    record for each line: its length (8 bytes), a checksum of that, a protocol buffer `Event`, and its checksum.
-    """
+    """Appends one record per line. Of a resumed run's records, those with true `keep(step, tags)` remain. They are
+    moved, with their times, to a file of a later name, whose first record cancels all earlier points: an open
+    TensorBoard redraws them after a restart, and any other reader finds each point once. A record has its length (8
+    bytes), a checksum of that, a protocol buffer `Event`, and its checksum."""
 
     def __init__(self, workdir: Path, keep: Callable[[int, Collection[str]], bool]):
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -37,7 +35,6 @@ class Events:
             path.unlink()
 
     def write(self, step: int, scalars: dict[str, float]) -> None:
-        """One point of each tag."""
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.proto.summary_pb2 import Summary
 
@@ -46,13 +43,13 @@ class Events:
 
 
 def tag_of(name: str) -> str:
-    """A metric's place: TensorBoard puts the tags of one folder on one page."""
+    """A metric's tag; TensorBoard groups tags by their prefix."""
     return name.replace("_", "/", 1) if name.startswith("validation_") else f"training/{name}"
 
 
 def append(path: Path, data: bytes) -> None:
-    """Writes at the end of a file. OSError: it cannot, and nothing of the data is there: half of it would spoil what
-    comes next."""
+    """Appends to a file. OSError: it cannot; then nothing is written, since a partial record would corrupt the
+    following ones."""
     with path.open("ab", buffering=0) as file:
         before = file.tell()
         try:
@@ -72,7 +69,7 @@ def _record(event: Any) -> bytes:
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, Any]]:
-    """The whole records of a file; the last may have been cut off."""
+    """The complete records of a file; the last may be truncated."""
     from tensorboardX.proto.event_pb2 import Event
 
     data, at = path.read_bytes(), 0

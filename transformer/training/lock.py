@@ -1,4 +1,4 @@
-"""A folder for one process alone. It needs no JAX, which takes seconds to import."""
+"""An exclusive lock on a folder. It does not import JAX, which takes seconds."""
 
 import contextlib
 import fcntl
@@ -11,11 +11,8 @@ from transformer.errors import UserError
 
 @contextlib.contextmanager
 def only_process_in(workdir: Path) -> Iterator[None]:
-    """Holds a folder, which is made, for this process; the lock goes with it, however it ends. A folder in which
-    nothing came to be is taken away again.
-
-    Raises UserError where another process holds it, or where it cannot be written to.
-    """
+    """Makes a folder and locks it for this process; the lock ends with the process. A folder that stayed empty is
+    removed. UserError: another process holds it, or it cannot be written to."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         handle = open(workdir / ".lock", "a")  # noqa: SIM115

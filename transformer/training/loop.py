@@ -1,4 +1,4 @@
-"""The training loop, read top to bottom."""
+"""The training loop."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -34,15 +34,12 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     profile_steps: tuple[int, int] | None = None,
 ) -> tuple[State, dict[str, float]]:
-    """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`.
-
-    Returns the last state, and what `evaluate` said of it: nothing where no step was left to do.
-
-    The metrics of a step are fetched when the next one has been dispatched, so the device does not wait for the host.
-    `peak`: FLOPs a second of all devices together. `rate`: the learning rate of the update that made a state.
-    `profile_steps`: the first and the last step of a trace in `profile/`, for TensorBoard or Perfetto.
-    Raises Stopped, with the state saved, soon after `stop()` is true in any process.
-    """
+    """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`. Returns the last
+    state, and the result of `evaluate` for it (empty if no step was left). The metrics of a step are fetched after
+    the next step is dispatched, so that the device does not wait for the host. `peak`: FLOPs per second of all devices
+    together. `rate`: the learning rate of the update that produced a state. `profile_steps`: the first and the last
+    step of a trace in `profile/`, for TensorBoard or Perfetto. Raises Stopped, after saving the state, soon after
+    `stop()` is true in any process."""
     seed, start = np.uint32(config.seed), int(state.step)
     logging = config.logging
     meter = Meter(config.optimizer, checkpoints.workdir, train_step.cost, peak)
@@ -67,7 +64,7 @@ def train(
         late = 0 < logging.checkpoint_minutes * 60 <= time.monotonic() - saved
         stopping, late = any_process(step, stop(), late)
         saving = step % logging.checkpoint_every == 0 or step == config.steps or late or stopping
-        if step % logging.log_every == 0 or saving:  # a state is saved only after its losses were looked at
+        if step % logging.log_every == 0 or saving:  # a state is saved only after its metrics were checked
             meter.fetch_pending()
             line = meter.line()
             writer.write(step, **line, learning_rate=rate(state))

@@ -1,4 +1,4 @@
-"""Losses and metrics as (sum, weight) pairs, which are added over rows, batches and devices and divided once."""
+"""Losses and metrics as (sum, weight) pairs, added over rows, batches and devices, and divided once at the end."""
 
 from functools import partial
 from typing import Any
@@ -22,15 +22,15 @@ def cross_entropy(
 ) -> dict[str, RowPair]:
     """Metrics of each row, each a (sum, weight) pair over the tokens with weight 1.
 
-    `loss` is the smoothed cross-entropy (Szegedy et al. 2016; paper, section 5.4) against the distribution
-    q = (1 - ε) · onehot + ε / V, in closed form, with no one-hot array:
+    `loss` is the smoothed cross-entropy (Szegedy et al. 2016; paper, section 5.4) against the distribution q = (1 - ε)
+    · onehot + ε / V, in closed form, without a one-hot array:
 
         -Σ q log p = logsumexp(z) - (1 - ε) z_target - ε mean(z)
 
-    `nll` is the same with ε = 0 (nats), `token_accuracy` the share of tokens whose most likely one is right.
+    `nll` is the same with ε = 0 (nats), `token_accuracy` the share of target tokens that the model ranks first.
     """
     logits = logits.astype(jnp.float32)
-    # A compare-and-sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
+    # Compare and sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
     target_logit = jnp.where(is_target, logits, 0).sum(axis=-1)
     log_total = jax.nn.logsumexp(logits, axis=-1)
@@ -38,7 +38,7 @@ def cross_entropy(
     loss = nll
     if label_smoothing:
         loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * logits.mean(axis=-1)
-    # The target is the most likely token where nothing is above it (ties count as right).
+    # Ties count as right.
     correct = target_logit >= logits.max(axis=-1)
     total = weights.sum(axis=1)
     each = {"loss": loss, "nll": nll, "token_accuracy": correct}
@@ -48,7 +48,7 @@ def cross_entropy(
 def squared_error(
     forecasts: Float[Array, "B T C"], targets: Float[Array, "B T C"], rows: Bool[Array, " B"]
 ) -> dict[str, RowPair]:
-    """`loss` (mean squared error) and `mae` (mean absolute error) of each row, over all its values if it counts."""
+    """`loss` (mean squared error) and `mae` (mean absolute error) of each row with True in `rows`, over its values."""
     error = jnp.where(rows[:, None, None], forecasts.astype(jnp.float32) - targets, 0)
     values = rows.astype(jnp.float32) * (error.shape[1] * error.shape[2])
     return {"loss": ((error**2).sum(axis=(1, 2)), values), "mae": (jnp.abs(error).sum(axis=(1, 2)), values)}
@@ -62,26 +62,22 @@ def output_cross_entropy(
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
 ) -> dict[str, Pair | RowPair]:
-    """`cross_entropy` of the logits x · table^T + bias, without ever holding them all.
-
-    A scan over slices of the length axis; the gradient of "loss" is taken in the same pass, so that it is one sum over
-    the batch; "nll" and "token_accuracy" are of each row, and have no gradient. Where the rows are split over devices,
-    each share has a scan of its own over a whole table, and they are added once at the end: one running sum for all
-    would be added up over the devices in every slice.
-    """
+    """`cross_entropy` of the logits x · table^T + bias, without holding all logits at once. It scans over slices of the
+    length axis and computes the gradient of "loss", a sum over the batch, in the same pass. "nll" and "token_accuracy"
+    are per row and have no gradient. Where rows are sharded over devices, each shard scans separately with a whole
+    table, and the sums are added once at the end, not over the devices in every slice."""
     batch, length = targets.shape
     shares = row_shards()
     slice_length = min(length, max(1, tuned().loss_tokens * shares // batch))
     slices = -(-length // slice_length)
 
     def cut(y: Array) -> Array:
-        """[B, L, ...] -> [share, slice, row, place, ...]"""
+        """[B, L, ...] -> [shard, slice, row, position, ...]"""
         y = jnp.pad(y, [(0, 0), (0, slices * slice_length - length)] + [(0, 0)] * (y.ndim - 2))
         y = jnp.moveaxis(y.reshape(shares, batch // shares, slices, slice_length, *y.shape[2:]), 2, 1)
         return nn.with_logical_constraint(y, ("rows",) + (None,) * (y.ndim - 1))
 
     def shared(y: Array) -> Array:
-        """One copy for each share."""
         axes = ("vocabulary", None)[: y.ndim]
         copies = jnp.broadcast_to(nn.with_logical_constraint(y, axes), (shares, *y.shape))
         return nn.with_logical_constraint(copies, ("rows", *axes))
@@ -105,7 +101,7 @@ def _slice_loss(
 
 
 def _nothing(targets: Array) -> tuple[Array, Array, Array]:
-    """Sums to begin with, for slices [slice, row, place]."""
+    """Initial sums, for slices [slice, row, position]."""
     of_rows = jnp.zeros(targets.shape[1])
     return jnp.zeros(()), of_rows, of_rows
 
@@ -146,10 +142,10 @@ _sliced.defvjp(_sliced_forward, _sliced_backward)
 
 
 def add(left: dict[str, Pair], right: dict[str, Pair]) -> dict[str, Pair]:
-    """Sums and weights of both."""
+    """Adds sums and weights."""
     return jax.tree.map(jnp.add, left, right)
 
 
 def means(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Sum / weight of every metric; 0 where nothing was counted."""
+    """Sum / weight of every metric; 0 where the weight is 0."""
     return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in metrics.items()}

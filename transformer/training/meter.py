@@ -1,4 +1,4 @@
-"""What the steps between two lines of metrics.jsonl gave, took and cost."""
+"""The metrics, times and costs of the steps between two lines of metrics.jsonl."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -14,16 +14,14 @@ from transformer.training.profiling import Cost, memory_in_use
 
 
 class Diverged(Exception):
-    """Update after update was skipped, because the loss or its gradient was no number, or a spike."""
+    """Too many updates in a row were skipped: the loss or its gradient was not finite, or the gradient a spike."""
 
 
 class Meter:
-    """Adds up the metrics of the steps between two lines, and says where their time went.
-
-    `data_share` is the share of the time that the host waited for a batch, `device_share` that it dispatched a step (a
-    CPU computes meanwhile) or waited for the metrics of the one before; what is left is writing and saving.
-    `cost` is what a batch's step costs, `peak` the FLOPs a second of all devices together.
-    """
+    """Sums the metrics of the steps between two lines, and measures where their time went. `data_share` is the share of
+    time that the host waited for a batch, `device_share` that it dispatched a step (a CPU computes during that) or
+    waited for the metrics of the previous one; the rest is writing and saving. `cost` is the cost of a batch's step,
+    `peak` the FLOPs per second of all devices together."""
 
     def __init__(self, optimizer: OptimizerConfig, workdir: Path, cost: Callable[[Any], Cost], peak: float):
         self.optimizer, self.workdir, self.cost, self.peak = optimizer, workdir, cost, peak
@@ -32,21 +30,19 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Begins a new line."""
         self.metrics: list[dict[str, Any]] = []
         self.costs: list[Cost] = []
         self.data = self.device = 0.0
         self.began = time.monotonic()
 
     def waiting(self, batches: Iterator[Any]) -> Any:
-        """The next batch."""
         began = time.monotonic()
         batch = next(batches)
         self.data += time.monotonic() - began
         return batch
 
     def running(self, train_step: Callable[..., Any], *arguments: Any) -> Any:
-        """What the step returns, which may not have been computed yet."""
+        """The step's result, which may still be in computation."""
         began = time.monotonic()
         returned = train_step(*arguments)
         self.device += time.monotonic() - began
@@ -56,7 +52,7 @@ class Meter:
         self.pending = (step, batch, metrics)
 
     def fetch_pending(self) -> None:
-        """Waits for the pending step. Diverged: it is one of too many in a row that were skipped."""
+        """Waits for the pending step. Diverged: it is the last of too many skipped steps in a row."""
         if self.pending is None:
             return
         (step, batch, metrics), self.pending = self.pending, None
@@ -82,7 +78,7 @@ class Meter:
         return path
 
     def line(self) -> dict[str, float]:
-        """The means since the last line, and begins a new one."""
+        """The means since the last line. Begins a new line."""
         summed = jax.tree.map(lambda *xs: np.sum(xs, dtype=np.float64), *self.metrics)
         skipped = int(summed.pop("skipped")[0])
         seconds = time.monotonic() - self.began
@@ -101,8 +97,8 @@ class Meter:
         return line
 
     def _costs(self, seconds: float) -> dict[str, float]:
-        """FLOPs of a step, memory, and the share of the peak that is used: "model FLOPs utilization" (Chowdhery et al.
-        2022, "PaLM", appendix B), or where no formula is known, by what the compiled program counts."""
+        """FLOPs per step, memory, and "model FLOPs utilization" (Chowdhery et al. 2022, "PaLM", appendix B): the share
+        of the peak that is used, by the formula, or if there is none, by XLA's count for the compiled program."""
         steps = len(self.costs)
         known = [cost.model_flops for cost in self.costs if cost.model_flops is not None]
         line = {"flops": sum(cost.flops for cost in self.costs) / steps}
@@ -114,7 +110,6 @@ class Meter:
 
 
 def _local(array: Any) -> np.ndarray:
-    """This process's rows of an array of a batch."""
     if not isinstance(array, jax.Array):
         return np.asarray(array)
     rows = {shard.index[0].start or 0: np.asarray(shard.data) for shard in array.addressable_shards}
@@ -122,7 +117,7 @@ def _local(array: Any) -> np.ndarray:
 
 
 def _examples(batch: Any) -> str:
-    """The examples of a batch, where its rows know theirs."""
+    """The example ids of a batch, if it has them."""
     if "example_ids" not in batch:
         return ""
     known = [int(i) for i in _local(batch["example_ids"]) if i >= 0]

@@ -1,4 +1,4 @@
-"""Learning-rate schedules with warm-up, and the optimizer: SCHEDULES."""
+"""Learning-rate schedules with warm-up (SCHEDULES), and the optimizer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,11 +16,8 @@ Schedule = Callable[[Any], Any]
 
 
 def inverse_sqrt(peak: float, warmup_steps: int, steps: int, final_rate: float) -> Schedule:
-    """peak · min(s / w, sqrt(w / s)) at step s = 1, 2, ...
-
-    With peak = (d_model · w)^-0.5 this is the paper's equation 3: d_model^-0.5 · min(s^-0.5, s · w^-1.5).
-    It knows no end.
-    """
+    """peak · min(s / w, sqrt(w / s)) at step s = 1, 2, ..., whatever the number of steps. With peak = (d_model ·
+    w)^-0.5 it is the paper's equation 3: d_model^-0.5 · min(s^-0.5, s · w^-1.5)."""
 
     def rate(count: Any) -> Any:
         step = jnp.asarray(count, jnp.float32) + 1  # optax counts from 0
@@ -30,7 +27,7 @@ def inverse_sqrt(peak: float, warmup_steps: int, steps: int, final_rate: float) 
 
 
 def cosine(peak: float, warmup_steps: int, steps: int, final_rate: float) -> Schedule:
-    """Linear to the peak at step `warmup_steps`, then half a cosine down to `final_rate` of it at step `steps`."""
+    """Linear to the peak at step `warmup_steps`, then half a cosine down to peak · `final_rate` at step `steps`."""
     decay = optax.cosine_decay_schedule(peak, max(steps - warmup_steps, 1), alpha=final_rate)
 
     def rate(count: Any) -> Any:
@@ -44,7 +41,7 @@ SCHEDULES: dict[str, Callable[[float, int, int, float], Schedule]] = {"inverse_s
 
 
 def schedule(config: Config) -> Schedule:
-    """The learning rate as a function of the steps done so far (0, 1, ...)."""
+    """The learning rate as a function of the number of completed steps (0, 1, ...)."""
     optimizer = config.optimizer
     make = SCHEDULES[optimizer.schedule]
     return make(optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_rate)
@@ -53,8 +50,8 @@ def schedule(config: Config) -> Schedule:
 def make_optimizer(
     config: Config, axes: Mapping[str, Sequence[str | None]] | None = None
 ) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay on matrices, the schedule; and where spikes are skipped, the norms that
-    they are told by. `axes` are the names of each parameter's axes (`Task.axes`), which weight decay needs."""
+    """Clipping, Adam, decoupled weight decay of matrices, the schedule; and, to detect spikes, a record of gradient
+    norms. `axes` are the axis names of each parameter (`Task.axes`), which weight decay needs."""
     optimizer = config.optimizer
     pieces = [_remember_norms()] if optimizer.max_spike else []
     if optimizer.clip_norm:
@@ -68,7 +65,7 @@ def make_optimizer(
 
 
 def _matrices(axes: Mapping[str, Sequence[str | None]], params: Any) -> Any:
-    """Which parameters are matrices and tables: two axes, that of stacked layers aside."""
+    """Which parameters are matrices and tables: two axes, not counting that of stacked layers."""
 
     def is_matrix(path: Any, _: Array) -> bool:
         return sum(name != "layers" for name in axes[parameter_of(path_of(path))]) > 1
@@ -77,7 +74,7 @@ def _matrices(axes: Mapping[str, Sequence[str | None]], params: Any) -> Any:
 
 
 def current_rate(config: Config) -> Callable[[Any], float]:
-    """The learning rate of the last update, from the optimizer's state: steps that were skipped are no updates."""
+    """The learning rate of the last update, from the optimizer's state; skipped steps are not updates."""
     rate = schedule(config)
 
     def of(state: Any) -> float:
@@ -87,18 +84,18 @@ def current_rate(config: Config) -> Callable[[Any], float]:
     return of
 
 
-RECENT = 50  # updates whose gradient norms say what is usual
+RECENT = 50  # updates in the running mean of gradient norms
 
 
 class Norms(NamedTuple):
-    """Of the gradients so far, before clipping, those aside whose updates were skipped."""
+    """Norms of the gradients before clipping, without those of skipped updates."""
 
-    mean: Float[Array, ""]  # over all at first, then m + (norm - m) / RECENT
-    seen: Int[Array, ""]  # RECENT at most
+    mean: Float[Array, ""]  # of all at first, then m + (norm - m) / RECENT
+    seen: Int[Array, ""]  # at most RECENT
 
 
 def _remember_norms() -> optax.GradientTransformation:
-    """Gradients as they are; its state is `Norms`."""
+    """Leaves gradients unchanged; its state is `Norms`."""
 
     def update(grads: Any, norms: Norms, params: Any = None) -> tuple[Any, Norms]:
         count = jnp.minimum(norms.seen + 1, RECENT)
@@ -108,7 +105,7 @@ def _remember_norms() -> optax.GradientTransformation:
 
 
 def is_spike(state: Any, norm: Float[Array, ""], max_spike: float) -> Bool[Array, ""]:
-    """Whether a gradient is more than `max_spike` times as large as the mean of the recent ones, once there are
-    RECENT of them: at first gradients are large, and change fast. A function of the optimizer's state alone."""
+    """Whether a gradient's norm is more than `max_spike` times the mean of recent ones; False before RECENT updates,
+    since early gradients are large and change fast. It depends on the optimizer's state only."""
     norms = next(part for part in state if isinstance(part, Norms))
     return (norms.seen == RECENT) & (norm > max_spike * norms.mean)

@@ -1,8 +1,6 @@
-"""A training step on paper: its FLOPs, memory, collectives and time on accelerators that are not here.
-
-Every figure is a formula over the shapes of the parameters, written beside it; the peaks and bandwidths are those of
-the vendors' data sheets, and EFFICIENCY is the one assumption.
-"""
+"""A training step's FLOPs, memory, collectives and time, computed for accelerators that need not be present. Every
+figure is a formula over the shapes of the parameters, written beside it; peaks and bandwidths are from the vendors'
+data sheets, and EFFICIENCY is the one assumption."""
 
 import math
 import re
@@ -16,12 +14,12 @@ from transformer.training.sharding import Layout, check_rows
 
 
 class Accelerator(NamedTuple):
-    flops: float  # a second, dense bfloat16 products
-    single: float  # and of float32 at JAX's default precision: TF32 on GPUs, rounded to bfloat16 on TPUs
+    flops: float  # per second, dense bfloat16 products
+    single: float  # per second, float32 at JAX's default precision: TF32 on GPUs, rounded to bfloat16 on TPUs
     memory: float  # bytes
-    near: float  # bytes a second that a device sends to devices of its machine (or of its torus)
-    far: float  # and to those of other machines
-    machine: int  # devices of a machine
+    near: float  # bytes per second that a device sends within its machine (or its torus)
+    far: float  # bytes per second to other machines
+    machine: int  # devices per machine
 
 
 ACCELERATORS = {
@@ -32,7 +30,7 @@ ACCELERATORS = {
     "tpu-v5e": Accelerator(197e12, 197e12, 16e9, 100e9, 100e9, 256),
     "tpu-v5p": Accelerator(459e12, 459e12, 95e9, 300e9, 300e9, 8960),
 }
-# As JAX names them. Those of lower clocks (H100 PCIe and NVL, GH200) are other devices.
+# JAX's names. Variants with lower clocks (H100 PCIe and NVL, GH200) are not listed.
 DEVICE_KINDS = {
     r"NVIDIA A100.*": "a100",
     r"NVIDIA H100 80GB HBM3": "h100",
@@ -41,20 +39,20 @@ DEVICE_KINDS = {
     r"TPU v5 ?(lite|e)": "tpu-v5e",
     r"TPU v5p?": "tpu-v5p",
 }
-# The share of the peak that products of this size reach, kernels and norms between them counted in.
+# The share of the peak that a step reaches, including the kernels and norms between matrix products.
 EFFICIENCY = 0.5
 FLOAT = 4  # bytes of a parameter, of its gradient and of each of Adam's two moments
 
 
 class Plan(NamedTuple):
-    """Figures of one step; bytes and seconds are those of one device. `formulae` explains each by its name."""
+    """Figures of one step; bytes and seconds are per device. `formulae` explains each by its name."""
 
     figures: dict[str, float]
     formulae: dict[str, str]
 
 
 def known_flops(device_kind: str, dtype: str) -> float | None:
-    """The peak of the data sheet for `jax.Device.device_kind`, FLOPs a second; None for a device that is not listed."""
+    """The data sheet's peak for `jax.Device.device_kind`, FLOPs per second; None for a device that is not listed."""
     names = [name for pattern, name in DEVICE_KINDS.items() if re.fullmatch(pattern, device_kind)]
     return _peak(ACCELERATORS[names[0]], dtype) if names else None
 
@@ -64,19 +62,17 @@ def _peak(accelerator: Accelerator, dtype: str) -> float:
 
 
 def longest_batch(config: Config) -> tuple[int, int]:
-    """(length, rows) of a batch of the longest bucket in use."""
+    """(length, rows) of a batch in the longest bucket used."""
     length = min(width for width in config.data.buckets if width >= config.data.max_len)
     multiple = config.data.row_multiple
     return length, max(multiple, config.data.batch_tokens // length // multiple * multiple)
 
 
 def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, length: int) -> float:
-    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder).
-
-    2 a weight and position forward, twice that backward; attention 2 S (K + M) a query and head forward, S the keys
-    that a query may see on either side of it. A table counts as the output's product, and not where it is looked up;
-    heads of classes, which read one vector a row, count nothing. UserError: the model is of another kind.
-    """
+    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder). Forward:
+    2 per weight and position, and for attention 2 S (K + M) per query and head, with S the keys that a query may see in
+    either direction. Backward: twice that. A table counts as the output product only, not for the lookup; heads of
+    classes, which read one vector per row, are not counted. UserError: the model is of another kind."""
     model, positions = config.model, rows * length
     if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
         raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")
@@ -99,12 +95,12 @@ def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, le
 
 
 def output_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """(V, D) of the table that gives the logits."""
+    """(V, D) of the output table."""
     return shapes.get("embedder/output_table", shapes["embedder/table"])
 
 
 def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mapping[str, Any]) -> float | None:
-    """`step_flops` of a batch as the model reads it; None for a model that it does not count."""
+    """`step_flops` of a batch; None for a model that it does not support."""
     tokens = batch["targets"] if "targets" in batch else batch["inputs"]
     try:
         return step_flops(config, shapes, *tokens.shape[:2])
@@ -113,8 +109,8 @@ def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mappi
 
 
 def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout, accelerator: Accelerator) -> Plan:
-    """What a step of the longest bucket takes. UserError: the model is none that `step_flops` counts, or the rows do
-    not divide."""
+    """The plan of a step of the longest bucket. UserError: `step_flops` does not support the model, or the rows do not
+    divide."""
     model, sizes = config.model, dict(layout.mesh.shape)
     data, fsdp, tensor = (sizes[axis] for axis in ("data", "fsdp", "tensor"))
     length, rows = longest_batch(config)
@@ -125,7 +121,7 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     layers = model.num_layers * (2 if model.family == "encoder_decoder" else 1)
     crosses = model.num_layers if model.family == "encoder_decoder" else 0
 
-    scanned = model.scan_layers or model.remat == "full"  # weights are gathered again for the backward pass
+    scanned = model.scan_layers or model.remat == "full"  # weights are gathered again in the backward pass
     again = model.remat == "full"
     table = math.prod(output_shape(shapes))
     split = 1 if "vocabulary" in layout.whole else tensor
@@ -151,8 +147,8 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
     sums = config.mesh.accumulate * streams * stream * 2 * (tensor - 1) / tensor
 
     def link(axis_size: int, inside: int) -> float:
-        """Of an axis whose neighbours are `inside` devices apart. A ring that leaves a machine enters it once, over
-        the links of all its devices in the machine."""
+        """Bandwidth of an axis whose neighbours are `inside` devices apart. A ring over several machines enters each
+        once, over the links of all its devices there."""
         if axis_size * inside <= accelerator.machine:
             return accelerator.near
         return min(accelerator.near, accelerator.far * max(1, accelerator.machine // inside))
@@ -194,6 +190,6 @@ def make_plan(config: Config, shapes: dict[str, tuple[int, ...]], layout: Layout
 
 
 def shard_size(layout: Layout, path: str, shape: tuple[int, ...]) -> int:
-    """How many numbers of a parameter one device holds."""
+    """How many elements of a parameter one device holds."""
     split = math.prod(layout.mesh.shape[str(axis)] for axis in layout.spec(path, shape) if axis is not None)
     return math.prod(shape) // split

@@ -1,5 +1,4 @@
-"""What keeps a run to itself and lets it stop in good order: a lock on its folder, SIGTERM, and the other processes of
-the run."""
+"""What a run of one or more processes needs: joining them, a lock on the folder, SIGTERM, and agreement on flags."""
 
 import contextlib
 import signal
@@ -16,16 +15,14 @@ from jax.experimental import multihost_utils
 from transformer.errors import UserError
 from transformer.training.lock import only_process_in
 
-AGREE_EVERY = 8  # steps between the questions that several processes ask each other; each costs a round trip
+AGREE_EVERY = 8  # steps between agreements of several processes; each costs a round trip
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, seconds: int) -> None:
-    """Makes this process the `index`-th of `count` of one run, whose first process listens at `coordinator`, host:port.
-
-    Before any device is used. Without a coordinator, all three are found out from the environment (JAX knows SLURM,
-    Open MPI and GKE). On CPUs, processes talk over gloo. Raises UserError, with their numbers, where processes do not
-    join in time.
-    """
+    """Makes this process the `index`-th of `count` of one run; its first process listens at `coordinator`, host:port.
+    Call it before any device is used. Without a coordinator, all three come from the environment (JAX supports SLURM,
+    Open MPI and GKE). On CPUs, processes communicate over gloo. UserError, with their numbers: processes do not join in
+    time."""
     if coordinator is not None:
         host, _, port = coordinator.rpartition(":")
         if not host or not port.isdecimal() or count is None or index is None or not 0 <= index < count:
@@ -46,7 +43,7 @@ def join(coordinator: str | None, count: int | None, index: int | None, seconds:
 
 
 def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> None:
-    """Returns when all processes are there. JAX would abort the process, with a stack trace, if one never came."""
+    """Returns when all processes are present. JAX would abort, with a stack trace, if one never came."""
     until = time.monotonic() + seconds
 
     def left() -> float:
@@ -80,17 +77,15 @@ def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> No
 
 @contextlib.contextmanager
 def alone_in(workdir: Path) -> Iterator[None]:
-    """`lock.only_process_in`, for a run: its first process holds the folder for all."""
+    """`lock.only_process_in` for a run: its first process holds the lock for all."""
     with contextlib.nullcontext() if jax.process_index() else only_process_in(workdir):
         yield
 
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come (as a cluster sends it before it takes a machine back).
-
-    Signals reach the main thread only: anywhere else it never has.
-    """
+    """A function that says whether SIGTERM has come (clusters send it before they reclaim a machine). Signals reach the
+    main thread only: in any other thread it is always False."""
     asked = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -103,7 +98,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
 
 def any_process(step: int, *flags: bool) -> tuple[bool, ...]:
-    """Each flag, true where it is in any process. Several processes ask each other at the same steps."""
+    """Each flag, true if it is true in any process. Several processes agree at the same steps only (AGREE_EVERY)."""
     if jax.process_count() == 1:
         return flags
     if step % AGREE_EVERY:
@@ -112,5 +107,5 @@ def any_process(step: int, *flags: bool) -> tuple[bool, ...]:
 
 
 def every_process(flag: bool) -> bool:
-    """Whether it is true in all of them."""
+    """Whether the flag is true in all processes."""
     return flag if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(flag)).all())

@@ -1,4 +1,4 @@
-"""What a compiled step costs, and the peak of the devices that it is held to."""
+"""The cost of a compiled step, and the peak of the devices."""
 
 import functools
 import time
@@ -11,18 +11,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from transformer.training.plan import known_flops
 
-# Side of the square products that measure a peak: a tenth of a second in all on one core, or on an accelerator.
+# Side of the square matrices that measure a peak: a tenth of a second in all on one core, or on an accelerator.
 SIDE = {"cpu": 512, "other": 4096}
 
 
 class Cost(NamedTuple):
-    """Of a step over a batch of one shape.
-
-    `flops` is XLA's count for the compiled program, on all devices together. It counts the body of a loop once: the
-    layers of `model.scan_layers`, micro-batches, and the slices of the loss are then missing; and the work of a kernel
-    that XLA does not see into counts nothing. `model_flops` is the formula of `plan.step_flops`, which misses none of
-    these, and counts nothing twice (`model.remat`); None where it knows none.
-    """
+    """The cost of a step over a batch of one shape. `flops` is XLA's count for the compiled program, on all devices
+    together. It counts the body of a loop once, so the layers of `model.scan_layers`, micro-batches, and the slices of
+    the loss are undercounted; kernels that are opaque to XLA count nothing. `model_flops` is the formula of
+    `plan.step_flops`, which includes all of these, and nothing twice (`model.remat`); None where it is unknown."""
 
     flops: float
     model_flops: float | None
@@ -30,10 +27,8 @@ class Cost(NamedTuple):
 
 
 class Program:
-    """A jitted step, compiled once for each shape of a batch; and what each of these programs costs.
-
-    `formula` gives a batch's FLOPs, or None.
-    """
+    """A jitted step, compiled once for each shape of a batch, with the cost of each program. `formula` gives a batch's
+    FLOPs, or None."""
 
     def __init__(self, jitted: Any, devices: int, formula: Callable[[Mapping[str, Any]], float | None]):
         self.jitted, self.devices, self.formula = jitted, devices, formula
@@ -47,7 +42,6 @@ class Program:
         return self._programs[shapes][0](state, batch, seed)
 
     def cost(self, batch: Mapping[str, Any]) -> Cost:
-        """Of a batch of a shape that was run."""
         return self._programs[_shapes(batch)][1]
 
     def _cost(self, compiled: Any, batch: Mapping[str, Any]) -> Cost:
@@ -62,16 +56,16 @@ def _shapes(batch: Mapping[str, Any]) -> Any:
 
 
 def memory_in_use() -> int | None:
-    """The most bytes that a device of this process has held so far; None where it does not count them (a CPU)."""
+    """The peak of bytes held on a device of this process; None where it is not counted (a CPU)."""
     held = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
     return max((number for number in held if number is not None), default=None)
 
 
 @functools.cache
 def peak_flops(mesh: Mesh, dtype: str) -> float:
-    """FLOPs a second of one device at most: of its data sheet (without sparsity), where
-    `plan.ACCELERATORS` has it, or else measured: the fastest of ten products of square matrices on all devices at
-    once, so that simulated devices, which share the cores, share their peak."""
+    """The peak FLOPs per second of one device: from its data sheet (without sparsity) if it is in `plan.ACCELERATORS`,
+    or else measured as the fastest of ten products of square matrices on all devices at once, so that simulated
+    devices, which share the cores, share their peak."""
     device = mesh.devices.flat[0]
     if (known := known_flops(device.device_kind, dtype)) is not None:
         return known

@@ -1,10 +1,9 @@
-"""The mesh, and where arrays live on it: SHARDINGS. The only room that knows that there are devices.
+"""The mesh, and the sharding of arrays over it: SHARDINGS.
 
-A mesh has three axes. "data" and "fsdp" each take a share of the rows of a batch; over "fsdp" the parameters and the
-optimizer's state are split too, and gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO",
-stage 3); over "tensor" the heads, the inner features of the feed-forward and the vocabulary are split (Shoeybi et al.
-2019, "Megatron-LM"). Which axes of a parameter are split over which axis of the mesh is a row of SHARDINGS, by the axes
-that have more than one device.
+A mesh has three axes. "data" and "fsdp" both split the rows of a batch; "fsdp" also splits the parameters and the
+optimizer's state, which are gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3);
+"tensor" splits the heads, the inner features of the feed-forward and the vocabulary (Shoeybi et al. 2019,
+"Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key names the mesh axes in use.
 """
 
 import contextlib
@@ -24,7 +23,7 @@ from transformer.platforms import ROW_AXES, compiling_for
 
 AXES = ("data", "fsdp", "tensor")
 
-# Axis of the mesh -> what it splits: of the names that a parameter has, the first that divides.
+# Mesh axis -> the parameter axes it may split: the first in this order that is there and divides.
 _FSDP = ("model", "width", "in", "inner", "heads", "key_heads", "out", "vocabulary")
 _TENSOR = ("heads", "key_heads", "inner", "vocabulary")
 SHARDINGS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -37,20 +36,16 @@ SHARDINGS: dict[str, dict[str, tuple[str, ...]]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """A mesh, and how it splits arrays. `whole` names axes of parameters that cannot be split over "tensor"; `axes` are
-    the names that each parameter has for its axes (`Task.axes`), by its path: they are needed to place a state.
-    """
+    """A mesh, and how it splits arrays. `whole` names parameter axes that cannot be split over "tensor"; `axes` are
+    each parameter's axis names (`Task.axes`) by its path, needed to place a state."""
 
     mesh: Mesh | AbstractMesh
     whole: frozenset[str] = frozenset()
     axes: Mapping[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
 
     def names(self, path: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-        """The names of the axes of a parameter, or of what the optimizer keeps for it, by its path in a state. What
-        belongs to no parameter, such as a count of steps, is a single number and has none.
-
-        The first axis of scanned layers, "layers", is not split: the scan takes one layer from it at a time.
-        """
+        """The axis names of a parameter, or of the optimizer's array for it, by its path in a state. Other values, such
+        as a step count, are scalars and have none. ValueError: the path has another number of axes."""
         if not shape:
             return ()
         names = self.axes[parameter_of(path)]
@@ -60,12 +55,11 @@ class Layout:
 
     @property
     def strategy(self) -> str:
-        """The row of SHARDINGS that the sizes of the mesh ask for."""
         return "_".join(axis for axis in ("fsdp", "tensor") if self.mesh.shape[axis] > 1) or "data"
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
-        """How an array is split. What does not divide stays whole, so a vocabulary of odd size is not split over
-        "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
+        """How an array is split. An axis that does not divide stays whole, so a vocabulary of odd size is not split
+        over "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
         names = self.names(path, shape)
         split: list[str | None] = [None] * len(shape)
         for axis, wanted in SHARDINGS[self.strategy].items():
@@ -81,35 +75,33 @@ class Layout:
         return PartitionSpec(*split)
 
     def shardings(self, tree: Any) -> Any:
-        """The sharding of each array of a state, parameters or gradients."""
         return jax.tree_util.tree_map_with_path(
             lambda path, x: NamedSharding(self.mesh, self.spec(path_of(path), x.shape)), tree
         )
 
     def abstract(self, shapes: Any) -> Any:
-        """The shapes, with the shardings that their arrays have here."""
+        """The shapes, with their arrays' shardings."""
         return jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, self.shardings(shapes)
         )
 
     @property
     def replicated(self) -> NamedSharding:
-        """A whole copy on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def rows(self) -> NamedSharding:
-        """Every array of a batch begins with the row axis B."""
+        """Arrays of a batch are split along their first axis, the rows."""
         return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The global batch, of which each process holds its rows."""
+        """The global batch, from the rows of each process."""
         return {key: jax.make_array_from_process_local_data(self.rows, value) for key, value in batch.items()}
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
-        """While a step is traced: the names of the axes of activations, such as `nn.with_logical_constraint` takes
-        them in the model, mean axes of this mesh."""
+        """Context for tracing a step: activation axis names, as in the model's `nn.with_logical_constraint`, map to
+        this mesh."""
         tensor = "tensor" if "tensor" in SHARDINGS[self.strategy] else None
         rules = (("rows", ROW_AXES), ("vocabulary", None if "vocabulary" in self.whole else tensor))
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else np.array([])
@@ -120,12 +112,12 @@ class Layout:
 
 
 def path_of(keys: tuple[Any, ...]) -> str:
-    """The names on the way to an array of a pytree, with slashes."""
+    """The names on the path to an array of a pytree, joined by slashes."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def parameter_of(path: str) -> str:
-    """The parameter that a path in a state leads to: what stands after the last "params/"."""
+    """The parameter of a path in a state: the part after the last "params/"."""
     return path.rpartition("params/")[2]
 
 
@@ -137,11 +129,8 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 def make_layout(
     config: Config, devices: int | None = None, axes: Mapping[str, tuple[str | None, ...]] | None = None
 ) -> Layout:
-    """The layout that `config.mesh` asks for, over the devices that there are; or, on paper, over so many `devices`.
-    `axes` are those of `Layout`.
-
-    Raises UserError where the devices, the heads or the feed-forward do not divide.
-    """
+    """The layout that `config.mesh` asks for, over the devices present, or an abstract one over `devices`. `axes` are
+    those of `Layout`. UserError: the devices, the heads or the feed-forward width do not divide."""
     shape = _sizes(config, devices or len(jax.devices()))
     model, tensor = config.model, shape["tensor"]
     for key in ("num_heads", "d_ff"):
@@ -161,7 +150,7 @@ def make_layout(
 
 
 def check_rows(layout: Layout, shapes: Iterable[tuple[int, int]], accumulate: int = 1) -> None:
-    """UserError: batches of these (rows, length) do not divide over the devices and the micro-batches."""
+    """UserError: batches of these (rows, length) do not divide over the devices and micro-batches."""
     shards = math.prod(layout.mesh.shape[axis] for axis in ROW_AXES)
     for rows, length in shapes:
         if rows % (shards * accumulate):
@@ -173,7 +162,7 @@ def check_rows(layout: Layout, shapes: Iterable[tuple[int, int]], accumulate: in
 
 
 def _sizes(config: Config, devices: int) -> dict[str, int]:
-    """The axes of the mesh, with a number in the place of -1. UserError: there are not as many devices."""
+    """The sizes of the mesh axes, with -1 replaced. UserError: there are not that many devices."""
     shape = {axis: getattr(config.mesh, axis) for axis in AXES}
     named = ", ".join(f"mesh.{axis}={size}" for axis, size in shape.items())
     rest = [axis for axis, size in shape.items() if size == -1]

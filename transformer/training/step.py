@@ -1,4 +1,4 @@
-"""The train state, and the compiled steps."""
+"""The training state, and the compiled steps."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from transformer.training.optim import is_spike
 from transformer.training.sharding import ROW_AXES, Layout
 
 Batch = Mapping[str, Any]
-# loss(params, batch, seed, step, rows) -> metrics with a "loss"; seed None = deterministic; `rows` are the numbers of
-# the batch's rows in the global batch
+# loss(params, batch, seed, step, rows) -> metrics with a "loss"; seed None = deterministic; `rows` are the indices of
+# the rows in the global batch
 Loss = Callable[..., dict[str, Pair]]
 
 
 class State(NamedTuple):
-    """All that training changes. Data order and dropout follow from the step and the seed."""
+    """All that training changes. The order of the data and dropout are functions of the step and the seed."""
 
     step: Int[Array, ""]
     params: Any
@@ -32,8 +32,7 @@ class State(NamedTuple):
 def make_init(
     init: Callable[[Array], Any], optimizer: optax.GradientTransformation, layout: Layout
 ) -> Callable[..., State]:
-    """`create(seed) -> State`, compiled so that each device makes its share of the state and none ever holds it whole
-    (where it is split at all)."""
+    """`create(seed) -> State`, compiled so that each device creates only its shard of the state."""
 
     def create(seed: Array) -> State:
         params = init(jax.random.key(seed, impl="threefry2x32"))
@@ -46,16 +45,13 @@ def make_init(
 def make_train_step(
     loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1, max_spike: float = 0.0
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, Pair]]]:
-    """One optimizer step over a batch, or over its `accumulate` micro-batches one after another.
-
-    The loss is a sum over the whole batch divided once by its weight, so it depends on neither the devices nor the
-    micro-batches; and a row has the same dropout mask wherever it is computed. Where the loss or the gradient is not
-    finite, or the gradient a spike (`optim.is_spike`; `max_spike` above 0), parameters and optimizer stay as they are,
-    all metrics count nothing, and "skipped" is 1.
-    """
+    """One optimizer step over a batch, or over its `accumulate` micro-batches in sequence. The loss is the sum over the
+    whole batch, divided once by its weight, so it does not depend on the number of devices or micro-batches; nor do
+    dropout masks. If the loss or the gradient is not finite, or the gradient is a spike (`optim.is_spike`; `max_spike`
+    above 0), parameters and optimizer state are unchanged, the other metrics are 0 with weight 0, and "skipped" is
+    1."""
 
     def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
-        """The gradient of the sum, and the metrics."""
 
         def total(params: Any) -> tuple[Array, dict[str, Pair]]:
             metrics = loss(params, batch, seed, step, rows)
@@ -65,7 +61,7 @@ def make_train_step(
         return lax.with_sharding_constraint(grads, layout.shardings(grads)), metrics
 
     def accumulated(params: Any, batch: Batch, seed: Array, step: Array) -> tuple[Any, dict[str, Pair]]:
-        """Row r is in micro-batch r mod `accumulate`: so each device cuts up its own rows."""
+        """Row r is in micro-batch r mod `accumulate`, so that each device splits its own rows."""
         split = NamedSharding(layout.mesh, PartitionSpec(None, ROW_AXES))
 
         def cut(x: Array) -> Array:
@@ -101,13 +97,12 @@ def make_train_step(
             metrics["skipped"] = (1 - good.astype(jnp.float32), jnp.ones(()))
             return lax.with_sharding_constraint((state, metrics), (layout.shardings(state), layout.replicated))
 
-    # The state comes and goes as it was created or restored.
+    # The state keeps the sharding with which it was created or restored.
     return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
 
 
 def make_eval_step(metrics: Callable[[Any, Any], dict[str, Any]], layout: Layout) -> Callable[[Any, Batch], Any]:
-    """Metrics of a batch, of all of it (`Task.loss`) or of each row (`Task.row_metrics`). The parameters are taken as
-    they lie."""
+    """Metrics of a batch: summed (`Task.loss`) or of each row (`Task.row_metrics`). Parameters keep their sharding."""
 
     def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
         with layout.tracing():
@@ -123,9 +118,9 @@ def _rows(batch: Batch) -> int:
 def in_turn(
     eval_step: Callable[[Any, Batch], dict[str, Any]], params: Any, batches: Iterable[Batch]
 ) -> Iterator[dict[str, Any]]:
-    """Metrics of each batch. The devices have one batch at a time, and the next is made meanwhile: programs that do not
-    wait for each other's results may begin in another order on each device, and where the devices are threads of one
-    CPU they then wait for each other's sums until XLA aborts the process."""
+    """Metrics of each batch. Only one batch is on the devices at a time, and the next is prepared meanwhile.
+    Independent programs may start in a different order on each device; where devices are threads of one CPU, their
+    collectives then wait for each other until XLA aborts the process."""
     metrics: dict[str, Any] = {}
     for batch in batches:
         if metrics:
@@ -136,7 +131,7 @@ def in_turn(
 
 
 def total(eval_step: Callable[[Any, Batch], dict[str, Pair]], params: Any, batches: Iterable[Batch]) -> dict[str, Pair]:
-    """Metrics of all batches together; nothing where there is none."""
+    """Metrics summed over all batches; empty if there are none."""
     added: dict[str, Pair] = {}
     for metrics in in_turn(eval_step, params, batches):
         added = losses.add(added, metrics) if added else metrics

@@ -1,4 +1,4 @@
-"""What a run says: metrics.jsonl, TensorBoard's events, and a progress bar on a terminal or plain lines elsewhere."""
+"""Output of a run: metrics.jsonl, TensorBoard's events, and a progress bar on a terminal or plain lines elsewhere."""
 
 import json
 import sys
@@ -13,10 +13,8 @@ from transformer.training.events import Events, append, tag_of
 
 
 class Writer:
-    """Appends one JSON object a line to `metrics.jsonl`, and the same numbers to TensorBoard's events. Those after
-    `step` (of a run that was cut off) are dropped.
-
-    Of several processes only the first writes and speaks (`first`)."""
+    """Appends one JSON object per line to `metrics.jsonl`, and the same numbers to TensorBoard's events. Lines after
+    `step` (of an interrupted run) are dropped. Of several processes only the `first` writes."""
 
     def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False, first: bool = True):
         self.path, self.first = workdir / "metrics.jsonl", first
@@ -37,7 +35,7 @@ class Writer:
             self.bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True)
 
     def write(self, step: int, **metrics: Any) -> None:
-        """A line of metrics. Where it cannot be written (a full disk), that is said, and training goes on."""
+        """Writes a line of metrics. If that fails (a full disk), it is reported, and training continues."""
         if not self.first:
             return
         line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
@@ -48,7 +46,7 @@ class Writer:
             self.show(step, f"its metrics could not be written to {str(self.path.parent)!r} ({error.strerror})")
 
     def show(self, step: int, message: str) -> None:
-        """A line that stays."""
+        """Prints a line beside the progress bar."""
         if self.quiet:
             return
         if self.bar is not None:
@@ -75,7 +73,7 @@ def _step(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a line that was cut off while it was written
+        return float("inf")  # a truncated line
 
 
 def _rounded(value: Any) -> Any:

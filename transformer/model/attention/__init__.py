@@ -1,8 +1,5 @@
-"""Attention: one pure entry point, `attend`, and one file a backend (BACKENDS).
-
-`attend` chooses the backend, once; `choose` says which, and why. What changes scores is in
-`transformer.model.attention.scores`, who sees whom in `transformer.model.masks`.
-"""
+"""Attention: one pure entry point, `attend`, and one file per backend (BACKENDS). `choose` selects the backend and says
+why. Score functions are in `transformer.model.attention.scores`, masks in `transformer.model.masks`."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -24,11 +21,11 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "banded": banded,
     "fused": fused,
 }
-Padding = Literal["none", "lengths", "segments"]  # how a batch tells its documents apart, and from padding
+Padding = Literal["none", "lengths", "segments"]  # how a batch marks documents and padding
 
 
 class Choice(NamedTuple):
-    """A backend, and a sentence on why."""
+    """A backend, and a sentence with the reason."""
 
     backend: str
     reason: str
@@ -44,11 +41,9 @@ def choose(
     padding: Padding = "none",
     consecutive: bool = True,
 ) -> Choice:
-    """What "auto" takes for arrays (or `jax.ShapeDtypeStruct`s) q [B, L, H, K], k [B, S, G, K], v [B, S, G, M].
-
-    `limits` are those of `masks.band`. `consecutive`: inside a segment the positions of queries and keys alike grow by
-    one with the index. The choice depends on shapes, types and the platform that is compiled for only.
-    """
+    """The backend of "auto" for arrays (or `jax.ShapeDtypeStruct`s) q [B, L, H, K], k [B, S, G, K], v [B, S, G, M]. It
+    depends on shapes, types and the target platform only. `limits` are those of `masks.band`. `consecutive`: within a
+    segment the positions of queries and keys grow by one with the index."""
     length, keys = q.shape[1], k.shape[1]
     name, why = kernel(q, k, v, limits, score, consecutive and padding != "segments")
     if name is not None:
@@ -86,19 +81,19 @@ def attend(
       q, k, v: queries, keys and values; G key/value heads, G divides H; M may differ from K.
       causal: no key after the query.
       window: visible neighbours besides oneself: w means (w, w), or (w, 0) when causal.
-      q_positions, k_positions: 0, 1, 2, ... where they are not given.
-      q_segments, k_segments: ids of documents, whole numbers or booleans; a query sees keys of its own document only
-        (packed rows; padding has an id of its own, 0 in our batches). Both or neither.
-      k_lengths: right padding, where there are no segments: the first k_lengths[b] keys of row b are real, and the
-        others are not seen. What a query gives that is itself padding is finite, and otherwise unspecified.
-      consecutive: the caller knows that inside a document positions of queries and keys alike grow by one with the
-        index, so that a window can be cut by index. By default that is so where no positions are given.
-      score: what changes the scores; see `transformer.model.attention.scores`.
+      q_positions, k_positions: default 0, 1, 2, ...
+      q_segments, k_segments: ids of documents, integers or booleans; a query sees only keys of its own document
+        (packed rows; padding has its own id, 0 in our batches). Both or neither.
+      k_lengths: right padding, without segments: only the first k_lengths[b] keys of row b are seen. The output of
+        padding queries is finite but unspecified.
+      consecutive: within a document the positions of queries and keys grow by one with the index, so that a window can
+        be sliced by index. Default: True where no positions are given.
+      score: changes the scores; see `transformer.model.attention.scores`.
       scale: default 1 / sqrt(K).
-      backend: "auto", or a row of BACKENDS.
+      backend: "auto", or a key of BACKENDS.
 
     Raises:
-      ValueError: shapes that do not fit, a negative window, a backend that cannot do what is asked.
+      ValueError: mismatched shapes, a negative window, or a backend that does not support the call.
     """
     batch, length, heads, width = q.shape
     keys, groups = k.shape[1], k.shape[2]
@@ -123,7 +118,7 @@ def attend(
     if consecutive is None:
         consecutive = q_positions is None and k_positions is None
     if causal and consecutive and length == keys:
-        where = where._replace(k_lengths=None)  # no query but padding comes after padding
+        where = where._replace(k_lengths=None)  # only padding queries come after padding
     if backend == "auto":
         padding: Padding = "none" if where.k_lengths is None else "lengths"
         padding = padding if q_segments is None else "segments"
@@ -139,7 +134,7 @@ def attend(
 
 
 def _rows(ids: Array, batch: int, size: int, name: str) -> Array:
-    """Ids as int32 [1 or B, size]. ValueError: another shape, or no whole numbers."""
+    """Ids as int32 [1 or B, size]. ValueError: another shape, or not integers or booleans."""
     ids = jnp.asarray(ids)
     if ids.ndim != 2 or ids.shape[1] != size or ids.shape[0] not in (1, batch):
         raise ValueError(f"{name} has shape {ids.shape}, not ({batch}, {size})")
@@ -149,7 +144,7 @@ def _rows(ids: Array, batch: int, size: int, name: str) -> Array:
 
 
 def _check_banded(where: masks.Visibility, length: int, keys: int, consecutive: bool) -> None:
-    """ValueError: the band cannot be cut by index."""
+    """ValueError: the band cannot be sliced by index."""
     if None in where.limits:
         raise ValueError("backend='banded' needs a window on both sides: use backend='blockwise' for full attention")
     if length != keys:

@@ -1,14 +1,14 @@
 """Sliding windows in O(L·w) time and O(L) memory, forward and backward, in plain XLA.
 
-A tile of c queries meets the c + left + right keys that any of its queries can see:
+A tile of c queries attends to a slice of c + left + right keys, all that its queries can see:
 
     keys     . . . . . . . . . . . .
     tile 0   [q q q]k k              left = 0, right = 2, c = 3
     tile 1         [q q q]k k
     tile 2               [q q q]k k
 
-Tiles are cut by index, so positions must be consecutive inside a segment; within a tile the mask is the positions'
-(transformer.model.masks), so the width is exact.
+Slices are by index, so positions must be consecutive within a segment. The mask inside a tile is computed from
+positions (transformer.model.masks), so the window's width is exact.
 """
 
 import jax
@@ -23,9 +23,7 @@ from transformer.platforms import device_rows, tuned
 
 
 def tiling_of(rows: int, heads: int, length: int, limits: masks.Band) -> Tiling:
-    """Tiles near the width of the band, so that about half of the computed scores are visible; `rows` are those of one
-    device."""
-    # A band wider than the sequence is the sequence.
+    """Tiles about as wide as the band, so that about half of the computed scores are visible; `rows` are per device."""
     left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
     largest = largest_tile(rows, heads)
     block = tile_length(length, min(largest, max(tuned().window_tile, left + right)))
@@ -35,11 +33,9 @@ def tiling_of(rows: int, heads: int, length: int, limits: masks.Band) -> Tiling:
 
 
 def check_consecutive(where: masks.Visibility, known: bool) -> None:
-    """The band is cut by index, so inside a segment positions must grow with the index, for queries and keys alike.
-
-    Padding (segment 0) may have any positions. Traced positions cannot be looked at: the caller must say that it knows
-    them to be so (`known`). ValueError: it does not, or they are not.
-    """
+    """ValueError: within a segment, positions do not grow by one with the index, equally for queries and keys. Padding
+    (segment 0) may have any positions. Traced positions cannot be checked: they raise ValueError unless `known` is
+    set."""
     ones = np.ones((1, where.q_positions.shape[1]), np.int32)
     ids = (where.q_positions, where.k_positions, *(ones if x is None else x for x in where[3:5]))
     if any(isinstance(x, jax.core.Tracer) for x in ids):
@@ -70,7 +66,7 @@ def banded(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` for a window on both sides, at its cost. What padding gives is finite, but unspecified."""
+    """`dense` for a window on both sides, at O(L·w) cost. The output of padding is finite but unspecified."""
     batch, length, heads, _ = q.shape
     tiling = tiling_of(device_rows(batch), heads, length, where.limits)
     return attend_tiles(tiling, q, k, v, score, where, scale)

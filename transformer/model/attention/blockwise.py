@@ -1,5 +1,5 @@
-"""Full attention in O(L + S) memory: tiles of queries over slabs of all keys. Windows are right here too, and slabs
-outside them are skipped, but those that a window only touches are computed whole."""
+"""Full attention in O(L + S) memory: tiles of queries attend to slabs of all keys. Windows work too: slabs outside them
+are skipped, but slabs partly inside are computed in full."""
 
 from jaxtyping import Array, Float
 
@@ -10,8 +10,8 @@ from transformer.platforms import device_rows, tuned
 
 
 def largest_tile(rows: int, heads: int) -> int:
-    """The platform's tile, or half or a quarter of it where the scores of a tile would take too much memory; `rows`
-    are those of one device."""
+    """The platform's tile, or half or a quarter of it where a tile's scores would need too much memory; `rows` are per
+    device."""
     side, most = tuned().tile, tuned().tile_scores
     return next((n for n in (side, side // 2) if rows * heads * n * n <= most), side // 4)
 
@@ -25,7 +25,7 @@ def blockwise(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` in memory that grows with L + S."""
+    """`dense` in O(L + S) memory."""
     largest = largest_tile(device_rows(q.shape[0]), q.shape[2])
     block, slab = tile_length(q.shape[1], largest), tile_length(k.shape[1], largest)
     tiling = Tiling(block, slab, slabs=-(-k.shape[1] // slab), shift=0, before=0, limits=where.limits)

@@ -1,4 +1,4 @@
-"""The readable reference: every score, then a mask. O(L·S) time and memory."""
+"""The readable reference: all scores, then a mask. O(L·S) time and memory."""
 
 import jax.numpy as jnp
 from jax import lax
@@ -11,11 +11,8 @@ from transformer.model.attention.scores import Score
 def weighted_values(
     scores: Float[Array, "*B L S"], values: Float[Array, "*B S M"], mask: Bool[Array, "*#B L S"] | None
 ) -> Float[Array, "*B L M"]:
-    """softmax(scores) · V over the visible keys (all of them without a mask), divided last: exp(s - max) · V / sum
-    exp(s - max).
-
-    The softmax is taken in float32. A query that sees nothing gives zeros with zero gradients, never NaN.
-    """
+    """softmax(scores) · V over the visible keys (all without a mask), normalised after the product: exp(s - max) · V /
+    sum exp(s - max). The softmax is in float32. A query that sees no key gives zeros with zero gradients, never NaN."""
     scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     peak = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.exp(scores - peak)
@@ -43,7 +40,7 @@ def dense(
     v = jnp.moveaxis(v, 1, 2)[:, :, None]
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
-    if length == 1:  # decoding: the one query is transposed, not all the keys
+    if length == 1:  # decoding: transpose the one query, not all keys
         scores = jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=jnp.float32)
         scores = jnp.swapaxes(scores, -1, -2)
     else:

@@ -1,4 +1,4 @@
-"""The accelerators' own kernels: cuDNN by way of `jax.nn`, and tokamax (Triton and Mosaic) where it is installed."""
+"""The accelerators' own kernels: cuDNN through `jax.nn`, and tokamax (Triton and Mosaic) where it is installed."""
 
 import importlib.util
 from typing import Any
@@ -15,10 +15,8 @@ CUDNN_WIDTH = 128  # the widest head that every GPU's kernel takes
 
 
 def kernel(q: Any, k: Any, v: Any, limits: masks.Band, score: Score | None, regular: bool) -> tuple[str | None, str]:
-    """The kernel that takes this call ("cudnn", "tokamax" or None), and why; from shapes, types and the platform only.
-
-    `regular`: there are no segments, and positions are consecutive. Lengths are no hindrance.
-    """
+    """The kernel that supports this call ("cudnn", "tokamax" or None), and why; it depends on shapes, types and the
+    platform only. `regular`: there are no segments, and positions are consecutive. Lengths are supported."""
     platform = target()
     if platform not in ("gpu", "tpu"):
         return None, f"it needs a GPU or a TPU, and this is compiled for {platform}"
@@ -47,10 +45,8 @@ def fused(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` by a kernel. Biases and masks that no kernel makes itself are given to tokamax as [L, S] arrays.
-
-    ValueError: no kernel takes this call.
-    """
+    """`dense` by a kernel. Tokamax gets biases, and masks that it cannot build, as [L, S] arrays. ValueError: no kernel
+    supports this call."""
     name, why = kernel(q, k, v, where.limits, score, consecutive and where.q_segments is None)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")

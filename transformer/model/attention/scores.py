@@ -1,17 +1,17 @@
-"""The extension point of attention: what changes the scores before the softmax.
+"""The extension point of attention: functions that change the scores before the softmax.
 
 A score function takes scores [*B, H, L, S] in float32 and the positions of their queries [*B, L] and keys [*B, S], and
-gives scores of the same shape. It is called on whole arrays and on tiles of them, so it may depend on positions and on
-each score, and not on the shape or on neighbouring scores:
+returns scores of the same shape. It is called on whole arrays or on tiles, so it may depend on positions and on each
+score, but not on the shape or on neighbouring scores:
 
     def soft_cap(scores, q_positions, k_positions):
         return 50 * jnp.tanh(scores / 50)
 
     attend(q, k, v, score=soft_cap)
 
-Any callable will do: a function, a closure over arrays, a partial, a bound method. Gradients reach whatever arrays it
-closes over, in every backend. One that a stack hands from layer to layer (`transformer.model.positions`) is a pytree of
-its weights, so that layers may be computed again and scanned.
+Any callable works. In every backend, gradients reach the arrays that it closes over. A score function that a stack
+passes to its layers (`transformer.model.positions`) is a pytree of its weights, so that layers can be rematerialized
+and scanned.
 """
 
 import abc
@@ -33,11 +33,11 @@ class Score(Protocol):
 
 
 class Bias(abc.ABC):
-    """A score function that adds a number for each head and pair of positions."""
+    """A score function that adds a bias for each head and pair of positions."""
 
     @abc.abstractmethod
     def bias(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
-        """What is added."""
+        """The bias."""
 
     def __call__(
         self,

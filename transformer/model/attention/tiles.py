@@ -1,16 +1,16 @@
-"""Attention tile by tile, with the weights computed again in the backward pass: O(L + S) memory.
+"""Attention by tiles, with the weights recomputed in the backward pass: O(L + S) memory.
 
-The softmax is taken online (Milakov & Gimelshein 2018; Rabe & Staats 2021): a tile of queries meets one slab of keys
-after another and carries the largest score m, the sum l of the weights and their product with the values,
+The softmax is computed online (Milakov & Gimelshein 2018; Rabe & Staats 2021): a tile of queries visits the slabs of
+keys in order and carries the maximum score m, the sum l of the weights and their product a with the values,
 
     m' = max(m, max s),  l' = l e^(m - m') + Σ e^(s - m'),  a' = a e^(m - m') + e^(s - m') V
 
-and a / l is its output. The backward pass keeps only the output and logsumexp = m + log l of each query (Dao et al.
+and its output is a / l. The backward pass keeps only the output and logsumexp = m + log l of each query (Dao et al.
 2022, "FlashAttention", appendix B): P = e^(s - logsumexp), dV = P^T dO, dS = P ∘ (dO V^T - rowsum(dO ∘ O)), dQ = dS K,
 dK = dS^T Q.
 
-A slab that no query of the tile can see is skipped, and one that all of them see wholly is not masked; both are
-decided by positions and segments, so any positions are right, and consecutive ones are fast.
+A slab that is invisible to the whole tile is skipped, and one that is fully visible needs no mask. Both follow from
+positions and segments, so any positions are correct, and consecutive ones are fast.
 """
 
 import dataclasses
@@ -27,34 +27,33 @@ from jaxtyping import Array, Bool, Float, Int
 from transformer.model import masks
 from transformer.model.attention.scores import Score
 
-# Scores of what may not be seen, and the start of the running maximum: e^(HIDDEN - LOWEST) is 0, and so are then the
-# weights of a query that sees nothing.
+# The score of a masked key, and the initial maximum: e^(HIDDEN - LOWEST) is 0, so without visible keys weights are 0.
 HIDDEN = float(np.finfo(np.float32).min)
 LOWEST = HIDDEN / 2
-NOBODY = np.iinfo(np.int32).min  # a segment
+NOBODY = np.iinfo(np.int32).min  # the segment of padding queries
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiling:
-    """Tile i of queries meets the slabs of keys that begin at `i * shift + j * slab`, j = 0 ... slabs - 1."""
+    """Tile i of queries visits the slabs of keys that begin at `i * shift + j * slab`, j = 0 ... slabs - 1."""
 
-    block: int  # queries a tile
-    slab: int  # keys a slab
-    slabs: int  # of each tile
-    shift: int  # keys by which the first slab moves from tile to tile
-    before: int  # places of padding before the first key
+    block: int  # queries per tile
+    slab: int  # keys per slab
+    slabs: int  # per tile
+    shift: int  # keys from the first slab of a tile to that of the next
+    before: int  # padding keys before the first key
     limits: masks.Band
 
 
 def tile_length(length: int, largest: int) -> int:
-    """The shortest tile with which `length` takes as few tiles of at most `largest` as it can; a multiple of 16 where
-    there are several."""
+    """The shortest tile that covers `length` with the fewest tiles of at most `largest`; a multiple of 16 if there are
+    several."""
     count = -(-length // largest)
     return length if count == 1 else min(largest, -(-length // (16 * count)) * 16)
 
 
 class Slab(NamedTuple):
-    """What a tile of queries meets at once."""
+    """The keys and values that a tile of queries visits in one step."""
 
     k: Float[Array, "B G slab K"]
     v: Float[Array, "B G slab M"]
@@ -63,9 +62,9 @@ class Slab(NamedTuple):
 
 
 def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T slabs"]:
-    """0 where no query of a tile sees any key of a slab, 1 where each sees all, 2 between, by the bounds of both."""
+    """0 where no query of a tile sees a key of a slab, 1 where each sees all, 2 otherwise; from minima and maxima."""
     q_positions, k_positions, q_segments, k_segments = ids
-    places = np.arange(tiles if tiling.shift else 1)  # slabs that do not move are the same for all tiles
+    places = np.arange(tiles if tiling.shift else 1)  # without a shift, all tiles have the same slabs
     starts = places[:, None] * tiling.shift + np.arange(tiling.slabs) * tiling.slab
 
     def of_slabs(x: Array, bound: Any) -> Array:  # [T or 1, slabs, #B]
@@ -110,7 +109,6 @@ def _cut(tiling: Tiling, keys: Slab, tile: Array, j: Array | int) -> tuple[Array
 def _scored(
     tiling: Tiling, score: Any, weights: Any, scores: Float[Array, "B G rows slab"], q_positions: Array, slab: Slab
 ) -> Float[Array, "B G rows slab"]:
-    """What a score function makes of a tile's scores."""
     of_heads = scores.reshape(scores.shape[0], -1, tiling.block, tiling.slab)
     return score(of_heads, q_positions, slab.positions, *weights).reshape(scores.shape)
 
@@ -144,12 +142,10 @@ def tiled(
     weights: Any,
     ids: Any,
 ) -> Float[Array, "T B G rows M"]:
-    """Attention of tiles of queries (scaled; `rows` = the heads of a group times the tile's queries) over padded keys.
-
-    `ids` are the positions of queries [T, #B, block] and of keys [#B, S], then their segments; padding has segments
-    of its own. `score(scores [B, H, block, slab], q_positions, k_positions, *weights)` changes the scores, or is None;
-    `weights` are the arrays that it is differentiated by.
-    """
+    """Attention of tiles of scaled queries over padded keys; `rows` = the heads of a group times the tile's queries.
+    `ids` are the positions of queries [T, #B, block] and of keys [#B, S], then their segments; padding has its own
+    segments. `score(scores [B, H, block, slab], q_positions, k_positions, *weights)` changes the scores, or is None;
+    `weights` are the arrays that get its gradient."""
     return _forward(tiling, score, q, k, v, weights, ids)[0]
 
 
@@ -201,7 +197,7 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
 
     def one_tile(totals: Any, x: Any) -> tuple[Any, Any]:
         i, q, q_positions, q_segments, kind, d_out, out, logsumexp = x
-        # Scores are laid out keys first: the products for dV, dK and dQ then need no transposed copy of them.
+        # Scores are [keys, queries], so that the products for dV, dK and dQ need no transposed copy of them.
         logsumexp = logsumexp[..., 0][:, :, None]
         delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, None]
 
@@ -260,7 +256,7 @@ def attend_tiles(
     where: masks.Visibility,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """Cuts queries into tiles, pads, and puts the output together again."""
+    """Pads, splits the queries into tiles, and joins the outputs."""
     batch, length, heads, width = q.shape
     groups = k.shape[2]
     repeats, block, tiles = heads // groups, tiling.block, -(-length // tiling.block)
@@ -276,7 +272,7 @@ def attend_tiles(
 
     q_segments = jnp.zeros_like(where.q_positions) if where.q_segments is None else where.q_segments
     k_segments = jnp.zeros_like(where.k_positions) if where.k_segments is None else where.k_segments
-    # What fills up the last tile and slab has segments that nobody else has.
+    # Padding queries and padding keys have different segments, so that nothing sees them.
     ids = (
         pad_queries(where.q_positions),
         pad_keys(where.k_positions),
@@ -288,7 +284,7 @@ def attend_tiles(
     k, v = (jnp.moveaxis(pad_keys(x), 2, 1) for x in (k, v))
     weights: list[Array] = []
     if score is not None:
-        # What it closes over becomes an argument, so that gradients reach it.
+        # Captured arrays become arguments, so that gradients reach them.
         tile = jnp.zeros((batch, heads, block, tiling.slab))
         score, weights = jax.closure_convert(partial(score), tile, ids[0][0], ids[1][:, : tiling.slab])
     out = tiled(tiling, score, cut, k, v, tuple(weights), ids)

@@ -1,9 +1,9 @@
-"""Weights in and out: folders in the format of Hugging Face to our modules, and back. ARCHITECTURES, by `model_type`.
+"""Weights from and to folders in the format of Hugging Face. ARCHITECTURES, by `model_type`.
 
     model, params = load("bert-base-uncased")  # config.json and model.safetensors
     save("somewhere", model, params)           # a folder that the reference implementation reads
 
-Both go through one table an architecture (`rows`), read forwards and backwards.
+Both use one table per architecture (`rows`), in either direction.
 """
 
 import dataclasses
@@ -44,11 +44,8 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 def load(folder: str | Path) -> tuple[nn.Module, Any]:
     """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards.
-
-    Raises UserError, one sentence and before any weight is read, for a folder without config.json or safetensors, a
-    setting that our modules do not have, a file that is cut off, and tensors that are missing, too many or of another
-    shape.
-    """
+    UserError, before any weight is read: no config.json or safetensors, an unsupported setting, a truncated file, or
+    tensors that are missing, unexpected or of another shape."""
     folder = Path(folder)
     settings = read_settings(folder)
     name, architecture = _architecture(settings)
@@ -66,10 +63,8 @@ def load(folder: str | Path) -> tuple[nn.Module, Any]:
 
 
 def save(folder: str | Path, model: Any, params: Any) -> None:
-    """Writes config.json and model.safetensors so that `load` and the reference implementation read them.
-
-    Raises UserError where no architecture of ARCHITECTURES has what the model's configuration has, naming the keys.
-    """
+    """Writes config.json and model.safetensors in the format that `load` and the reference implementation read.
+    UserError: no architecture of ARCHITECTURES supports the model's configuration; it names the keys."""
     config: ModelConfig = model.config
     name, architecture = _fitting(config)
     if config.scan_layers:
@@ -86,17 +81,15 @@ def save(folder: str | Path, model: Any, params: Any) -> None:
 
 
 def model_config(values: dict[str, Any], names: frozenset[str] = frozenset()) -> ModelConfig:
-    """The configuration that the values of a config.json describe.
-
-    `names` are those of the tensors, without a prefix, where they decide: whether there is a pooler (BERT, ViT), or an
-    output table of its own (newer T5). UserError: a setting that our modules do not have.
-    """
+    """The configuration that the values of a config.json describe. `names` are the tensors' names without prefix; they
+    show whether there is a pooler (BERT, ViT) or a separate output table (newer T5). UserError: an unsupported
+    setting."""
     settings = Settings(values, "config.json")
     return _architecture(settings)[1].to_config(settings, names)
 
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    """Path, such as "decoder/layer_0/feed_forward/inner/kernel", to shape; no array is made."""
+    """Path, such as "decoder/layer_0/feed_forward/inner/kernel", to shape; no array is allocated."""
     config: ModelConfig = model.config
     one = jnp.zeros((1, 1), jnp.int32)
     inputs: Any = jnp.zeros((1, *config.image_size, config.channels)) if config.inputs == "image" else one
@@ -120,7 +113,7 @@ def _architecture(settings: Settings) -> tuple[str, Architecture]:
 
 
 def _known_as(architecture: Architecture, name: str) -> str:
-    """A tensor's name without the prefix, and with the names that norms have had since TensorFlow's gamma and beta."""
+    """A tensor's name without the prefix; norms' gamma and beta, TensorFlow's names, become weight and bias."""
     name = name.removeprefix(architecture.prefix)
     return re.sub(r"LayerNorm\.(gamma|beta)$", lambda m: f"LayerNorm.{_SINCE[m[1]]}", name)
 
@@ -141,7 +134,7 @@ def _check(
     theirs: dict[str, str],
     folder: Path,
 ) -> None:
-    """Names and shapes of the tensors against the table. UserError: they are not what it needs."""
+    """UserError: names or shapes of the tensors do not match the table."""
     needed = {row.theirs: row for row in rows}
     held = {known for known in theirs if not re.fullmatch(architecture.ignored, known) or known in needed}
     missing, extra = needed.keys() - held, held - needed.keys() - architecture.copies.keys()
@@ -154,7 +147,7 @@ def _check(
         found = [f"{what} {listed(names)}" for what, names in (("lacks", missing), ("has besides", extra)) if names]
         raise UserError(f"{str(folder)!r} does not hold what its config.json describes: it {' and '.join(found)}")
     for known, row in needed.items():
-        # Shapes of theirs, from ours by the way back; nothing is computed, and nothing is held.
+        # The expected shapes come from writing a broadcast zero, which takes no memory.
         blank = [np.broadcast_to(np.float32(0), ours[path]) for path in row.ours]
         shape, stored = row.form.write(_joined(blank)).shape, weights.shapes[theirs[known]]
         if shape != stored:
@@ -172,12 +165,12 @@ def _check(
             )
 
 
-# What files do not say, since nothing of it is in a trained model's function.
+# Keys that files do not hold, because a trained model's function does not depend on them.
 _NOT_HELD = ("initialization", "dropout", "remat", "scan_layers", "cell", "recurrent_attention", "patch_stride")
 
 
 def _function(config: ModelConfig) -> dict[str, Any]:
-    """The keys that decide what a model computes, each in one form."""
+    """The keys that decide what a model computes, in a normal form."""
     values = dataclasses.asdict(config)
     values |= {"head_dim": head_width(config), "value_dim": value_width(config), "num_kv_heads": key_heads(config)}
     values["attention"] = tuple(dict.fromkeys(config.attention))
@@ -194,7 +187,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
 
 
 def _fitting(config: ModelConfig) -> tuple[str, Architecture]:
-    """The architecture whose settings say all of a configuration: written and read again, it is the same."""
+    """The architecture whose settings express the whole configuration: written and read back, it is the same."""
     wanted = _function(config)
     nearest, fewest = "", dict(wanted)
     refusals = []
@@ -203,7 +196,7 @@ def _fitting(config: ModelConfig) -> tuple[str, Architecture]:
         written = Settings(architecture.to_settings(config), name)
         try:
             again = _function(architecture.to_config(written, names))
-        except UserError as error:  # a value that it cannot say at all
+        except UserError as error:  # a value that it cannot express
             refusals.append(str(error))
             continue
         other = {key: again.get(key) for key in wanted if again.get(key) != wanted[key]}

@@ -36,7 +36,7 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         embedding_norm=True,
         output_bias=masked,
         output_transform=masked,
-        # A model saved without its pooler is used by its vectors, or by the first of them.
+        # A model saved without its pooler is used by its vectors, or by the first one.
         pooling="pooler" if not masked and "pooler.dense.weight" in names else "first",
         dropout=settings.get("hidden_dropout_prob", 0.1),
     )
@@ -97,6 +97,6 @@ BERT = Architecture(
         "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
-    # Position numbers, and what the released files of the masked language model hold for next-sentence prediction.
+    # Position numbers, and the next-sentence prediction head in released files of the masked language model.
     ignored=r"embeddings\.position_ids|cls\.seq_relationship\..*|pooler\.dense\..*",
 )

@@ -1,7 +1,5 @@
-"""Folders in the format of Hugging Face: config.json, and model.safetensors in one file or in shards.
-
-Nothing is unpickled: a pickle runs whatever code it holds.
-"""
+"""Folders in the format of Hugging Face: config.json, and model.safetensors in one file or in shards. Nothing is
+unpickled, because a pickle can run any code."""
 
 import json
 import shutil
@@ -19,13 +17,13 @@ WEIGHTS, INDEX, CONFIG = "model.safetensors", "model.safetensors.index.json", "c
 
 
 class Settings:
-    """The values of a config.json, each read once with its type; what is null or absent has its default."""
+    """The values of a config.json, checked for their type; null or absent values have their default."""
 
     def __init__(self, values: dict[str, Any], source: str):
         self.values, self.source = values, source
 
     def get(self, name: str, default: Any) -> Any:
-        """The value of the type that the default has."""
+        """The value, or the default. UserError: the value is of another type than the default."""
         value = self.values.get(name)
         if value is None:
             return default
@@ -36,7 +34,7 @@ class Settings:
         return float(value) if isinstance(default, float) else value
 
     def size(self, name: str, default: int | None = None) -> int:
-        """A number above 0; without a default it must be there."""
+        """A positive number. UserError: it is not positive, or it is absent and has no default."""
         if default is None and self.values.get(name) is None:
             raise UserError(f"{self.source} has no {name}: copy the whole file from where the weights came from")
         value = self.get(name, default or 1)
@@ -45,14 +43,14 @@ class Settings:
         return value
 
     def one_of(self, name: str, known: dict[str, str], default: str) -> str:
-        """Our name of a choice."""
+        """Our name for the value. UserError: it is not supported."""
         value = self.get(name, default)
         if value not in known:
             raise UserError(f"{self.source} sets {name}={value!r}, and of that we have only {', '.join(known)}")
         return known[value]
 
     def only(self, **needed: Any) -> None:
-        """Settings that our modules know in one way only, which is also what their absence means."""
+        """UserError: a key has another value than the only supported one, which is also that of an absent key."""
         for name, known in needed.items():
             value = self.values.get(name)
             if value is not None and value != known:
@@ -60,7 +58,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """config.json of a folder. UserError: there is none, or it is no JSON object."""
+    """config.json of a folder. UserError: it is missing or not a JSON object."""
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -77,7 +75,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 class Weights:
-    """The tensors of a folder by name: shapes from the headers, values when they are asked for."""
+    """The tensors of a folder by name: shapes from the headers, values on demand."""
 
     def __init__(self, folder: Path):
         self._files = {path: _open(path) for path in _weight_files(folder)}
@@ -127,11 +125,11 @@ def write_folder(folder: Path, settings: dict[str, Any], tensors: dict[str, np.n
     parts = {name: folder / f".{name}.part" for name in (WEIGHTS, CONFIG)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # safetensors writes an array's memory as it lies, so a transposed view has to be laid out first.
+        # safetensors writes the raw memory, so a transposed view must be made contiguous first.
         laid_out = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
         save_file(laid_out, parts[WEIGHTS], metadata={"format": "pt"})
         parts[CONFIG].write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-        shutil.copymode(parts[CONFIG], parts[WEIGHTS])  # which safetensors makes for its owner alone
+        shutil.copymode(parts[CONFIG], parts[WEIGHTS])  # safetensors makes it readable by its owner only
         for name, part in parts.items():
             part.replace(folder / name)
     except OSError as error:
@@ -139,7 +137,7 @@ def write_folder(folder: Path, settings: dict[str, Any], tensors: dict[str, np.n
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:
-    """Names for a sentence: the first few, and how many more there are."""
+    """The first few names, and how many more there are."""
     ordered = sorted(names)
     rest = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + rest

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019): `GPT2LMHeadModel`, and `GPT2Model`, whose logits are tied in any case."""
+"""GPT-2 (Radford et al. 2019): `GPT2LMHeadModel`, and `GPT2Model`, whose logits are always tied."""
 
 from typing import Any
 
@@ -51,7 +51,7 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _affine(theirs: str, *ours: str) -> list[Row]:
-    """GPT-2's `Conv1D`: a linear layer that holds [in, out] as ours do; of several of ours side by side."""
+    """GPT-2's `Conv1D`: a linear layer with a kernel [in, out] like ours; it may concatenate several of ours."""
     return [
         Row(f"{theirs}.weight", tuple(f"{name}/kernel" for name in ours)),
         Row(f"{theirs}.bias", tuple(f"{name}/bias" for name in ours)),

@@ -17,7 +17,7 @@ from transformer.model.pretrained.rows import (
 
 
 def _theta(settings: Settings) -> float:
-    """The base of the rotary angles, wherever the file's version says it. UserError: the angles are scaled."""
+    """The base of the rotary angles; its key depends on the file's version. UserError: the angles are scaled."""
     settings.only(partial_rotary_factor=1.0)
     found = settings.get("rope_theta", 10_000.0)
     for group in ("rope_scaling", "rope_parameters"):

@@ -1,4 +1,4 @@
-"""Checkpoints of llama2.c: a .bin file of 28 bytes of header and then float32, in the order of its structs."""
+"""Checkpoints of llama2.c: a .bin file with a header of 28 bytes, then float32 in the order of its structs."""
 
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,9 @@ HEADER = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size"
 
 
 def read_llama2c(path: str | Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """config.json and the tensors of a Llama, as Hugging Face names and lays them out.
-
-    Rotary pairs are the features (2i, 2i + 1) there and (i, i + K/2) here, so the rows of the matrices of queries and
-    keys change places. UserError: no such file, no sizes in its header, or not as long as they make it.
-    """
+    """config.json and the tensors of a Llama, with the names and shapes of Hugging Face. Rotary pairs are the features
+    (2i, 2i + 1) there and (i, i + K/2) here, so the rows of query and key matrices are permuted. UserError: no such
+    file, a header without sizes, or a length that does not match them."""
     path = Path(path)
     try:
         content = path.read_bytes()
@@ -47,7 +45,7 @@ def _plausible(sizes: dict[str, int]) -> bool:
 
 
 def _layout(sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes in the order of the file. A vocabulary of negative size has an output table of its own, at the end."""
+    """Shapes in the order of the file. A negative vocabulary size means a separate output table at the end."""
     dim, hidden, layers, heads, kv_heads, vocab, positions = (sizes[name] for name in HEADER)
     width = dim // heads
     layout: dict[str, tuple[int, ...]] = {
@@ -90,7 +88,7 @@ def _settings(sizes: dict[str, int]) -> dict[str, Any]:
 
 
 def _halves(matrix: np.ndarray, width: int) -> np.ndarray:
-    """Rows of each head, neighbours first, to one half of each: 0, 2, 4, ..., 1, 3, 5, ..."""
+    """Permutes the rows of each head from interleaved pairs to halves: 0, 2, 4, ..., 1, 3, 5, ..."""
     heads = matrix.reshape(-1, width // 2, 2, matrix.shape[-1])
     return heads.swapaxes(1, 2).reshape(matrix.shape)
 

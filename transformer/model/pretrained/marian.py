@@ -73,7 +73,7 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
         "static_position_embeddings": True,
         "share_encoder_decoder_embeddings": True,
         "dropout": config.dropout,
-        # As in OPUS-MT: padding is the last piece and begins the output, and piece 0 ends it.
+        # As in OPUS-MT: the last piece is padding and begins the output, piece 0 is EOS.
         "pad_token_id": last,
         "decoder_start_token_id": last,
         "eos_token_id": 0,

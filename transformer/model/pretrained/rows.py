@@ -1,4 +1,4 @@
-"""What a table of an architecture is made of: rows that say which tensor of theirs is which parameter of ours."""
+"""The tables of architectures: rows that map a tensor of theirs to parameters of ours."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,7 +8,7 @@ from transformer.model.pretrained.files import Settings
 
 
 class Form(NamedTuple):
-    """How a tensor lies there and here; both functions only move numbers."""
+    """Conversion between their layout and ours; both functions only permute or reshape."""
 
     read: Callable[[Any], Any]  # theirs to ours
     write: Callable[[Any], Any]  # ours to theirs
@@ -19,12 +19,12 @@ TRANSPOSED = Form(lambda x: x.T, lambda x: x.T)  # torch's linear layers hold [o
 
 
 def leading(axes: int) -> Form:
-    """Theirs has so many axes of length 1 before ours."""
+    """Their array has this many leading axes of length 1."""
     return Form(lambda x: x.reshape(x.shape[axes:]), lambda x: x.reshape((1,) * axes + x.shape))
 
 
 class Row(NamedTuple):
-    """One tensor of theirs; of ours several where they lie side by side along the last axis of the form."""
+    """One tensor of theirs, and its parameter here, or several that are concatenated along the last axis."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -34,15 +34,15 @@ class Row(NamedTuple):
 class Architecture(NamedTuple):
     """One `model_type` of config.json."""
 
-    classes: tuple[str, ...]  # its `architectures` that we have
-    bare: tuple[str, ...]  # those of them without a head
-    prefix: str  # of the names of all tensors but the heads', in a class that has a head
-    heads: tuple[str, ...]  # how the names of heads begin
-    to_config: Callable[[Settings, frozenset[str]], ModelConfig]  # of config.json and the tensors' names
+    classes: tuple[str, ...]  # supported `architectures`
+    bare: tuple[str, ...]  # those without a head
+    prefix: str  # of tensor names in a class with a head, except for the head's
+    heads: tuple[str, ...]  # prefixes of the heads' tensor names
+    to_config: Callable[[Settings, frozenset[str]], ModelConfig]  # from config.json and the tensors' names
     to_settings: Callable[[ModelConfig], dict[str, Any]]  # config.json of a model, without `model_type`
     rows: Callable[[ModelConfig], list[Row]]  # names without the prefix
-    copies: dict[str, str] = {}  # name of a tensor that some files hold twice -> the name we know it by
-    ignored: str = r"(?!)"  # pattern of the names of what no output depends on
+    copies: dict[str, str] = {}  # name of a tensor that some files hold twice -> the name that rows use
+    ignored: str = r"(?!)"  # pattern of the names of tensors that no output depends on
 
 
 def linear(theirs: str, ours: str, bias: bool = True) -> list[Row]:
@@ -65,5 +65,5 @@ ACTIVATION_NAMES = {
     "silu": "silu",
     "swish": "silu",
 }
-# Ours to theirs, by the name that all versions know.
+# Ours to theirs, with the names that all versions support.
 THEIR_ACTIVATIONS = {"relu": "relu", "gelu": "gelu", "gelu_tanh": "gelu_new", "silu": "silu"}

@@ -22,12 +22,12 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         relative_attention_num_buckets=T5_BUCKETS,
         relative_attention_max_distance=T5_FARTHEST,
     )
-    # "gated-gelu" is the tanh form, whatever plain "gelu" is.
+    # "gated-gelu" is the tanh form.
     forward = {f"{gate}{name}": name for gate in ("", "gated-") for name in ACTIVATION_NAMES}
     forward["gated-gelu"] = "gelu_new"
     inner = settings.one_of("feed_forward_proj", forward, "relu")
     tied = settings.get("tie_word_embeddings", True)
-    # Tied logits are scaled; newer files say that apart, and tell of a tie what the tensors say.
+    # Tied logits are scaled. Newer files have a separate key for that; there, the tensors show whether they are tied.
     scaled = settings.get("scale_decoder_outputs", tied)
     if "scale_decoder_outputs" in settings.values:
         tied = "lm_head.weight" not in names
@@ -118,6 +118,6 @@ T5 = Architecture(
     copies=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
     ),
-    # A table that the first released files hold and no version of the model reads.
+    # A table in the first released files that no version of the model reads.
     ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
 )

@@ -46,7 +46,7 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
 
 
 def _classes(settings: Settings) -> int:
-    """Classes are not counted in config.json but named, where there are other than two."""
+    """config.json lists the classes by name if there are other than two."""
     return len(settings.get("id2label", {})) or settings.size("num_labels", 2)
 
 
@@ -71,7 +71,7 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
 
 
 def _patches(config: ModelConfig) -> Form:
-    """A convolution [D, channels, row, column] there, the matrix of a flattened patch [row column channel, D] here."""
+    """A convolution [D, channels, row, column] there, the matrix [row column channel, D] of flattened patches here."""
     side, channels = config.patch_size, config.channels
     return Form(
         lambda x: x.transpose(2, 3, 1, 0).reshape(side * side * channels, -1),
