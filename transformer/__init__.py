@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     if name != "load_run":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Only here: it imports JAX, which a mistake on a command line is not to wait for.
+    # Imported here because it imports JAX, and errors on a command line should come at once.
     from transformer.runs import load_run
 
     return load_run

@@ -1,4 +1,4 @@
-"""What the verbs share: flags, one-sentence errors, and the compilation cache."""
+"""What all commands share: flags, one-sentence errors, and the compilation cache."""
 
 import contextlib
 import ctypes
@@ -28,21 +28,21 @@ def define_config() -> None:
 
 
 def config_from_flags() -> Config:
-    """The config that the flags make. UserError: none was named, or it is not a good one."""
+    """The config of the flags. UserError: no file was named, or the config is invalid."""
     if FLAGS.config is None:
         raise UserError("--config is missing: name a config file, such as --config=configs/quantities.py")
     return from_config_dict(FLAGS.config)
 
 
 def workdir_from_flags() -> Path:
-    """The folder that --workdir names. UserError: it is missing."""
+    """The folder of --workdir. UserError: it is missing."""
     if not FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/first")
     return Path(FLAGS.workdir)
 
 
 def define_run() -> None:
-    """The flags that name a trained run, and those of `writing.manner.Manner` that all who use one have."""
+    """The flags that name a trained run, and the fields of `writing.manner.Manner` that all its users have."""
     flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
     flags.DEFINE_bool("best", False, "The checkpoint of the best validation loss, in place of the newest.")
@@ -51,7 +51,7 @@ def define_run() -> None:
 
 
 def run_from_flags() -> "Run":
-    """The run that --workdir names, or the ensemble of several. UserError: see `runs.load_run`."""
+    """The run of --workdir, or the ensemble of several. UserError: see `runs.load_run`."""
     whole = workdir_from_flags()
     if FLAGS.best and FLAGS.average > 1:
         raise UserError(f"--best names one checkpoint and --average={FLAGS.average} several: leave one of them out")
@@ -62,18 +62,18 @@ def run_from_flags() -> "Run":
 
 
 def use_compilation_cache() -> None:
-    """Compiled programs are kept on disk, so that a second start is fast; JAX_COMPILATION_CACHE_DIR moves them."""
+    """Keeps compiled programs on disk, so that later starts are fast; JAX_COMPILATION_CACHE_DIR sets the folder."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/transformer/xla").expanduser()))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep the memory that a step frees for the next step, in place of giving it back to the system.
+    """Makes glibc keep the memory that a step frees for the next step, instead of returning it to the system.
 
-    On a CPU, XLA frees its work space after every step, and the system clears each page that it hands out anew:
-    gradients of `quantities` took 52 ms a step so, and 36 ms with this; a step of `multi30k` 0.52 s and 0.43 s.
-    One arena, because those of other threads than the first are cut into heaps that cannot hold a large array.
-    It is nothing to other systems, and to accelerators.
+    On a CPU, XLA frees its work space after every step, and the system clears every page that it hands out again:
+    gradients of `quantities` took 52 ms a step, and 36 ms with this; a step of `multi30k` 0.52 s and 0.43 s. There is
+    one arena, because those of other threads are split into heaps that cannot hold a large array. Other systems and
+    accelerators are not affected.
     """
     trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # of <malloc.h>
     with contextlib.suppress(OSError, AttributeError):  # a C library without mallopt
@@ -84,13 +84,13 @@ def keep_freed_memory() -> None:
 
 
 def fail(error: Exception | str) -> None:
-    """Prints one sentence and exits with 2, as a mistake on the command line does."""
+    """Prints one sentence and exits with status 2, as for a wrong command line."""
     print(f"error: {str(error).strip()}", file=sys.stderr)
     sys.exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:
-    """absl's parser, with the config's mistakes told in one sentence each."""
+    """absl's parser, with errors in the config reported in one sentence each."""
     try:
         for i, argument in enumerate(argv):
             if match := re.fullmatch(r"--?config(=(.*))?", argument):
@@ -112,7 +112,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a verb; a `UserError` becomes one line on stderr."""
+    """Parses the flags and runs a command; a `UserError` becomes one line on stderr."""
 
     def guarded(_: list[str]) -> None:
         try:

@@ -1,8 +1,5 @@
-"""Every configuration key: its default, its type and one comment.
-
-A config file (`configs/<name>.py`) returns the `ConfigDict` of `defaults()` with what differs;
-`from_config_dict` turns it back into frozen dataclasses and refuses what they do not have.
-"""
+"""Every configuration key, with its default, its type and one comment. A config file (`configs/<name>.py`) returns the
+`ConfigDict` of `defaults()` with its changes; `from_config_dict` converts it to frozen dataclasses, strictly."""
 
 import dataclasses
 import difflib
@@ -24,7 +21,7 @@ class ModelConfig:
     family: str = "encoder_decoder"  # a row of transformer.model.families.FAMILIES
     inputs: str = "tokens"  # what the encoder reads: a row of transformer.model.embedders.EMBEDDERS
     positions: str = "sinusoidal"  # a row of transformer.model.positions.POSITIONS
-    rotary_theta: float = 10_000.0  # base of the angles of rotary positions (Llama 3: 500000)
+    rotary_theta: float = 10_000.0  # base of the rotary angles (Llama 3: 500000)
     attention: tuple[str, ...] = ("full",)  # self-attention pattern, cycled over the layers: "full" or "window:16"
     num_layers: int = 6  # N, in the encoder and again in the decoder
     d_model: int = 512  # D
@@ -33,7 +30,7 @@ class ModelConfig:
     num_kv_heads: int = 0  # G, heads of keys and values, each for H / G heads of queries; 0 = H
     head_dim: int = 0  # K, of queries and keys; 0 = d_model / num_heads
     value_dim: int = 0  # M, of the values of a head; 0 = head_dim
-    scale_attention: bool = True  # scores are divided by sqrt(K); False: by nothing (T5)
+    scale_attention: bool = True  # scores are divided by sqrt(K); False: unscaled (T5)
     attention_bias: bool = False  # the projections of attention have biases (GPT-2, BERT, ViT, Marian)
     norm: str = "post"  # "post" (the paper) or "pre" (normalise before each sublayer, and once at the end)
     norm_type: str = "layer"  # "layer" (LayerNorm) or "rms" (RMSNorm: no mean, no bias; T5, Llama)
@@ -54,7 +51,7 @@ class ModelConfig:
     channels: int = 1  # of images and frames (mel bands); variables of a series are forecast one by one
     patch_size: int = 4  # side of an image's patches, or length of a series' patches
     patch_stride: int = 0  # from patch to patch of a series; 0 = patch_size
-    initialization: str = "xavier"  # "xavier", or "depth_scaled": normal(0.02), into the residual / sqrt(2 N) (GPT-2)
+    initialization: str = "xavier"  # "xavier", or "depth_scaled": normal(0.02), residual outputs / sqrt(2 N) (GPT-2)
     dropout: float = 0.1  # on embeddings and sublayer outputs
     dtype: str = "float32"  # of activations and products, or "bfloat16"; weights, softmax and loss are float32
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
@@ -62,7 +59,7 @@ class ModelConfig:
     cell: str = "lstm"  # of the recurrent families: "lstm" or "gru"
     recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
     scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
-    remat: str = "none"  # what the backward pass computes again: "none", "full" (layers), "dots" (all but products)
+    remat: str = "none"  # recomputed in the backward pass: "none", "full" (layers), "dots" (all but products)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +70,7 @@ class DataConfig:
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
     tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
-    vocab_size: int = 8000  # at most so many pieces, special tokens included
+    vocab_size: int = 8000  # most pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
@@ -94,16 +91,16 @@ class OptimizerConfig:
     eps: float = 1e-9
     weight_decay: float = 0.0  # decoupled (AdamW), on matrices only
     clip_norm: float = 1.0  # global gradient norm; 0 = no clipping
-    max_spike: float = 0.0  # an update is skipped whose gradient norm is above so many times the recent mean; 0 = none
-    max_skipped: int = 5  # updates in a row that may be skipped (no number, or a spike) before the run ends
+    max_spike: float = 0.0  # updates with a gradient norm above this multiple of the recent mean are skipped; 0 = none
+    max_skipped: int = 5  # most consecutive skipped updates (not finite, or a spike) before the run ends
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # devices over which the rows of a batch are split; one of the three sizes may be -1, for the rest
-    fsdp: int = 1  # over which rows, parameters and optimizer state are split
-    tensor: int = 1  # over which heads, inner features of the feed-forward and the vocabulary are split
-    accumulate: int = 1  # micro-batches that a batch is cut into, one after another, to save memory
+    data: int = -1  # devices that split the rows of a batch; one of the three sizes may be -1: the remaining devices
+    fsdp: int = 1  # devices that split rows, parameters and optimizer state
+    tensor: int = 1  # devices that split heads, inner features of the feed-forward and the vocabulary
+    accumulate: int = 1  # micro-batches of a batch, computed one after another to save memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +108,8 @@ class LoggingConfig:
     log_every: int = 50  # steps between training lines in metrics.jsonl
     evaluate_every: int = 0  # steps between losses on the validation split; 0 = at the end only
     checkpoint_every: int = 500  # steps
-    checkpoint_minutes: float = 0.0  # and after so many minutes; 0 = by steps only
-    keep: int = 2  # newest checkpoints that stay on disk, beside that of the best validation loss
+    checkpoint_minutes: float = 0.0  # also after this many minutes; 0 = by steps only
+    keep: int = 2  # newest checkpoints kept on disk, besides that of the best validation loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Config:
     task: str = "translation"  # a row of transformer.tasks.TASKS
     steps: int = 1000  # optimizer steps in all
     seed: int = 0  # of the parameters, the data order and the dropout masks
-    init_from: str = ""  # workdir of a run whose tokenizer and newest parameters it begins with; "" = from the seed
+    init_from: str = ""  # workdir of a run that gives the tokenizer and initial parameters; "" = from the seed
     label_smoothing: float = 0.1  # epsilon, spread over the whole vocabulary
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -129,12 +126,11 @@ class Config:
     logging: LoggingConfig = LoggingConfig()
 
 
-# Groups and keys that say how a run is run: but for rounding they change nothing of what a step computes, so they may
-# differ when it goes on (`steps` says how far it goes; under a cosine the rate follows it, which is told). All other
-# keys say what the run is. What `data.dir` holds is held to the fingerprint of the data.
+# Groups and keys that may differ when a run resumes: except for rounding, a step computes the same (but `steps` changes
+# a cosine schedule, which is reported). All other keys define the run. The fingerprint guards the data in `data.dir`.
 RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", "optimizer.max_skipped")
 
-# Keys that are no more, and what to do instead. They are left out of configs that runs and sweeps have stored.
+# Removed keys, and what to do instead. They are dropped from stored configs of runs and sweeps.
 RETIRED = {"mesh.strategy": "what is split follows from mesh.fsdp and mesh.tensor, so leave it out"}
 
 
@@ -144,26 +140,26 @@ def defaults() -> ConfigDict:
 
 
 def to_config_dict(config: Config) -> ConfigDict:
-    """The form that flags can change."""
+    """The `ConfigDict` that flags can change."""
     return ConfigDict(dataclasses.asdict(config))
 
 
 def from_config_dict(config: ConfigDict) -> Config:
-    """Strict conversion: an unknown key, a wrong type or an impossible value is a `UserError`."""
+    """Strict conversion. UserError: an unknown key, a wrong type or an impossible value."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() returned {type(config).__name__}, not the ConfigDict of defaults()")
     return from_dict(config.to_dict())
 
 
 def from_dict(values: dict[str, Any]) -> Config:
-    """Strict conversion of nested plain values, as `config.json` holds them; missing keys take their defaults."""
+    """Strict conversion of nested plain values, as in `config.json`; missing keys take their defaults."""
     config = _build(Config, values, "")
     _check(config)
     return config
 
 
 def from_stored(values: dict[str, Any]) -> Config:
-    """`from_dict` of a config that a run or a sweep has stored, perhaps while it had RETIRED keys."""
+    """`from_dict` for the stored config of a run or a sweep, which may have RETIRED keys."""
     kept = {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
     for key in RETIRED:
         group, _, name = key.rpartition(".")
@@ -173,7 +169,7 @@ def from_stored(values: dict[str, Any]) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain lists and scalars, as `config.json` holds them."""
+    """Plain lists and scalars, as in `config.json`."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
@@ -202,7 +198,7 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
 
 
 def check_key(key: str) -> str:
-    """The key itself, or a `UserError` that names the nearest one."""
+    """Returns the key. UserError, naming the nearest key: it does not exist."""
     if key not in flatten(Config()):
         raise UserError(_unknown(key))
     return key
@@ -215,7 +211,7 @@ def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def is_runtime(key: str) -> bool:
-    """Whether a dotted key says how a run is run, not what it is."""
+    """Whether a dotted key may differ when a run resumes."""
     return key in RUNTIME or key.split(".")[0] in RUNTIME
 
 
@@ -244,7 +240,7 @@ def load_file(path: str | Path) -> Config:
 def _unknown(key: str) -> str:
     if key in RETIRED:
         return f"config key {key!r} is no more: {RETIRED[key]}"
-    # Typed "model.postions" or just "positions": compare whole keys, and last parts.
+    # For "model.postions" or just "positions": compare whole keys, and last parts.
     known = list(flatten(Config()))
     by_last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
     near = by_last[:1] or difflib.get_close_matches(key, known, 1, 0.4)

@@ -1,7 +1,7 @@
 """python -m transformer.convert --llama2c=stories260K.bin --tokenizer=tok512.bin --output=FOLDER
 
-Writes a llama2.c checkpoint as a folder in Hugging Face's format: config.json, model.safetensors and tokenizer.json.
-`transformer.model.pretrained.load` reads it, and so does the reference implementation.
+Converts a llama2.c checkpoint to Hugging Face's format: config.json, model.safetensors and tokenizer.json, for
+`transformer.model.pretrained.load` and for the reference implementation.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ FLAGS = flags.FLAGS
 
 
 def convert(weights: Path, vocabulary: Path, folder: Path) -> None:
-    """Both files are read and checked before anything is written. UserError: one of them is not what it should be."""
+    """Writes the folder after both files have been read and checked. UserError: one of them is invalid."""
     from transformer.data.tokenizers.llama2c import read_vocabulary, to_tokenizer
     from transformer.model.pretrained.files import write_folder
     from transformer.model.pretrained.llama2c import read_llama2c
@@ -27,7 +27,7 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     for name in ("llama2c", "tokenizer", "output"):
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing: see python -m transformer.convert --help")

@@ -1,9 +1,9 @@
 """python -m transformer.describe --config=configs/quantities.py [--config.key=value ...]
 
-Prints the parameters by module, the attention backend of each layer with the reason why, and `{"parameters": N}` as
-its last line. Nothing is allocated. With --mesh=fsdp=4,tensor=2, also where each parameter lies on such a mesh, and
-what the devices send each other in the compiled step (compiled for as many simulated processors; --nocompile leaves
-it out). With --plan=h100, the time, memory and bytes of a step on such accelerators, on paper.
+Prints the parameters by module, the attention backend of each layer with the reason, and `{"parameters": N}` as its
+last line. Nothing is allocated. --mesh=fsdp=4,tensor=2 also prints how each parameter is sharded on such a mesh, and
+the communication of the compiled step (compiled for that many simulated devices; --nocompile leaves it out).
+--plan=h100 prints an estimate of the time, memory and bytes of a step on such accelerators.
 """
 
 import json
@@ -23,14 +23,14 @@ COMPILE_UP_TO = 64  # simulated devices; a program for more takes minutes to com
 
 
 class _Vocabulary:
-    """In the place of a tokenizer that only training will make."""
+    """Replaces the tokenizer, which does not exist before training."""
 
     def __init__(self, config: Config):
         self.vocab_size = config.model.vocab_size or config.data.vocab_size
 
 
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of every parameter. A vocabulary that only training will know counts as `data.vocab_size`."""
+    """Path -> shape of every parameter. A vocabulary not known before training counts as `data.vocab_size`."""
     import jax
 
     from transformer.training import sharding
@@ -39,7 +39,7 @@ def shapes(config: Config) -> dict[str, tuple[int, ...]]:
 
 
 def task_of(config: Config) -> Any:
-    """The task of a config before there are data."""
+    """The task of a config, without data."""
     from transformer.tasks import task_class
 
     return task_class(config.task)(config, cast(Any, _Vocabulary(config)))
@@ -54,10 +54,8 @@ def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
 
 
 def backends(config: Config) -> list[str]:
-    """Which attention backend trains each layer on this device, for the longest batch, and why; a line each.
-
-    The model itself runs as far as shapes, and is listened to where it calls attention.
-    """
+    """The attention backend that trains each layer on this device, for the longest batch, and the reason; a line each.
+    The model is evaluated abstractly (shapes only), and its calls of attention are intercepted."""
     import flax.linen as nn
     import jax
 
@@ -68,7 +66,7 @@ def backends(config: Config) -> list[str]:
 
     if config.model.family.startswith("recurrent"):
         return [f"no self-attention: {config.model.cell} cells, one token after another"]
-    config = override(config, {"model.scan_layers": False, "model.remat": "none"})  # so that each layer is met
+    config = override(config, {"model.scan_layers": False, "model.remat": "none"})  # so that each layer is called
     task, (length, rows) = task_of(config), longest_batch(config)
     if task.inputs in ("image", "series"):  # their batches count rows
         rows = config.data.batch_tokens
@@ -97,7 +95,7 @@ def backends(config: Config) -> list[str]:
 
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
-    """The config with the mesh of a text such as "data=2,fsdp=4", and its devices; what is not named is 1."""
+    """The config with a mesh such as "data=2,fsdp=4" (other axes 1), and its number of devices."""
     sizes = {"data": 1, "fsdp": 1, "tensor": 1}
     for part in mesh.split(","):
         axis, _, size = part.partition("=")
@@ -128,7 +126,7 @@ def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], 
 
 
 def sent(config: Config) -> list[str]:
-    """The collectives of the compiled step on `config.mesh`, by kind, with the bytes that a device sends; lines."""
+    """Lines on the collectives of the compiled step on `config.mesh`: by kind, with the bytes that a device sends."""
     import jax
     import numpy as np
 
@@ -161,7 +159,7 @@ def sent(config: Config) -> list[str]:
 
 
 def planned(config: Config, devices: int, name: str) -> list[str]:
-    """The step on paper; lines."""
+    """Lines of the estimated step (`training.plan`)."""
     from transformer.training.plan import ACCELERATORS, make_plan
     from transformer.training.sharding import make_layout
 
@@ -173,7 +171,7 @@ def planned(config: Config, devices: int, name: str) -> list[str]:
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     config = command_line.config_from_flags()
     devices = 1
     if FLAGS.mesh:

@@ -1,5 +1,5 @@
-"""The one error that is for people."""
+"""The error for mistakes of the user."""
 
 
 class UserError(Exception):
-    """A mistake of the user's: one sentence that says what to do. The verbs print it without a traceback."""
+    """A mistake of the user: one sentence that says what to do. The commands print it without a traceback."""

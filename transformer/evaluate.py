@@ -1,12 +1,12 @@
 """python -m transformer.evaluate --workdir=runs/first [--split=test] [--average=N | --best] [--beam=4] [--baselines]
 
-Prints one JSON object as its last line. Of tokens: loss (nats a token, not smoothed), perplexity and token accuracy
-of the reference; of what is a text also bits a byte and perplexity a word. Of classes: loss, accuracy and macro F1.
-Of forecasts: MSE and MAE on the scaled series. Of what is written, greedily or by beam search: exact match, BLEU and
-chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). Of several runs, as
---workdir=runs/a,runs/b, only what they write together. --baselines adds what needs no model of ours, on the same split;
---bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, by the same draws of
-examples, or of rows where texts are packed. Fewer than ten give null.
+Prints one JSON object as its last line. For tokens: loss (nats per token, without label smoothing), perplexity and
+token accuracy of the reference; for texts also bits per byte and perplexity per word. For classes: loss, accuracy and
+macro F1. For forecasts: MSE and MAE on the scaled series. For generated text, by greedy or beam search: exact match,
+BLEU and chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). For several
+runs, --workdir=runs/a,runs/b, only the metrics of what the ensemble generates. --baselines adds simple baselines on the
+same split; --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, on the same
+draws of examples, or of rows where texts are packed. Fewer than ten give null.
 """
 
 import json
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from transformer.runs import Run
 
 FLAGS = flags.FLAGS
-RESAMPLES = 1000  # of a comparison, where --bootstrap says no number
+RESAMPLES = 1000  # of a comparison without --bootstrap
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     manner = Manner(beam=FLAGS.beam, alpha=FLAGS.alpha)
     run = command_line.run_from_flags()
     from transformer.evaluation.splits import measured, report
@@ -47,14 +47,14 @@ def main() -> None:
 
 
 def _against(run: "Run", other: "Run", found: dict[str, "Measured"], manner: Manner) -> dict[str, dict[str, float]]:
-    """Each metric less that of another run, on the same examples. UserError: they are not the same."""
+    """Differences of the metrics from another run, on the same examples. UserError: the examples differ."""
     from transformer.evaluation import metrics
     from transformer.evaluation.splits import measured
 
     if other.config.task != run.config.task or other.source.fingerprint != run.source.fingerprint:
         raise UserError(f"--against={FLAGS.against} is a run of another task or other data: name one of the same")
     resamples, theirs = FLAGS.bootstrap or RESAMPLES, measured(other, FLAGS.split, manner)
-    shared = [name for name in found if name in theirs]  # an ensemble has no losses
+    shared = [name for name in found if name in theirs]  # an ensemble has no loss
     same = [name for name in shared if metrics.comparable(found[name], theirs[name])]
     if len(same) < len(shared):
         others = ", ".join(name for name in shared if name not in same)

@@ -1,12 +1,12 @@
 """python -m transformer.generate --workdir=runs/first [--input=FILE] < in.txt > out.txt
 
 Writes exactly one line for each line read, in order: the translation or summary, the continuation of a prompt, or the
-name of the text's class. An empty line gives an empty line. Greedy, or --beam=4, or --sample; several runs, as
+name of the text's class. An empty line gives an empty line. Decoding is greedy, or --beam=4, or --sample; several runs,
 --workdir=runs/a,runs/b, average their log-probabilities.
 
 --nbest=N gives N lines for each line, "number ||| output ||| score", the number of the line from 0; --scores alone
-"output ||| score"; --alignments appends " ||| 0-0 1-2", pairs of words, input to output, by the cross-attention of the
-decoder's last layer but one. A single prompt at a terminal is answered while it is written.
+"output ||| score"; --alignments appends " ||| 0-0 1-2", pairs of input and output words, from the cross-attention of
+the decoder's second-to-last layer. For a single prompt at a terminal, the output is shown while it is generated.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ FLAGS = flags.FLAGS
 
 
 def read_lines(given: bytes) -> list[str]:
-    """The lines of a file without white space at their ends, as training text is. UserError: it is not UTF-8."""
+    """The lines of a file, stripped of surrounding white space as training text is. UserError: it is not UTF-8."""
     lines, pieces = [], given.split(b"\n")
     if not pieces[-1]:
-        pieces.pop()  # what follows the last newline
+        pieces.pop()  # nothing follows the last newline
     for number, line in enumerate(pieces, start=1):
         try:
             lines.append(line.decode("utf-8-sig" if number == 1 else "utf-8").strip())
@@ -58,7 +58,7 @@ def _line(number: int, output: Output) -> str:
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     chosen: dict[str, Any] = {field.name: FLAGS[field.name].value for field in dataclasses.fields(Manner)}
     manner = Manner(**chosen)
     run = command_line.run_from_flags()

@@ -1,8 +1,8 @@
 """python -m transformer.heads --workdir=runs/first --text="..." [--target="..."] [--output=heads.html]
 
-Writes one HTML page, which needs no network: choose a layer and a head, point at a token, and see where it looks.
-Without --target, an encoder-decoder's own greedy output is what its decoder reads. In place of --workdir,
---pretrained=FOLDER takes the weights of a BERT model with its vocab.txt.
+Writes one HTML page, which works offline: choose a layer and a head, and point at a token to see its attention. Without
+--target, an encoder-decoder's decoder reads its own greedy output. Instead of --workdir, --pretrained=FOLDER takes the
+weights of a BERT model with its vocab.txt.
 """
 
 from pathlib import Path
@@ -20,14 +20,14 @@ FLAGS = flags.FLAGS
 
 
 def page(reading: "Reading") -> str:
-    """The page of all heads."""
+    """The HTML page of all heads."""
     from transformer.analysis.head_page import head_page
 
     return head_page(reading.attention(), reading.tokens, reading.about)
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     output = Path(FLAGS.output).expanduser()
     if not (FLAGS.text or "").strip():
         raise UserError('--text is missing: give a sentence, such as --text="four hours"')

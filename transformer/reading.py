@@ -1,4 +1,4 @@
-"""One text as a model reads it, to look into the model with: of a trained task, or of a folder of BERT's weights."""
+"""One text as a model reads it, for analysis: of a trained task, or of a folder with the weights of a BERT model."""
 
 import json
 from collections.abc import Sequence
@@ -21,29 +21,27 @@ from transformer.writing.lines import generate
 
 
 class Reading(NamedTuple):
-    """A text as a model reads it."""
+    """A model, its parameters, and the arguments and tokens of one text."""
 
     model: Any
     params: Any
-    arguments: tuple[Any, ...]  # what the model is called with, one row
-    tokens: dict[str, list[str]]  # stack -> its tokens, as people shall read them
+    arguments: tuple[Any, ...]  # arguments of the model, one row
+    tokens: dict[str, list[str]]  # stack -> its tokens, in readable form
     about: str
 
     def attention(self) -> Watched:
-        """What every head looks at. UserError: the model has no heads."""
+        """The attention weights of every head. UserError: the model has no heads."""
         return watch(self.model, self.params, *self.arguments)[1]
 
 
 def of_run(trained: Trained, text: str, target: str | None) -> Reading:
-    """A text as a trained task reads it; without `target`, a decoder reads what it writes itself, greedily.
-
-    UserError: it reads no text, or none of that length.
-    """
+    """A text as a trained task reads it; without `target`, a decoder reads its own greedy output. UserError: the task
+    reads no text, or none of that length."""
     task, tokenizer, name = trained.task, trained.tokenizer, trained.config.task
     about = f"{name}, step {trained.step}"
     if isinstance(task, Translation) and task.reads_lines:
         if target is None:
-            # As its text is tokenized; what ran to the end of a position table may come out longer, and is cut there.
+            # The text is tokenized again, which may give more tokens than the position table has: they are cut.
             written = tokenizer.encode(generate(trained, [text])[0])[: None if task.limit is None else task.limit - 1]
             about += "; the output is its own, greedy"
         else:
@@ -68,7 +66,8 @@ def of_run(trained: Trained, text: str, target: str | None) -> Reading:
 
 
 def of_folder(folder: Path, text: str) -> Reading:
-    """A text as a BERT model in a folder of Hugging Face's format reads it. UserError: it holds none."""
+    """A text as a BERT model in a folder of Hugging Face's format reads it. UserError: the folder holds no such
+    model."""
     vocab = folder / "vocab.txt"
     if folder.is_dir() and not vocab.is_file():
         raise UserError(
@@ -100,5 +99,5 @@ def _check(sides: dict[str, list[int]], limit: int | None) -> None:
 
 
 def _shown(piece: str) -> str:
-    """A piece as people read it: spaces and new lines are seen."""
+    """A piece in readable form, with visible spaces and new lines."""
     return piece.replace(" ", "▁").replace("\n", "⏎") or "▁"

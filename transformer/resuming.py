@@ -1,7 +1,7 @@
-"""Whether a workdir holds this run already, what of it may differ, and what is written of that.
+"""Whether a workdir already holds this run, which keys may differ when it resumes, and the record of what changed.
 
-config.json says how the run goes on now. Where that differs from before, changes.jsonl has a line with the step, both
-values of every key that differs and, where the schedule gives another learning rate now, both rates.
+config.json holds the current config. Where it differs from the previous one, changes.jsonl gets a line with the step,
+both values of every key that differs and, where the schedule now gives another learning rate, both rates.
 """
 
 import dataclasses
@@ -17,20 +17,17 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.runs import read_config
 
-# What a run may be changed in on purpose: it leaves the model, the batches and the shapes of the state as they are.
-# Some change between two values only and not from or to 0 (which leaves out a part of the optimizer's state) or ""
-# (another beginning; the path of the same one may change, as what was read there is in the run).
+# Keys that --change allows: they leave the model, the batches and the shapes of the state as they are. Those of
+# NEVER_EMPTY may not change from or to 0 (that adds or removes optimizer state) or "" (other initial parameters).
 CHANGEABLE = ("init_from", *(f"optimizer.{field.name}" for field in dataclasses.fields(OptimizerConfig)))
 NEVER_EMPTY = ("init_from", "optimizer.weight_decay", "optimizer.clip_norm", "optimizer.max_spike")
-OF_FILES = ("files", "text")  # datasets of which data.source and data.target may name files
+OF_FILES = ("files", "text")  # datasets whose data.source and data.target may be paths of files
 
 
 def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config | None:
-    """The config of the run that the workdir holds; None where it holds none.
-
-    Keys of `transformer.config.RUNTIME` may differ, those that `change` names, and the paths of files whose content is
-    compared. UserErrors: another key differs, so that it is another run; `change` names one that cannot be changed.
-    """
+    """The config of the run in the workdir; None where there is no run. Keys of `transformer.config.RUNTIME`, keys
+    named by `change`, and paths of files whose content is compared may differ. UserErrors: another key differs, so that
+    it is another run; `change` names a key that cannot be changed."""
     for key in change:
         if check_key(key) not in CHANGEABLE and not is_runtime(key):
             raise UserError(f"--change={key} is not possible in a run, only {', '.join(CHANGEABLE)}: train a new one")
@@ -52,8 +49,8 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
 
 
 def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
-    """UserError: the run in the workdir was trained on other data. Fingerprints that an older version has taken in
-    another way cannot be compared."""
+    """UserError: the run in the workdir was trained on other data. Fingerprints that an older version computed
+    differently cannot be compared."""
     old = _written(workdir).get("fingerprint", fingerprint)
     if fingerprint != old and comparable(old, fingerprint):
         raise UserError(
@@ -63,14 +60,12 @@ def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
 
 
 def tokenizer_of(workdir: Path, config: Config, make: Callable[[], Tokenizer]) -> Tokenizer:
-    """The tokenizer that the run in the workdir was trained with; of a new run, what `make` gives.
-
-    UserErrors: it is no longer what it was; the file that `data.tokenizer` names holds another one.
-    """
+    """The tokenizer that the run in the workdir was trained with; for a new run, the result of `make`. UserErrors: the
+    tokenizer file has changed; the file that `data.tokenizer` names holds another one."""
     path, named = workdir / "tokenizer.json", Path(config.data.tokenizer).expanduser()
     there = (workdir / "config.json").exists() and path.exists()
     own = Tokenizer.load(path) if there else make()
-    # Of the file itself, as a later version of a library may write the same pieces in another way.
+    # The file is hashed, because a later version of the library may serialise the same tokenizer differently.
     found = hashlib.sha256(path.read_bytes()).hexdigest() if there else own.fingerprint
     if found != _written(workdir).get("tokenizer", found):
         raise UserError(
@@ -89,18 +84,15 @@ def tokenizer_of(workdir: Path, config: Config, make: Callable[[], Tokenizer]) -
 def claim(
     workdir: Path, config: Config, data: dict[str, Any], old: Config | None, step: int, rates: tuple[float, float]
 ) -> str | None:
-    """Writes config.json, data.json and what changed since `old` (what `check` found); returns what is to be told.
-
-    `rates` are the learning rates of update `step` by the old and by the new schedule. UserError: nothing can be
-    written.
-    """
+    """Writes config.json, data.json and what changed since `old` (the result of `check`); returns a message to show.
+    `rates`: the learning rates of update `step` by the old and by the new schedule. UserError: writing fails."""
     changed = differences(old, config) if old else {}
     moved = {"learning_rate": rates} if rates[0] != rates[1] else {}
     try:
         if changed:
             with (workdir / "changes.jsonl").open("a") as file:
                 file.write(json.dumps({"step": step, "changed": changed} | moved) + "\n")
-        data = data | _written(workdir)  # what it began with
+        data = data | _written(workdir)  # values recorded at the start of the run are kept
         for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
             part = workdir / f".{name}.part"
             part.write_text(content + "\n")
@@ -115,14 +107,15 @@ def claim(
 
 
 def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
-    """Whether both values are paths of files that are held to the fingerprint of the data or of the tokenizer."""
+    """Whether both values are paths of files whose content is compared by the fingerprint of the data or the
+    tokenizer."""
     if key == "data.tokenizer":
         return all(path.endswith(".json") for path in pair) and Path(pair[1]).expanduser().is_file()
     return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
 
 
 def _written(workdir: Path) -> dict[str, Any]:
-    """What data.json says of the run in the workdir, where there is one."""
+    """The content of data.json of the run in the workdir; empty where there is no run."""
     path = workdir / "data.json"
     return json.loads(path.read_text()) if path.exists() and (workdir / "config.json").exists() else {}
 

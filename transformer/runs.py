@@ -1,8 +1,8 @@
 """A run on disk: `run = transformer.load_run("runs/first")`.
 
-A workdir holds config.json, tokenizer.json (of texts), metrics.jsonl, checkpoints/, and data.json: the fingerprint of
-the training data, what was learned from it (`facts`), and the sizes of an epoch. So a run is used without its training
-data, which is opened only where examples are needed, and has to be what it was.
+A workdir holds config.json, tokenizer.json (of text tasks), metrics.jsonl, checkpoints/, and data.json: the fingerprint
+of the training data, the `facts` learned from it, and the sizes of an epoch. A run is used without its training data:
+they are opened only where examples are needed, and their fingerprint is then compared.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Run(Trained):
-    """A trained run, as `load_run` finds it. Everything that takes a `Trained` takes a run."""
+    """A trained run, as `load_run` returns it. Everything that takes a `Trained` takes a run."""
 
     workdir: Path
 
@@ -51,30 +51,30 @@ class Run(Trained):
         return generate(self, lines, Manner(**manner))
 
     def evaluate(self, split: str = "test", resamples: int = 0, **manner: Any) -> dict[str, Any]:
-        """All metrics of a split, with intervals from so many resamples; see `python -m transformer.evaluate`."""
+        """All metrics of a split, with bootstrap intervals of `resamples` draws; see `transformer.evaluate`."""
         from transformer.evaluation.splits import evaluate
 
         return evaluate(self, split, Manner(**manner), resamples)
 
     def reading(self, text: str, target: str | None = None) -> "Reading":
-        """A text as the model reads it, with its tokens. Without `target`, a decoder reads the run's own output."""
+        """A text with its tokens, as the model reads it. Without `target`, a decoder reads the run's own output."""
         from transformer.reading import of_run
 
         return of_run(self, text, target)
 
     def attention(self, text: str, target: str | None = None) -> "Watched":
-        """What every head looks at: stack ("encoder", "decoder") -> kind ("self", "cross") -> weights [N, 1, H, L, S]
-        and positions; the tokens are those of `reading`."""
+        """Attention weights of every head: stack ("encoder", "decoder") -> kind ("self", "cross") -> weights
+        [N, 1, H, L, S] and positions. The tokens are those of `reading`."""
         return self.reading(text, target).attention()
 
 
 def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: MeshConfig | None = None) -> Run:
-    """The newest parameters of a run (or the mean of its newest `average` checkpoints, or those of the best loss of
-    validation), ready to be used.
+    """The parameters of a run: the newest, the mean of its newest `average` checkpoints, or those of the best
+    validation loss.
 
-    They lie as `mesh` says; without one they are whole on every device, over which rows are split, whatever the run was
-    trained on. Scanned layers become single ones: decoding would cut each layer's weights out of the stack for every
-    token. UserError: there is no run, or a part of it is missing or damaged.
+    They are sharded as `mesh` says. Without it they are replicated, and rows are split over the devices, whatever mesh
+    the run was trained on. Scanned layers are unstacked, since decoding would otherwise slice each layer's weights out
+    of the stack for every token. UserError: there is no run, or a part of it is missing or damaged.
     """
     workdir = Path(workdir).expanduser()
     config = read_config(workdir)
@@ -99,7 +99,7 @@ def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: Me
 
 
 def load_ensemble(workdirs: Sequence[str | Path], average: int = 1, best: bool = False) -> Run:
-    """The first run, which writes together with the others. UserError: they do not read and write the same tokens."""
+    """The first run, which decodes as an ensemble with the others. UserError: their tasks or tokenizers differ."""
     first, *others = (load_run(workdir, average, best) for workdir in workdirs)
     for other in others:
         if other.config.task != first.config.task:
@@ -118,11 +118,8 @@ def load_ensemble(workdirs: Sequence[str | Path], average: int = 1, best: bool =
 def read_params(
     workdir: Path, init: Callable[..., Any], layout: Layout, average: int = 1, best: bool = False
 ) -> tuple[Any, int]:
-    """The parameters of a run, placed as `layout` says, and the step that they are of.
-
-    `init`: key -> the parameters of a model, which has to be that of the run. UserError: there is no run, no such
-    checkpoint, or one of another model.
-    """
+    """The parameters of a run, sharded as `layout` says, and their step. `init` maps a key to the parameters of the
+    run's model. UserError: there is no run, no such checkpoint, or it is of another model."""
     like = layout.abstract(jax.eval_shape(init, jax.random.key(0)))
     checkpoints = Checkpoints(workdir, read_config(workdir).logging.keep)
     try:
@@ -147,7 +144,7 @@ def read_config(workdir: Path) -> Config:
 
 
 def read_data(workdir: Path) -> dict[str, Any]:
-    """What data.json says of the training data; nothing where there is none. UserError: it is damaged."""
+    """The content of data.json; empty where there is none. UserError: it is damaged."""
     path = workdir / "data.json"
     if not path.is_file():
         return {}
@@ -158,8 +155,8 @@ def read_data(workdir: Path) -> dict[str, Any]:
 
 
 def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
-    """The training data, with the facts that the run has noted of it. UserError: it is not what the run was trained on.
-    Where an older version has taken the fingerprint in another way, it is only said that they cannot be compared."""
+    """The training data, with the facts that the run recorded. UserError: they are not what the run was trained on.
+    Where an older version computed the fingerprint differently, a warning says that they cannot be compared."""
     source = load_source(config.data)
     old = noted.get("fingerprint", source.fingerprint)
     if not comparable(old, source.fingerprint):

@@ -1,7 +1,7 @@
 """python -m transformer.tokenize --input=FILE [--input=FILE ...] --output=tokenizer.json [--kind=bpe]
 
-Trains a tokenizer on the lines of text files, one for all of them: call it once a language for separate ones. A run
-takes it with --config.data.tokenizer=tokenizer.json.
+Trains one tokenizer on the lines of all files; run it once per language for separate ones. A run uses it with
+--config.data.tokenizer=tokenizer.json.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ FLAGS = flags.FLAGS
 
 
 def main() -> None:
-    """The verb, with its flags parsed."""
+    """Runs the command with its flags parsed."""
     from transformer.data.sources.files import lines_of
     from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
 

@@ -1,10 +1,9 @@
 """python -m transformer.train --config=configs/quantities.py --workdir=runs/first [--config.key=value ...]
 
-Trains, and resumes where the workdir stopped. Writes config.json, data.json, tokenizer.json (of texts), metrics.jsonl,
-the same numbers for `tensorboard --logdir=runs`, and checkpoints/. Steps, mesh, logging and folders of the data may
-differ when it resumes; --change=optimizer.learning_rate lets a key of the optimizer differ, too, and changes.jsonl
-tells both values and the step. Several machines: the same command on each, with
---distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
+Trains a run, or resumes the one in the workdir. Writes config.json, data.json, tokenizer.json (of text tasks),
+checkpoints/, and metrics.jsonl, also as TensorBoard events. Steps, mesh, logging and data folders may differ when it
+resumes; --change=optimizer.learning_rate allows an optimizer key too, recorded in changes.jsonl. On several machines:
+the same command on each, with --distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
 """
 
 import dataclasses
@@ -25,8 +24,7 @@ FLAGS = flags.FLAGS
 
 
 def _data(config: Config) -> DataConfig:
-    """The data's part of the config, with the tokenizer of the run that this one begins from. UserError: there is
-    none."""
+    """The config of the data, with the tokenizer of the run named by `init_from`. UserError: there is no such run."""
     from transformer.runs import read_config
 
     if not config.init_from:
@@ -42,11 +40,11 @@ def train(
     profile_steps: tuple[int, int] | None = None,
     change: Sequence[str] = (),
 ) -> dict[str, float]:
-    """Trains a run to `config.steps` and returns its validation metrics (means, not smoothed).
+    """Trains a run to `config.steps` and returns its validation metrics (means, without label smoothing).
 
-    Validation pairs longer than `data.max_len` are left out here, as they are in training; `transformer.evaluate`
-    leaves out none. After SIGTERM it saves, and raises `training.loop.Stopped`. `change` names the keys in which a run
-    that goes on may differ from itself before (`transformer.resuming`).
+    Validation pairs longer than `data.max_len` are left out, as in training; `transformer.evaluate` leaves out none.
+    After SIGTERM it saves and raises `training.loop.Stopped`. `change`: keys that may differ when it resumes (see
+    `resuming`).
     """
     from transformer.training.processes import alone_in, stop_signal
 
@@ -87,7 +85,7 @@ def _train(
         tokenizer = resuming.tokenizer_of(workdir, config, make)
     task = kind(config, tokenizer)
     task.check(source)
-    layout = dataclasses.replace(layout, axes=task.axes)  # it was made early, so that mistakes are told at once
+    layout = dataclasses.replace(layout, axes=task.axes)  # made early, so that errors come at once
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
@@ -150,7 +148,7 @@ def _train(
             stop,
             profile_steps,
         )
-        if not metrics:  # it was finished before, and is only evaluated again
+        if not metrics:  # the run had already finished: only evaluate again
             metrics = evaluate(state)
             writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         checkpoints.finish()
@@ -176,7 +174,7 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
 
 
 def main() -> None:
-    """The verb, with its flags parsed. Stopped by SIGTERM it ends well, with the state saved."""
+    """Runs the command with its flags parsed. After SIGTERM the state is saved and it exits normally."""
     from transformer.training.loop import Stopped
     from transformer.training.processes import join
 

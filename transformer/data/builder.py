@@ -1,7 +1,5 @@
-"""A dataset before it is prepared, and the TFDS builder that writes any of them as ArrayRecord files.
-
-Readers of files (sources/) and generators (builtin/) say what a dataset is; preparing it is here, for all of them.
-"""
+"""A dataset before it is prepared, and the TFDS builder that writes any dataset, of sources/ or builtin/, as
+ArrayRecord."""
 
 import contextlib
 import dataclasses
@@ -22,17 +20,17 @@ from transformer.config import DataConfig
 from transformer.data.caching import Key, cache_root, cached
 from transformer.errors import UserError
 
-# Split -> a function that gives its examples in order. It is called more than once.
+# Split -> a function that returns its examples in order. It is called more than once.
 Splits = Mapping[str, Callable[[], Iterable[Mapping[str, Any]]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a dataset is called, what an example looks like, and where the examples come from.
+    """The name of a dataset, the features of an example, and the functions that return the examples.
 
-    Data read from files have no `code`: `digest` reads them whenever they are asked for, and changed files are
-    prepared anew. Generated data name the modules that generate them in `code`, and all else that decides what comes
-    out in `versions`: they are generated only where one of these has changed.
+    Data read from files have no `code`: `digest` reads them each time, and changed files are prepared anew. Generated
+    data name the modules that generate them in `code` and everything else that affects the result in `versions`: they
+    are generated anew only where one of these has changed.
     """
 
     name: str
@@ -43,7 +41,7 @@ class Dataset:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see Source.facts
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a text field -> the field
-    shuffled: bool = False  # TFDS stores the examples in the order of a hash of their numbers
+    shuffled: bool = False  # TFDS stores the examples in the order of a hash of their indices
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -52,7 +50,7 @@ class Dataset:
 
 
 def of_texts(name: str, fields: Iterable[str], splits: Splits, classes: Sequence[str] = (), **options: Any) -> Dataset:
-    """A dataset of text fields; with `classes`, an example also has the number of its class, `label`."""
+    """A dataset of text fields; with `classes`, an example also has the index of its class, `label`."""
     features: dict[str, Any] = {field: tfds.features.Text() for field in fields}
     if classes:
         features["label"] = tfds.features.ClassLabel(names=list(classes))
@@ -60,23 +58,23 @@ def of_texts(name: str, fields: Iterable[str], splits: Splits, classes: Sequence
 
 
 def of_arrays(name: str, features: Mapping[str, Any], splits: Splits, **options: Any) -> Dataset:
-    """A dataset with fields of arrays: images, recordings or series."""
+    """A dataset with array fields: images, recordings or series."""
     return Dataset(name, features, splits, functools.partial(digest_of_arrays, name, features, splits), **options)
 
 
 def at_once(names: Iterable[str], make: Callable[[], Mapping[str, Sequence[Any]]]) -> Splits:
-    """Splits of which `make` makes all together, when the first of them is read."""
+    """Splits that `make` returns all together; it is called when the first of them is read."""
     made = functools.cache(make)
     return {name: functools.partial(lambda split: made()[split], name) for name in names}
 
 
 def array_feature(shape: tuple[int | None, ...], dtype: Any) -> tfds.features.Tensor:
-    """A field of arrays, stored as their bytes; the first axis may be None, for any length."""
+    """An array field, stored as bytes; the first axis may be None, for any length."""
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
 
 def share(*key: object) -> float:
-    """A number from 0 to 1 that depends on the key only: where a split is drawn by it, it never changes."""
+    """A number from 0 to 1, a hash of the key: splits that are drawn by it never change."""
     return int.from_bytes(hashlib.sha256(json.dumps(key).encode()).digest()[:8], "big") / 2**64
 
 
@@ -84,7 +82,7 @@ def share(*key: object) -> float:
 
 
 def digest_of_rows(splits: Mapping[str, Callable[[], Iterable[Any]]]) -> str:
-    """SHA-256 (hex) of the JSON object {split: [row, ...]} with sorted keys, of which one row is held at a time."""
+    """SHA-256 (hex) of the JSON object {split: [row, ...]} with sorted keys; only one row is in memory at a time."""
     digest = hashlib.sha256(b"{")
     for number, split in enumerate(sorted(splits)):
         digest.update(f"{', ' if number else ''}{json.dumps(split)}: [".encode())
@@ -96,7 +94,7 @@ def digest_of_rows(splits: Mapping[str, Callable[[], Iterable[Any]]]) -> str:
 
 
 def digest_of_arrays(name: str, features: Iterable[str], splits: Splits) -> str:
-    """SHA-256 (hex) of the names, and of every example of every split in order. UserError: a split has none."""
+    """SHA-256 (hex) of the names, and of every example of every split in order. UserError: a split is empty."""
     digest = hashlib.sha256(json.dumps([name, list(features)]).encode())
     for split, examples in splits.items():
         count = 0
@@ -110,12 +108,12 @@ def digest_of_arrays(name: str, features: Iterable[str], splits: Splits) -> str:
 
 
 def add_example(digest: Any, example: Mapping[str, Any]) -> None:
-    """Adds all fields of an example to a digest of hashlib: arrays by type, shape and bytes, all else by value."""
+    """Adds all fields of an example to a hashlib digest: arrays by type, shape and bytes, everything else by value."""
     for key, value in example.items():
         if isinstance(value, np.ndarray):
             digest.update(f"{key} {value.dtype.str} {value.shape} ".encode())
             digest.update(np.ascontiguousarray(value).data)
-        else:  # a NumPy scalar is written otherwise by every other version of NumPy
+        else:  # the repr of a NumPy scalar differs between versions of NumPy
             digest.update(f"{key} {value.item() if isinstance(value, np.generic) else value!r} ".encode())
 
 
@@ -124,7 +122,7 @@ def add_example(digest: Any, example: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """TFDS without progress bars, log lines and prints; everything is as before afterwards."""
+    """TFDS without progress bars, log lines and prints; all settings are restored afterwards."""
     verbosity = absl.logging.get_verbosity()
     progress = tfds.core.utils.tqdm_utils._active
     absl.logging.set_verbosity(absl.logging.ERROR)
@@ -137,13 +135,13 @@ def quiet() -> Iterator[None]:
         tfds.display_progress_bar(progress)
 
 
-with tfds.core.registered.skip_registration():  # it takes an argument that tfds.builder(name) could not give
+with tfds.core.registered.skip_registration():  # tfds.builder(name) could not pass its argument
 
     class Builder(tfds.core.GeneratorBasedBuilder):
-        """A Dataset as TFDS has them. Its metadata hold the fingerprint and the versions."""
+        """A TFDS builder of a Dataset. Its metadata hold the fingerprint and the versions."""
 
         VERSION = tfds.core.Version("1.0.0")
-        # There are no checksums beside this file; looking for them needs a package that TFDS 4.9 forgets to require.
+        # There is no checksum file; looking for it needs a package that TFDS 4.9 does not declare as a dependency.
         code_path = None
 
         def __init__(self, dataset: Dataset, *, data_dir: Path) -> None:
@@ -168,10 +166,8 @@ with tfds.core.registered.skip_registration():  # it takes an argument that tfds
 
 
 def prepared(dataset: Dataset, data: DataConfig) -> Builder:
-    """The builder of a dataset, written once in the cache folder; `info.metadata["fingerprint"]` is of what it holds.
-
-    UserError: what the dataset's reader finds wrong with its files.
-    """
+    """The builder of a dataset, prepared once in the cache folder; `info.metadata["fingerprint"]` is that of its
+    examples. UserError: the dataset's reader finds its files invalid."""
     classes = getattr(dataset.features.get("label"), "names", None)
     content = dict(dataset.versions) if dataset.code else dataset.fingerprint
     code = (*dataset.code, sys.modules[__name__])

@@ -1,4 +1,4 @@
-"""The cache folder: what takes long is made once, whole or not at all, by one process at a time."""
+"""The cache folder: each entry is made once, completely or not at all, by one process at a time."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from transformer.errors import UserError
 
 
 def cache_root(data: DataConfig) -> Path:
-    """The folder of prepared data, vocabularies and tokens; it exists. UserError: it cannot be made."""
+    """The folder of prepared data, vocabularies and tokens, created if necessary. UserError: it cannot be made."""
     root = Path(data.cache or "~/.cache/transformer").expanduser()
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -34,21 +34,20 @@ def cache_root(data: DataConfig) -> Path:
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """All that a thing in the cache follows from: where any of it changes, the thing is made anew, in another folder.
+    """Everything that a cache entry depends on: where any of it changes, the entry is made anew, in another folder.
 
     `inputs` are what it is made from, as JSON: fingerprints, names, sizes. `code` are the modules, classes and
-    functions that make it: their source text counts. `libraries` are installed packages that the result depends on:
-    their versions count.
+    functions that make it, compared by source text. `libraries` are packages that the result depends on, compared by
+    version.
     """
 
-    shelf: Path  # the folder of all things of this kind, in the folder that `cache_root` gives
+    shelf: Path  # the folder of all entries of this kind, inside `cache_root`
     inputs: Sequence[Any]
     code: Sequence[Any]
     libraries: Sequence[str] = ()
 
     @property
     def path(self) -> Path:
-        """The folder of the thing."""
         code = [inspect.getsource(part) for part in self.code]
         versions = [(name, importlib.metadata.version(name)) for name in self.libraries]
         text = json.dumps([self.inputs, code, versions], sort_keys=True)
@@ -56,10 +55,8 @@ class Key:
 
 
 def cached(key: Key, make: Callable[[Path], None]) -> Path:
-    """The folder of a key. Where there is none, `make` is given an empty folder to fill, which is then moved there.
-
-    One process makes it, while others wait. Where `make` fails or is killed, there is no folder.
-    """
+    """The folder of a key. Where there is none, `make` fills an empty folder, which is then moved there. One process
+    makes it while others wait. Where `make` fails or is killed, there is no folder."""
     path = key.path
     with locked(path):
         if not path.exists():
@@ -73,16 +70,16 @@ MAP_ABOVE = 2**28  # bytes
 
 
 def load_array(path: Path) -> np.ndarray:
-    """The array of an .npy file: read, or mapped into memory where it is large."""
+    """The array of an .npy file; above MAP_ABOVE it is memory-mapped."""
     return np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the right to make `path`, among all processes of the machine, and sweeps up what a killed one left."""
+    """Holds the lock for making `path`, among all processes of the machine, and removes what a killed process left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / f".{path.name}.lock", "w") as handle:
-        fcntl.lockf(handle, fcntl.LOCK_EX)  # the lock goes with the handle, even when the process is killed
+        fcntl.lockf(handle, fcntl.LOCK_EX)  # released with the handle, even if the process is killed
         for stale in path.parent.glob(f".{path.name}.*.part"):
             remove(stale)
         yield
@@ -90,7 +87,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling to write (a file or a folder), and moves it to `path` once the block has succeeded."""
+    """Gives a temporary sibling path to write to (a file or a folder), and moves it to `path` if the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
@@ -101,7 +98,7 @@ def writing(path: Path) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, if it is there."""
+    """Deletes a file or a folder, if it exists."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,1 +1,1 @@
-"""What a run is worth: metrics as sums over examples, and baselines that need no model of ours."""
+"""Evaluation of a run: metrics as sums over examples, and simple baselines."""

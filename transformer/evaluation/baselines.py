@@ -1,4 +1,4 @@
-"""What needs no model of ours, measured on the same split: a figure stands beside these or it says little."""
+"""Baselines that need no trained run, measured on the same split."""
 
 from collections import Counter
 from typing import Any
@@ -13,7 +13,7 @@ from transformer.tasks.trained import Trained
 
 
 def baselines(trained: Trained, split: str) -> dict[str, Any]:
-    """Name -> metrics, by what the task is; nothing where no simple one is known."""
+    """Name -> metrics, for the kind of task; empty where no simple baseline is known."""
     for kind, function in (
         (tasks.SpeechRecognition, None),
         (tasks.SpanCorruption, None),
@@ -43,14 +43,14 @@ def _totals(found: dict[str, Any]) -> dict[str, float]:
 
 
 def _translations(trained: Trained, split: str) -> dict[str, Any]:
-    """The source, unchanged."""
+    """The unchanged source."""
     source, target = trained.source.pair(trained.config.data)
     examples = list(trained.source.split(split))
     return {"copy": _totals(translations([e[source] for e in examples], [e[target] for e in examples]))}
 
 
 def _unigram(trained: Trained, split: str) -> dict[str, Any]:
-    """Loss in nats a token of the training tokens' frequencies, each counted once more than it is there."""
+    """Loss in nats per token of the unigram frequencies of the training tokens, with add-one smoothing."""
     task = trained.task
 
     def counts(split: str) -> np.ndarray:
@@ -64,8 +64,8 @@ def _unigram(trained: Trained, split: str) -> dict[str, Any]:
 
 
 def _classes(trained: Trained, split: str) -> dict[str, Any]:
-    """The most frequent class, and logistic regression: on words or on letters, on pixels, or on the mean and the
-    deviation of each mel band."""
+    """The most frequent class, and logistic regression on words or letters, on pixels, or on the mean and the deviation
+    of each mel band."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -114,7 +114,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
 
 def _forecasts(trained: Trained, split: str) -> dict[str, Any]:
     """The last value repeated, and one linear map of the look-back minus its last value (NLinear, Zeng et al. 2023),
-    the same for all variables, by least squares with a ridge that validation chooses."""
+    shared by all variables, by least squares with a ridge chosen on validation."""
     task, source = trained.task, trained.source
 
     def pairs(part: str) -> tuple[np.ndarray, np.ndarray]:

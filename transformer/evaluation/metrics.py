@@ -1,6 +1,5 @@
-"""What outputs are worth against references, and how sure that is: sums over examples, functions of the sums, and
-intervals by drawing examples anew (the bootstrap; Koehn 2004, "Statistical significance tests for machine translation
-evaluation")."""
+"""Metrics of outputs against references, as functions of sums over examples, and their intervals by the bootstrap
+(Koehn 2004, "Statistical significance tests for machine translation evaluation")."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,14 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 LEVEL = 0.95  # of every interval
-MIN_UNITS = 10  # examples to draw from: draws of fewer are too much alike, and intervals of them too narrow
+MIN_UNITS = 10  # fewest examples to draw from: with fewer, intervals are too narrow
 
 
 class Measured(NamedTuple):
-    """A metric over n examples: their statistics [n, k] add up, and `value(sums [k])` is the metric.
-
-    `units` [n] says which examples they are, where they are not simply all of a split in its order.
-    """
+    """A metric over n examples: their statistics [n, k] are summed, and `value(sums [k])` is the metric. `units` [n]
+    identifies the examples, where they are not simply all of a split in order."""
 
     statistics: np.ndarray
     value: Callable[[np.ndarray], float]
@@ -28,7 +25,8 @@ class Measured(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """a - b on the same examples, its interval, and the two-sided p of no difference; None of too few examples."""
+    """a - b on the same examples, its interval, and the two-sided p-value of no difference; None for too few
+    examples."""
 
     difference: float
     low: float | None
@@ -37,7 +35,7 @@ class Difference(NamedTuple):
 
 
 def ratio(tops: Any, bottoms: Any, value: Callable[[float], float] = float) -> Measured:
-    """`value` of the sum of the first over the sum of the second, [n] each; of nothing it is `value(0)`."""
+    """`value` of the ratio of the sums of `tops` and `bottoms`, [n] each; `value(0)` where the second sum is 0."""
     statistics = np.stack([np.asarray(tops, np.float64), np.asarray(bottoms, np.float64)], axis=1)
     return Measured(statistics, lambda sums: value(float(sums[0]) / float(sums[1]) if sums[1] else 0.0))
 
@@ -48,7 +46,7 @@ def mean(values: Any, scale: float = 1.0) -> Measured:
 
 
 def in_order(found: dict[str, Measured], units: np.ndarray) -> dict[str, Measured]:
-    """Metrics whose statistics are of these units [n], in the order of the units, without those under 0 (padding)."""
+    """Metrics sorted by their units [n]; negative units (padding) are dropped."""
     order = np.argsort(units, kind="stable")
     order = order[units[order] >= 0]
     return {
@@ -57,8 +55,8 @@ def in_order(found: dict[str, Measured], units: np.ndarray) -> dict[str, Measure
 
 
 def in_blocks(found: dict[str, Measured], size: int) -> dict[str, Measured]:
-    """Metrics whose units are blocks of `size` consecutive examples: to draw by where neighbours are alike (the block
-    bootstrap; Künsch 1989, "The jackknife and the bootstrap for general stationary observations")."""
+    """Metrics whose units are blocks of `size` consecutive examples, for examples that resemble their neighbours (the
+    block bootstrap; Künsch 1989, "The jackknife and the bootstrap for general stationary observations")."""
     return {
         name: metric._replace(
             statistics=np.add.reduceat(metric.statistics, np.arange(0, len(metric.statistics), size)), units=None
@@ -68,7 +66,7 @@ def in_blocks(found: dict[str, Measured], size: int) -> dict[str, Measured]:
 
 
 def comparable(a: Measured, b: Measured) -> bool:
-    """Whether the statistics are of the same examples: losses are not where the tokens or the rows are others."""
+    """Whether the statistics are of the same examples: losses are not if the tokens or the rows differ."""
     if a.statistics.shape != b.statistics.shape:
         return False
     if a.units is not None and b.units is not None and (a.units != b.units).any():
@@ -78,7 +76,7 @@ def comparable(a: Measured, b: Measured) -> bool:
 
 def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float, float] | None:
     """The interval of a metric: percentiles of its values on `resamples` draws of n examples, with replacement; None
-    of fewer than MIN_UNITS."""
+    for fewer than MIN_UNITS."""
     if len(measured.statistics) < MIN_UNITS:
         return None
     values = [measured.value(measured.statistics[drawn].sum(axis=0)) for drawn in _draws(measured, resamples, seed)]
@@ -87,11 +85,9 @@ def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float,
 
 
 def paired(a: Measured, b: Measured, resamples: int, seed: int = 0) -> Difference:
-    """a - b, each draw of examples being the same for both, so that what is hard for both cancels.
-
-    p is that of sacreBLEU's paired bootstrap: how often a draw's difference is as far from the mean of all draws as
-    the real one is from 0.
-    """
+    """a - b, with the same draws of examples for both, so that difficulty common to both cancels. p is that of
+    sacreBLEU's paired bootstrap: how often a draw's difference is as far from the mean of all draws as the real one is
+    from 0."""
     if len(a.statistics) != len(b.statistics):
         raise ValueError(f"{len(a.statistics)} examples against {len(b.statistics)}: a pair is of the same ones")
     real = a.total - b.total
@@ -107,7 +103,7 @@ def paired(a: Measured, b: Measured, resamples: int, seed: int = 0) -> Differenc
 
 
 def _draws(measured: Measured, resamples: int, seed: int) -> np.ndarray:
-    """Which examples each draw has: [resamples, n]."""
+    """The indices of the examples of each draw: [resamples, n]."""
     count = len(measured.statistics)
     return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
@@ -121,7 +117,7 @@ def translations(outputs: Sequence[str], references: Sequence[str]) -> dict[str,
 
 
 def signatures() -> dict[str, str]:
-    """What sacreBLEU says of BLEU and chrF2, for others to compute the same."""
+    """sacreBLEU's signatures of BLEU and chrF2, for reproduction."""
     return {f"{name}_signature": str(scorer.get_signature()) for name, scorer in _sacrebleu(told=True).items()}
 
 
@@ -129,20 +125,20 @@ def _sacrebleu(told: bool = False) -> dict[str, Any]:
     import sacrebleu
 
     scorers = {"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}
-    if told:  # the number of references is known only after a score
+    if told:  # a signature needs the number of references, known only after a score
         for scorer in scorers.values():
             scorer.corpus_score(["a"], [["a"]])
     return scorers
 
 
 def _corpus_metric(scorer: Any, outputs: Sequence[str], references: Sequence[str]) -> Measured:
-    """A metric of sacreBLEU, of the counts that it adds up."""
+    """A metric of sacreBLEU, from the counts that it sums."""
     counts = np.asarray(scorer._extract_corpus_statistics(list(outputs), [list(references)]), np.float64)
     return Measured(counts, lambda sums: scorer._compute_score_from_stats([int(count) for count in sums]).score)
 
 
 def summaries(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Measured]:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`, stemmed), in percent; of several references the best
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`, stemmed), in percent; the best of several references
     counts, as in the SciTLDR paper."""
     from rouge_score.rouge_scorer import RougeScorer
 
@@ -153,7 +149,7 @@ def summaries(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 
 def transcripts(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """Word error rate, errors over words of all references, and the share of exact transcripts."""
+    """Word error rate (errors over the words of all references), and the share of exact transcripts."""
     errors = [word_errors(output, reference) for output, reference in zip(outputs, references, strict=True)]
     exact = [output == reference for output, reference in zip(outputs, references, strict=True)]
     return {"word_error_rate": ratio(errors, [len(r.split()) for r in references]), "exact_match": mean(exact)}
@@ -171,7 +167,7 @@ def word_errors(output: str, reference: str) -> int:
 
 
 def answers(outputs: Sequence[str], references: Sequence[str], kinds: Sequence[str]) -> dict[str, Measured]:
-    """Share of right answers, of all prompts and of each kind."""
+    """Share of right answers, over all prompts and over each kind."""
     right = np.array([output == reference for output, reference in zip(outputs, references, strict=True)], np.float64)
     found = {"answers": mean(right)}
     for kind in sorted(set(kinds)):
@@ -181,8 +177,8 @@ def answers(outputs: Sequence[str], references: Sequence[str], kinds: Sequence[s
 
 
 def classes(right: np.ndarray, guessed: np.ndarray, count: int) -> dict[str, Measured]:
-    """Accuracy, and macro F1: the mean over `count` classes of 2 TP / (2 TP + FP + FN), 1 for one that is never there
-    and never guessed. `right` and `guessed` are class numbers [n]."""
+    """Accuracy, and macro F1: the mean over `count` classes of 2 TP / (2 TP + FP + FN), 1 for a class that never occurs
+    and is never predicted. `right` and `guessed` are class indices [n]."""
     of, said = (np.eye(count)[labels] for labels in (right, guessed))
 
     def macro_f1(sums: np.ndarray) -> float:

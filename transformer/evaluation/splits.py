@@ -1,4 +1,4 @@
-"""What a trained task is worth on a split of its data; which metrics, says `python -m transformer.evaluate`."""
+"""Metrics of a trained task on a split of its data; `transformer.evaluate` lists them."""
 
 import math
 import sys
@@ -20,16 +20,15 @@ from transformer.training.sharding import make_layout
 from transformer.writing.lines import generate, transcribe
 from transformer.writing.manner import GREEDY, Manner
 
-BLOCK = 2  # horizons of windows that are drawn together: those less than one apart forecast some of the same values
+BLOCK = 2  # horizons of a bootstrap block: windows less than one horizon apart forecast some of the same values
 
 
 def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
-    """What the loss of the task counts, over every token, example or value of a split, each once.
+    """The metrics of the task's loss, over every token, example or value of a split, each once.
 
-    Statistics are of examples; where texts are packed or cut into rows, of rows, which are drawn as if neighbours had
-    nothing in common; and of series, whose windows overlap, of blocks of windows.
-
-    Raises UserError where the split holds no example, or a sequence longer than the model takes.
+    Statistics are per example; per row where texts are packed or cut into rows, which are drawn as if independent; and
+    per block of windows for series, whose windows overlap. UserError: the split holds no example, or a sequence longer
+    than the model takes.
     """
     task = trained.task
     if not len(trained.source.split(split)):
@@ -67,8 +66,8 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
 
 
 def _by_size(loss: Measured, sizes: np.ndarray, words: np.ndarray) -> dict[str, Measured]:
-    """The cost of a text a byte and a word: of each example by its own size; of rows, which hold parts of texts, by
-    those of the whole split, shared out by tokens."""
+    """Bits per byte and perplexity per word: for examples, by their own sizes; for rows, which hold parts of texts, by
+    those of the whole split, divided in proportion to tokens."""
     assert loss.units is not None, "they were put in order"
     (nll, tokens), units = loss.statistics.T, loss.units >> 32
     if not np.array_equal(units, np.arange(len(sizes))):
@@ -81,8 +80,8 @@ def _by_size(loss: Measured, sizes: np.ndarray, words: np.ndarray) -> dict[str, 
 
 
 def _units(task: Any, batch: Batch) -> np.ndarray:
-    """Which examples the rows of a batch are, [B]: the number of the example, if rows have one, above 32 bits of what
-    is to be said of it, so that the same example in other tokens is another; -1 is padding."""
+    """Unit numbers of the rows of a batch, [B]: the example's index, if rows have one, above 32 bits of a hash of the
+    targets, so that the same example with other tokens is another unit; -1 is padding."""
     if not isinstance(task, TokenTask):
         return np.asarray(batch["example_ids"], np.int64)
     said = np.asarray(task.weights(batch))
@@ -96,8 +95,8 @@ def _perplexity(nats: float) -> float:
 
 
 def text_sizes(trained: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes of UTF-8, and words between white space, of each text: units of cost that do not depend on the tokenizer.
-    The ends of the texts are counted in the cost and not in the units."""
+    """Bytes of UTF-8, and words between white space, of each text: units that do not depend on the tokenizer. The loss
+    of EOS counts, but adds no bytes or words."""
     field = trained.source.field(trained.config.data.target)
     texts = [example[field] for example in trained.source.split(split)]
     return np.array([len(text.encode()) for text in texts]), np.array([len(text.split()) for text in texts])
@@ -117,7 +116,7 @@ def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
 
 
 def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> dict[str, Measured]:
-    """What the task's outputs are worth; nothing for tasks that write none."""
+    """The metrics of generated outputs; empty for tasks that generate none."""
     source, data, task = trained.source, trained.config.data, trained.config.task
     if task not in ("translation", "summarization", "speech_recognition", "prompts"):
         return {}
@@ -137,12 +136,12 @@ def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> di
 
 
 def references(example: dict[str, Any], target: str) -> list[str]:
-    """All summaries of an example; some datasets have several, a line each."""
+    """All reference summaries of an example; some datasets have several, one per line."""
     return example["references"].splitlines() if "references" in example else [example[target]]
 
 
 def measured(trained: Trained, split: str = "test", manner: Manner = GREEDY) -> dict[str, Measured]:
-    """All metrics of a split, as sums over examples. An ensemble has those of what it writes alone."""
+    """All metrics of a split, as sums over examples. An ensemble has only those of its generated outputs."""
     written = written_metrics(trained, split, manner)
     if trained.others:
         if not written:
@@ -157,12 +156,12 @@ def measured(trained: Trained, split: str = "test", manner: Manner = GREEDY) -> 
 
 
 def evaluate(trained: Trained, split: str = "test", manner: Manner = GREEDY, resamples: int = 0) -> dict[str, Any]:
-    """All metrics of a split, each with an interval from so many resamples; see `python -m transformer.evaluate`."""
+    """All metrics of a split, with bootstrap intervals of `resamples` draws; see `python -m transformer.evaluate`."""
     return report(trained, split, measured(trained, split, manner), resamples)
 
 
 def report(trained: Trained, split: str, found: dict[str, Measured], resamples: int) -> dict[str, Any]:
-    """Metrics as plain numbers: the values, what they are of, and with `resamples` their intervals."""
+    """Metrics as plain numbers, the number of tokens or examples, and with `resamples` their intervals."""
     what = {"members": len(trained.members)} if trained.others else {"step": trained.step}
     told: dict[str, Any] = {"split": split, **what} | {name: metric.total for name, metric in found.items()}
     if "loss" in found:

@@ -1,7 +1,5 @@
-"""A task = data + features + model family + loss: TASKS, name -> class.
-
-The verbs hand a task's pieces (init, loss, batches) to training and decoding, which know neither models nor data.
-"""
+"""TASKS, name -> class. A task combines data, features, a model family and a loss; training and decoding receive its
+functions (init, loss, batches) and know neither models nor data."""
 
 import difflib
 

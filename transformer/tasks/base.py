@@ -1,4 +1,4 @@
-"""What every task has; tasks that read or write tokens, and those that write text."""
+"""The base classes of tasks: of all, of those whose model predicts tokens, and of those that write text."""
 
 import abc
 import dataclasses
@@ -28,7 +28,8 @@ Batch = dict[str, Any]
 
 
 class Beginning(NamedTuple):
-    """What a decoder needs: `step(tokens [B, 1], positions [B, 1], state) -> (logits [B, V], state)`, and its start."""
+    """How decoding starts: `step(tokens [B, 1], positions [B, 1], state) -> (logits [B, V], state)` and its first
+    arguments."""
 
     step: Callable[[Array, Array, Any], tuple[Array, Any]]
     state: Any
@@ -39,12 +40,12 @@ class Beginning(NamedTuple):
 
 
 class Task(abc.ABC):
-    """One configuration of a task. `model` is its module; `limit` the longest sequence it takes (None = any)."""
+    """A task of one config. `model` is its Flax module, `limit` the longest sequence that it takes (None: any)."""
 
-    families: tuple[str, ...]  # the rows of FAMILIES whose call signature the task's batches fit
-    inputs = "tokens"  # the row of EMBEDDERS that reads them
+    families: tuple[str, ...]  # rows of FAMILIES whose call signature fits the batches
+    inputs = "tokens"  # the row of EMBEDDERS that embeds the inputs
     has_classes = False
-    reads_text = True  # so it has a tokenizer
+    reads_text = True  # it has a tokenizer
 
     def __init__(self, config: Config, tokenizer: Tokenizer | None):
         name = repr(config.task)
@@ -65,7 +66,7 @@ class Task(abc.ABC):
         self._check_length()
 
     def _model_config(self) -> ModelConfig:
-        """The model's configuration, with what follows from the data."""
+        """The model's config, completed with what follows from the data."""
         if self._tokenizer is None:
             return self.config.model
         size = self.config.model.vocab_size or self._tokenizer.vocab_size
@@ -90,16 +91,16 @@ class Task(abc.ABC):
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
-        """The text fields of the source that the task reads; its tokenizer learns from them."""
+        """The text fields that the task reads; its tokenizer is trained on them."""
         return ()
 
     @staticmethod
     def extra_pieces(config: Config) -> tuple[str, ...]:
-        """Special tokens that the task needs besides padding, begin and end."""
+        """Special tokens that the task needs besides padding, BOS and EOS."""
         return ()
 
     def check(self, source: Source) -> None:
-        """UserError: the source has other classes than the model."""
+        """UserError: the number of classes differs between the source and the model."""
         if self.has_classes and len(source.classes) != self.model_config.num_classes:
             found = f"{len(source.classes)} classes" if source.classes else "no classes"
             raise UserError(
@@ -111,7 +112,7 @@ class Task(abc.ABC):
         """The batches of a split."""
 
     def _common(self) -> dict[str, Any]:
-        """What every kind of batches takes."""
+        """The arguments of every kind of batches."""
         where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
         return {"seed": self.config.seed, "data": self.config.data, **where}
 
@@ -120,20 +121,20 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def example(self, rows: int = 1, length: int = 8) -> Batch:
-        """A batch of zeros with the keys that `arguments` reads; that of one row makes the parameters."""
+        """A batch of zeros with the keys that `arguments` reads; `init` uses one row."""
 
     def init(self, key: Array) -> Any:
-        """Parameters from a key; they depend on it and on the configuration, not on any batch."""
+        """Parameters from a key."""
         return init(self.model, key, *self.arguments(self.example()))
 
     @functools.cached_property
     def axes(self) -> dict[str, Names]:
-        """Path of each parameter -> the names of its axes (`transformer.model.parameters`)."""
+        """Path of each parameter -> its logical axes (`transformer.model.parameters`)."""
         return logical_axes(self.model, *self.arguments(self.example()))
 
     @abc.abstractmethod
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
-        """What the model is called with."""
+        """The arguments of a call of the model."""
 
     def loss(
         self,
@@ -143,10 +144,8 @@ class Task(abc.ABC):
         step: Array | None = None,
         rows: Array | None = None,
     ) -> dict[str, Pair]:
-        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and not smoothed.
-
-        `rows`: the numbers of its rows in the global batch, where it is a part of one.
-        """
+        """Metrics of a batch as (sum, weight) pairs; without a seed, deterministic and without label smoothing. `rows`:
+        the indices of its rows in the global batch, where it is a part of one."""
         if seed is None or step is None:
             return jax.tree.map(jnp.sum, self.metrics(params, batch, None, 0.0))
         rows = jnp.arange(jax.tree.leaves(batch)[0].shape[0]) if rows is None else rows
@@ -154,20 +153,20 @@ class Task(abc.ABC):
         return jax.tree.map(jnp.sum, found)
 
     def row_metrics(self, params: Any, batch: Batch) -> dict[str, RowPair]:
-        """(sum, weight) pairs of each row [B], deterministic and not smoothed; (0, 0) of rows of padding."""
+        """(sum, weight) pairs of each row [B], deterministic and without label smoothing; (0, 0) for padding rows."""
         return self.metrics(params, batch, None, 0.0)
 
     @abc.abstractmethod
     def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Any]:
-        """(sum, weight) pairs, of each row or of the batch. The gradient is that of the sum of "loss"."""
+        """(sum, weight) pairs of each row or of the batch. The gradient is taken of the sum of "loss"."""
 
 
 class TokenTask(Task):
-    """A task whose model gives a token at each place."""
+    """A task whose model predicts a token at each position."""
 
     def row_metrics(self, params: Any, batch: Batch) -> dict[str, RowPair]:
         found = super().row_metrics(params, batch)
-        return found | {"loss": found["nll"]}  # the same where nothing is smoothed; the loss is a sum over the batch
+        return found | {"loss": found["nll"]}  # equal without smoothing; "loss" is summed over the batch
 
     def metrics(self, params: Any, batch: Batch, noise: Noise | None, smoothing: float) -> dict[str, Any]:
         features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
@@ -176,22 +175,22 @@ class TokenTask(Task):
         return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing)
 
     def weights(self, batch: Batch) -> Array:
-        """Which targets [B, L] count."""
+        """Which targets [B, L] count in the loss."""
         return jnp.broadcast_to(tokens_of(batch, "target").real(batch["targets"].shape[1]), batch["targets"].shape)
 
 
 class WritingTask(TokenTask):
-    """A task that writes text, token by token."""
+    """A task that generates text, token by token."""
 
-    reads_lines = True  # a line of text is its input
+    reads_lines = True  # its input is a line of text
 
     @abc.abstractmethod
     def prompt(self, ids: list[int]) -> list[int]:
-        """What the model reads for the tokens of a line."""
+        """The input tokens of the model for the tokens of a line."""
 
     @abc.abstractmethod
     def begin(self, params: Any, inputs: Array, lengths: Int[Array, " B"]) -> Beginning:
-        """How decoding begins after padded inputs of these lengths, and how far it may go."""
+        """How decoding starts for padded inputs of these lengths, and the most tokens that it may generate."""
 
     def _step(self, params: Any) -> Callable[[Array, Array, Any], tuple[Array, Any]]:
         def step(tokens: Array, positions: Array, state: Any) -> tuple[Array, Any]:
@@ -202,14 +201,14 @@ class WritingTask(TokenTask):
 
 
 def tokens_of(batch: Batch, side: str) -> Tokens:
-    """Where the tokens of a side ("input", "target") of a batch stand: as lengths, or packed."""
+    """The `Tokens` of one side ("input", "target") of a batch: lengths, or positions and segments of packed rows."""
     if f"{side}_lengths" in batch:
         return Tokens(lengths=batch[f"{side}_lengths"])
     return Tokens(batch[f"{side}_positions"], batch[f"{side}_segments"])
 
 
 def padded(*names: str, rows: int, length: int) -> Batch:
-    """A batch of zeros: tokens [rows, length] of each name, and the lengths [rows] of the sides that they are of."""
+    """A batch of zeros: tokens [rows, length] of each name, and the lengths [rows] of each side."""
     sides = {name.removesuffix("_inputs").removesuffix("s") for name in names}
     tokens = {name: jnp.zeros((rows, length), jnp.int32) for name in names}
     return tokens | {f"{side}_lengths": jnp.zeros(rows, jnp.int32) for side in sides}
@@ -222,5 +221,5 @@ def packed(name: str, rows: int, length: int) -> Batch:
 
 
 def frames(mels: int, rows: int, length: int) -> Batch:
-    """Log-mel frames of recordings, all 0."""
+    """A batch of zeros: log-mel frames and their lengths."""
     return {"inputs": jnp.zeros((rows, length, mels)), "input_lengths": jnp.zeros(rows, jnp.int32)}

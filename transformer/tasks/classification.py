@@ -1,4 +1,4 @@
-"""Tasks that give a class: of a text, an image, a recording."""
+"""Classification of texts, images and recordings."""
 
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from transformer.training.losses import RowPair, cross_entropy
 
 
 class Classification(Task):
-    """A class for each example."""
+    """Predicts one class for each example."""
 
     families = ("encoder_only",)
     has_classes = True
@@ -37,7 +37,7 @@ class Classification(Task):
 
 
 class TextClassification(Classification):
-    """The class of a text, the field `data.target`."""
+    """The class of a text: the field `data.target`."""
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:

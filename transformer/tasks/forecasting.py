@@ -17,7 +17,7 @@ from transformer.training.losses import RowPair, squared_error
 
 
 class Forecasting(Task):
-    """The next `data.horizon` steps of each variable of a series, from `data.max_len` steps."""
+    """Predicts the next `data.horizon` steps of each variable of a series from `data.max_len` steps."""
 
     families = ("forecaster",)
     inputs = "series"

@@ -1,4 +1,4 @@
-"""Tasks whose model gives a token at each place: text to text, speech to text, language models."""
+"""Tasks whose model predicts a token at each position: text to text, speech to text, language models."""
 
 from typing import Any
 
@@ -46,11 +46,11 @@ class Translation(WritingTask):
         return [*ids, Tokenizer.eos_id]
 
     def room(self, width: int) -> int:
-        """The most tokens that an output may have, for inputs of a width."""
+        """The most tokens that an output may have, for padded inputs of this width."""
         return 2 * width + 16
 
     def begin(self, params: Any, inputs: Array, lengths: Int[Array, " B"]) -> Beginning:
-        """From BOS; at most `room` tokens, or as many as a learned position table has."""
+        """Starts with BOS; at most `room` tokens, or as many as a learned position table has rows."""
         rows, width = inputs.shape[:2]
         most = self.room(width) if self.limit is None else min(self.room(width), self.limit)
         state = self.model.apply(params, inputs, Tokens(lengths=lengths), most, method="start")
@@ -63,7 +63,7 @@ class Summarization(Translation):
 
 
 class SpanCorruption(Translation):
-    """T5's objective (Raffel et al. 2020, section 3.1.4): the text with holes in, what was in the holes out."""
+    """T5's objective (Raffel et al. 2020, section 3.1.4): predict the spans of a text that its input hides."""
 
     families = ("encoder_decoder",)
     reads_lines = False
@@ -99,11 +99,11 @@ class SpeechRecognition(Translation):
         return super().example(rows, length) | frames(self.model_config.channels, rows, length)
 
     def room(self, width: int) -> int:
-        return width  # frames of 10 ms: more than anybody says
+        return width  # one token per frame of 10 ms: more than speech has
 
 
 class LanguageModel(WritingTask):
-    """The next token of `data.target`, a text field, with a decoder."""
+    """Predicts the next token of the text field `data.target` with a decoder."""
 
     families = ("decoder_only", "recurrent_language_model")
 
@@ -126,22 +126,23 @@ class LanguageModel(WritingTask):
         return ids if self.config.data.name in CONTIGUOUS else [Tokenizer.bos_id, *ids]
 
     def begin(self, params: Any, inputs: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
-        """From the last token of each prompt; at most `data.max_len` tokens, or what a learned table leaves."""
+        """Starts with the last token of each prompt; at most `data.max_len` tokens, or what a learned position table
+        leaves."""
         rows, width = inputs.shape
         most = min(self.config.data.max_len, self.limit or self.config.data.max_len)
         state = self.model.apply(params, rows, width + most, method="start")
-        # The last token of each prompt is not cached but read by the first step.
+        # The last token of each prompt is not cached: the first step reads it.
         _, state = self.model.apply(params, inputs, Tokens(lengths=lengths - 1), state, method="step")
         last = jnp.take_along_axis(inputs, lengths[:, None] - 1, axis=1)[:, 0]
         return Beginning(self._step(params), state, last, lengths - 1, most, self.limit)
 
 
 class Prompts(LanguageModel):
-    """A language model as a task solver: lines such as "37+48=85", judged by the answers to unseen prompts."""
+    """A language model of lines such as "37+48=85", evaluated by its answers to unseen prompts."""
 
 
 class MaskedLanguageModel(TokenTask):
-    """BERT's objective (Devlin et al. 2019, section 3.1): tokens of `data.target` that were hidden."""
+    """BERT's objective (Devlin et al. 2019, section 3.1): predict the masked tokens of `data.target`."""
 
     families = ("encoder_only",)
 

@@ -1,4 +1,4 @@
-"""What names the class of each text."""
+"""Generation of class names."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from transformer.writing.slices import rows_of
 
 
 class Classifier:
-    """Names the class of each row of padded tokens; the score is its log-probability."""
+    """Returns the class name of each row of padded tokens; the score is its log-probability."""
 
     def __init__(self, trained: Trained) -> None:
         self._predict = jax.jit(lambda params, batch: jax.nn.log_softmax(trained.task.predict(params, batch)))
@@ -20,7 +20,7 @@ class Classifier:
         self.compiled: set[tuple[int, ...]] = set()
 
     def rows(self, width: int) -> int:
-        """Of a batch of inputs that are so long."""
+        """Rows of a slice of this width."""
         return rows_of(width)
 
     def __call__(self, tokens: Any, lengths: Any, numbers: Any) -> list[list[Output]]:

@@ -1,4 +1,4 @@
-"""One output for each line: `generate` and `outputs`; a line that is shown while it is written; recordings."""
+"""Outputs of lines (`generate`, `outputs`), streamed output of a single line, and transcripts of recordings."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -23,10 +23,9 @@ def outputs(
 ) -> Iterator[list[Output]]:
     """The `manner.nbest` outputs of each line, in order, as they are found; empty lines stay empty.
 
-    `batch_size` lines are decoded and given together (0 = all): more of them fill the slices better that they are
-    computed in, and change no output. Lines are padded to the widths of `data.buckets` (and multiples of the last).
-    Raises UserError, before anything is computed, for a line longer than the model takes, and for a task that writes
-    no text.
+    `batch_size` lines are decoded and yielded together (0 = all): larger batches fill the slices better and change no
+    output. Lines are padded to the widths of `data.buckets` (and multiples of the last). UserError, before anything is
+    computed: a line is longer than the model takes, or the task generates no text.
     """
     write, ids = _prepared(trained, lines, manner, alignments)
     size = batch_size or max(len(lines), 1)
@@ -42,7 +41,7 @@ def outputs(
 def _prepared(
     trained: Trained, lines: list[str], manner: Manner, alignments: bool = False
 ) -> tuple[Writer | Classifier, list[list[int]]]:
-    """What writes, and the tokens that it reads of each line."""
+    """The writer, and the input tokens of each line."""
     task, limit = trained.task, trained.limit
     write: Writer | Classifier
     if isinstance(task, TextClassification):
@@ -64,18 +63,18 @@ def _prepared(
 
 
 def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
-    """The outputs of the lines of a part, which are computed by their widths."""
+    """The outputs of the lines of a part, decoded by width."""
     jobs: list[tuple[Any, ...]] = []
     for width in sorted({widths[i] for i in part if i in widths}):
         jobs += slices([i for i in part if widths.get(i) == width], ids, width, write.rows(width))
     found = {i: [Output("")] * nbest for i in part}
     for (*_, numbers), written in zip(jobs, _written(write, jobs), strict=True):
-        found |= dict(zip(reversed(numbers.tolist()), reversed(written), strict=True))  # of rows that repeat, the first
+        found |= dict(zip(reversed(numbers.tolist()), reversed(written), strict=True))  # the first of repeated rows
     return [found[i] for i in part]
 
 
 def _written(write: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
-    """What `write` gives for each job; the first one of a shape compiles it, by itself."""
+    """The result of `write` for each job; the first job of each shape runs alone, to compile it."""
     done = {}
     for n, (tokens, *_) in enumerate(jobs):
         if tokens.shape not in write.compiled:
@@ -87,7 +86,7 @@ def _written(write: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:
 
 
 def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[str]:
-    """The texts of the recordings of a split, in their order."""
+    """The texts of the recordings of a split, in order."""
     assert isinstance(trained.task, SpeechRecognition)
     write, texts = Writer(trained, manner), dict[int, str]()
     for batch in trained.task.batches(trained.source, split).evaluation():
@@ -98,7 +97,7 @@ def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[st
 
 
 def answer(trained: Trained, line: str, manner: Manner, show: Callable[[str], object]) -> None:
-    """Shows the output of one line, and a line break; text is shown while it is written. UserErrors as of `outputs`."""
+    """Shows the output of one line, streaming generated text, and a line break. UserErrors as of `outputs`."""
     write, (ids,) = _prepared(trained, [line], manner)
     if isinstance(write, Writer):
         stream(write, ids, show)

@@ -1,4 +1,4 @@
-"""How outputs are found, and what an output is. Imports no JAX, so that a mistake in a flag is told at once."""
+"""Options of decoding, and outputs. Imports no JAX, so that wrong flags are reported at once."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from transformer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Manner:
-    """How outputs are found. UserError: options that do not go together, or make no sense."""
+    """Options of decoding. UserError: options that exclude each other, or impossible values."""
 
     beam: int = 0  # hypotheses of a beam search; 0 = greedy
     alpha: float = 0.6  # of GNMT's length penalty
@@ -19,7 +19,7 @@ class Manner:
     top_k: int = 0  # 0 = all
     top_p: float = 1.0
     seed: int = 0  # of the samples
-    max_new: int | None = None  # tokens of an output at most; None = what the task gives room for
+    max_new: int | None = None  # most tokens of an output; None = the task's limit
     min_new: int = 0  # tokens before an output may end
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Manner:
                 raise UserError(sentence)
 
     def strategy(self, numbers: Any) -> tuple[str, dict[str, Any]]:
-        """The row of DECODERS, and its options for lines of these numbers."""
+        """The row of DECODERS, and its options for lines with these numbers."""
         least = {"min_new": self.min_new}
         if self.sample:
             from transformer.decoding.sampling import sentence_keys
@@ -65,11 +65,11 @@ GREEDY = Manner()
 
 
 class Output(NamedTuple):
-    """One of the outputs of a line."""
+    """One output of a line."""
 
     text: str
-    score: float = 0.0  # log-probability of its tokens; by beam search over the length penalty
-    tokens: tuple[int, ...] = ()  # EOS is none of them
+    score: float = 0.0  # log-probability of its tokens; for beam search divided by the length penalty
+    tokens: tuple[int, ...] = ()  # without EOS
     alignment: str = ""  # Pharaoh pairs
 
 

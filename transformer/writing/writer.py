@@ -1,4 +1,4 @@
-"""What writes: the outputs of a batch of padded inputs, and those of one line while they are found."""
+"""Decoding of a batch of padded inputs, and streamed decoding of one line."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,7 +19,7 @@ from transformer.writing.slices import rows_of, slices, width_of
 
 
 class Writer:
-    """Turns padded inputs into outputs; compiles once a shape. Ensembles average log-probabilities."""
+    """Decodes padded inputs; compiles once per shape. Ensembles average log-probabilities."""
 
     def __init__(self, trained: Trained, manner: Manner, alignments: bool = False) -> None:
         self.trained, self.manner, self.alignments = trained, manner, alignments
@@ -30,12 +30,12 @@ class Writer:
             )
         layout = make_layout(trained.config)
         self.devices = layout.mesh.size
-        self.compiled: set[tuple[int, ...]] = set()  # shapes of the slices that it has computed
+        self.compiled: set[tuple[int, ...]] = set()  # shapes of the slices decoded so far
         self._params = [member.params for member in trained.members]
         rows, whole = layout.rows.spec, layout.replicated.spec
 
         def over_rows(function: Callable[..., Any], arrays: int) -> Callable[..., Any]:
-            """Every device runs the same program on rows of its own, and waits for no other."""
+            """Every device runs the same program on its own rows, without communication."""
             specs = (whole, *[rows] * arrays)
             return jax.jit(jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False))
 
@@ -43,14 +43,12 @@ class Writer:
         self._align = over_rows(self.attention, 3)
 
     def rows(self, width: int) -> int:
-        """Of a batch of inputs that are so long."""
+        """Rows of a slice of this width, over all devices."""
         return rows_of(width) * self.devices
 
     def __call__(self, inputs: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
-        """The outputs of each row of padded inputs [B, width, ...], of which `lengths` [B] are real, best first.
-
-        `numbers` [B] are those of the lines, from 0: what a sample depends on, and what a UserError calls them by.
-        """
+        """The outputs of each row of padded inputs [B, width, ...] with `lengths` [B], best first. `numbers` [B] are
+        those of the lines, from 0: samples depend on them, and UserErrors name them."""
         found = self._decode(self._params, inputs, lengths, numbers)
         tokens, counts, scores, ok = (np.asarray(x) for x in (found.tokens, found.lengths, found.scores, found.ok))
         self.check(ok, numbers)
@@ -60,7 +58,7 @@ class Writer:
         ]
 
     def check(self, ok: Any, numbers: Any) -> None:
-        """UserError: the logits of a row were no distribution."""
+        """UserError: the logits of a row were not finite."""
         if not ok.all():
             line = int(numbers[ok.argmin()]) + 1
             raise UserError(
@@ -77,7 +75,7 @@ class Writer:
         return self.trained.tokenizer.eos_id
 
     def begin(self, params: Sequence[Any], inputs: Any, lengths: Any) -> tuple[Any, ...]:
-        """The arguments of a strategy up to the number of positions."""
+        """The arguments of a decoding strategy, up to the number of positions."""
         tasks = [member.task for member in self.trained.members]
         starts = [task.begin(weights, inputs, lengths) for task, weights in zip(tasks, params, strict=True)]
         most = [start.max_new for start in starts] + ([] if self.manner.max_new is None else [self.manner.max_new])
@@ -88,14 +86,14 @@ class Writer:
         return step, state, starts[0].first_tokens, starts[0].first_positions, min(most), min(limits, default=None)
 
     def decode(self, params: Sequence[Any], inputs: Any, lengths: Any, numbers: Any) -> Any:
-        """The strategy over the rows of one device."""
+        """Decodes the rows of one device."""
         name, options = self.manner.strategy(numbers)
         return DECODERS[name](*self.begin(params, inputs, lengths), self.eos_id, **options)
 
     def attention(self, params: Sequence[Any], inputs: Any, lengths: Any, written: Any) -> Any:
-        """Cross-attention [B, L, S] of outputs [B, L], mean of the members of an ensemble."""
+        """Cross-attention [B, L, S] of outputs [B, L], averaged over the members of an ensemble."""
         begin = jnp.full((inputs.shape[0], 1), self.trained.tokenizer.bos_id)
-        said = jnp.concatenate([begin, written[:, :-1]], axis=1)  # what each token was written after
+        said = jnp.concatenate([begin, written[:, :-1]], axis=1)  # the decoder's inputs
         maps = [
             looks(member.task.model, weights, inputs, Tokens(lengths=lengths), said, Tokens())
             for member, weights in zip(self.trained.members, params, strict=True)
@@ -103,7 +101,7 @@ class Writer:
         return sum(maps) / len(maps)
 
     def _links(self, inputs: Any, lengths: Any, tokens: Any, counts: Any) -> Iterator[list[str]]:
-        """The alignment of each output of each row; nothing unless it was asked for."""
+        """The alignment of each output of each row; empty unless requested."""
         rows, nbest, most = tokens.shape
         if not self.alignments or not most:
             yield from [[""] * nbest] * rows
@@ -115,22 +113,22 @@ class Writer:
             yield [pairs(maps[n][row], source, said[n]) for n in range(nbest)]
 
     def _words(self, ids: Any) -> list[int]:
-        """Which word of the text, from 0, each token but EOS belongs to: words are what white space separates."""
+        """The index of the word of each token except EOS; words are separated by white space."""
         kept = [int(token) for token in ids if token != self.eos_id]
         decode = self.trained.tokenizer.decode
         return [max(len(decode(kept[: n + 1]).split()) - 1, 0) for n in range(len(kept))]
 
 
 def stream(writer: Writer, ids: Sequence[int], show: Callable[[str], object]) -> None:
-    """Shows the output of one line while it is written, piece by piece; not for beam search, which knows it last."""
+    """Shows the output of one line piece by piece while it is generated; beam search has no output before its end."""
     tokenizer, said, shown = writer.trained.tokenizer, list[int](), 0
 
     def told(token: Any, count: Any) -> None:
         nonlocal shown
-        if count:  # the first token that the model is given is BOS, or the last of the prompt
+        if count:  # the first input token is BOS, or the last of the prompt
             said.append(int(token))
         text = one_line(tokenizer.decode(said))
-        if not text.endswith("\ufffd"):  # half a letter
+        if not text.endswith("\ufffd"):  # an incomplete character
             show(text[shown:])
             shown = len(text)
 

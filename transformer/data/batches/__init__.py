@@ -1,1 +1,1 @@
-"""How examples become batches: each kind a pure function of (seed, step). One file a kind."""
+"""How examples become batches, one file per kind; every batch is a pure function of (seed, step)."""

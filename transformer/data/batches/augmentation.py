@@ -1,23 +1,21 @@
-"""Training examples changed at random, as a pure function of (seed, epoch, example)."""
+"""Random augmentation of training examples, a pure function of (seed, epoch, example)."""
 
 import numpy as np
 
 from transformer.data.sources.recordings import RATE
 
-SHIFT = 14  # an image moves by up to a 14th of its side, and by up to one pixel at least: 2 of MNIST's 28, 1 of 8
+SHIFT = 14  # an image is shifted by at most max(1, side // 14) pixels: 2 for MNIST's 28, 1 for 8
 
 
 SPEED = (0.9, 1.1)
-LEAD = RATE // 10  # samples of silence, at most, before a recording
-NOISE = (15.0, 40.0)  # decibels of the recording above the noise
-MASKED = 5  # at most a fifth of the bands, and of the frames, is hidden
+LEAD = RATE // 10  # most samples of silence before a recording
+NOISE = (15.0, 40.0)  # signal-to-noise ratio in decibels
+MASKED = 5  # at most a fifth of the bands, and of the frames, is masked
 
 
 def uniforms(seed: int, epoch: int, examples: np.ndarray, count: int) -> np.ndarray:
-    """Numbers in [0, 1), float64 [B, count], that belong to the examples [B] in one epoch.
-
-    A hash of (seed, epoch, example, place), so that it does not matter which examples share a batch.
-    """
+    """Uniform numbers in [0, 1), float64 [B, count]: a hash of (seed, epoch, example, index), so that it does not
+    matter which examples share a batch."""
     state = _mixed(np.array([seed % 2**64], np.uint64), epoch)
     state = _mixed(_mixed(state, examples)[:, None], np.arange(count))
     return (state >> np.uint64(11)) * 2.0**-53
@@ -33,7 +31,7 @@ def _mixed(state: np.ndarray, number: np.ndarray | int) -> np.ndarray:
 
 
 def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarray) -> np.ndarray:
-    """Each image [H, W, C] of [B, H, W, C] moved by a few pixels up or down and left or right; zeros move in."""
+    """Each image of [B, H, W, C] shifted vertically and horizontally by a few pixels, filled with zeros."""
     count, height, width, _ = images.shape
     most = max(1, max(height, width) // SHIFT)
     padded = np.pad(images, ((0, 0), (most, most), (most, most), (0, 0)))
@@ -43,17 +41,15 @@ def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarr
 
 
 def longest_augmented(samples: np.ndarray) -> np.ndarray:
-    """Samples, at most, that recordings of so many have after `augmented_audio`."""
+    """The most samples that recordings of this many samples have after `augmented_audio`."""
     return (samples / SPEED[0]).astype(np.int64) + 1 + LEAD
 
 
 def augmented_audio(audio: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:
-    """A recording [T] played faster or slower, after a pause and with white noise: float64, of another length.
-
-    Samples between samples are interpolated linearly.
-    """
+    """A recording [T] resampled to another speed by linear interpolation, after a pause and with white noise: float64,
+    of another length."""
     longest = int(longest_augmented(np.array(len(audio))))
-    draws = uniforms(seed, epoch, np.array([example]), 7 + longest)[0]  # 3 to 6 are those of `masked_frames`
+    draws = uniforms(seed, epoch, np.array([example]), 7 + longest)[0]  # 3 to 6 are used by `masked_frames`
     speed = SPEED[0] + (SPEED[1] - SPEED[0]) * draws[0]
     places = np.arange(0, len(audio) - 1 + 1e-9, speed)
     played = np.interp(places, np.arange(len(audio)), audio.astype(np.float64))
@@ -64,8 +60,9 @@ def augmented_audio(audio: np.ndarray, seed: int, epoch: int, example: int) -> n
 
 
 def masked_frames(frames: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:
-    """Frames [T, mels] with a run of frames and one of bands set to 0, their mean (SpecAugment, Park et al., 2019)."""
-    draws = uniforms(seed, epoch, np.array([example]), 7)[0, 3:]  # the first three are those of `augmented_audio`
+    """Frames [T, mels] with one range of frames and one of bands set to 0, their mean (SpecAugment, Park et al.,
+    2019)."""
+    draws = uniforms(seed, epoch, np.array([example]), 7)[0, 3:]  # the first three are used by `augmented_audio`
     masked = frames.copy()
     for axis, (size, place) in enumerate(draws.reshape(2, 2)):
         width = int(size * (frames.shape[axis] // MASKED + 1))

@@ -1,10 +1,9 @@
-"""Batches: what all kinds share. A batch is a pure function of (seed, step).
+"""The base class of all batches. A batch is a pure function of (seed, step).
 
-An epoch is a plan over token lengths: made from (seed, epoch), never from what was read before. So a checkpoint needs
-only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global batch.
-All arrays of a batch of texts are int32. Right-padded rows say how long they are (`*_lengths`), packed rows where each
-token stands (`*_positions`, and `*_segments`, of which 0 is padding). What a batch looks like is in the files beside
-this one.
+The plan of an epoch follows from token lengths and (seed, epoch), never from what was read before. So a checkpoint
+needs only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global
+batch. All arrays of text batches are int32. Right-padded rows have lengths (`*_lengths`); packed rows have a position
+and a segment for each token (`*_positions`, `*_segments`; segment 0 is padding).
 """
 
 import abc
@@ -20,17 +19,14 @@ from transformer.errors import UserError
 
 Batch = dict[str, np.ndarray]
 
-# These stand in the place of the epoch in the key of random numbers: of the packing, and of what evaluation hides.
+# Used instead of the epoch in the random key of packing and of the corruption in evaluation.
 PACKING = 2**64 - 1
 EVALUATION = 2**64 - 2
 
 
 class Batches(abc.ABC):
-    """Batches of one split. Subclasses say which rows a step has (`_epoch`) and what a row looks like (`_make`).
-
-    A row is a number, -1 for a row of padding only; a plan is a list of (width, rows), one entry a step. Each
-    kind takes what this one takes, by name, besides what it makes batches of.
-    """
+    """Batches of one split. Subclasses plan the steps of an epoch (`_epoch`) and build a batch from rows (`_make`). A
+    row is a number, -1 for padding; a plan is a list of (width, rows), one entry per step."""
 
     def __init__(self, *, data: DataConfig, seed: int, process_index: int = 0, process_count: int = 1) -> None:
         _check(data, process_index, process_count)
@@ -43,13 +39,13 @@ class Batches(abc.ABC):
     @property
     @abc.abstractmethod
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch, the same number in each. UserError: there is no example to train on."""
+        """Steps of an epoch, equal for all epochs. UserError: there is no example to train on."""
 
     @property
     @abc.abstractmethod
     def report(self) -> dict[str, Any]:
-        """Of the training batches: examples `kept`, `dropped` for length, `fill` (the share of positions that are not
-        padding), `shapes` (rows, width) over all processes, and `steps_per_epoch`."""
+        """Facts of the training batches: examples `kept` and `dropped` for length, `fill` (the share of positions that
+        are not padding), `shapes` (rows, width) over all processes, and `steps_per_epoch`."""
 
     @property
     def evaluation_shapes(self) -> list[tuple[int, int]]:
@@ -64,25 +60,23 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, in a few fixed shapes; the last rows of a shape may be padding."""
+        """Every example exactly once, in a few fixed shapes; the last batch of a shape may have padding rows."""
 
     def too_long(self, max_len: int) -> int:
-        """How many examples `evaluation` gives that are longer than `max_len`, special tokens included."""
+        """The number of examples in `evaluation` longer than `max_len`, special tokens included."""
         return 0
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of the global batch of a step (0, 1, ...); depends on the seed and the step only."""
+        """This process's rows of the global batch of a step (0, 1, ...)."""
         epoch, index = divmod(step, self.steps_per_epoch)
         return self._local(*self._plan(epoch)[index])
 
     def iterate(
         self, start: int, stop: int, place: Callable[[Batch], Any] = lambda batch: batch
     ) -> grain.DatasetIterator[Any]:
-        """The batches of steps start, ..., stop - 1, made ahead by one thread, which ends with the iterator.
-
-        The thread also calls `place`, which brings a batch to the devices: 0.15 ms, of steps that may take 5.
-        `close()` ends it early. Its own state is not needed for resuming: the step is enough.
-        """
+        """The batches of steps start, ..., stop - 1, prefetched by one thread, which ends with the iterator or at
+        `close()`. The thread also calls `place`, which copies a batch to the devices: 0.15 ms, where a step may take 5
+        ms. To resume, the step is enough: the iterator's own state is not needed."""
         steps = grain.MapDataset.range(start, stop).map(self.batch).map(place)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
@@ -90,7 +84,7 @@ class Batches(abc.ABC):
         return self._make(width, self._share(rows))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of this process. UserError: they cannot be shared out evenly."""
+        """The rows of this process. UserError: the rows do not divide by the number of processes."""
         index, count = self._process
         if len(rows) % count:
             raise UserError(
@@ -101,7 +95,7 @@ class Batches(abc.ABC):
         return rows[index * share : (index + 1) * share]
 
     def _rows_of(self, width: int) -> int:
-        """Rows of a batch of that width: about batch_tokens positions, and a multiple of row_multiple."""
+        """Rows of a batch of this width: about batch_tokens positions, and a multiple of row_multiple."""
         multiple = self.data.row_multiple
         return max(multiple, self.data.batch_tokens // width // multiple * multiple)
 
@@ -117,25 +111,25 @@ def _check(data: DataConfig, process_index: int, process_count: int) -> None:
 
 
 def philox(seed: int, epoch: int) -> np.random.Philox:
-    """The random bits of an epoch. Only raw ones are drawn: their stream is the same in every NumPy version, that of
-    the distributions is not."""
+    """The random bits of an epoch. Only raw bits are drawn: unlike NumPy's distributions, they are the same in every
+    version."""
     return np.random.Philox(key=np.array([seed % 2**64, epoch], dtype=np.uint64))
 
 
 def permutation(bits: np.random.Philox, size: int) -> np.ndarray:
-    """0 to size - 1 in a random order."""
+    """A random permutation of 0 to size - 1."""
     return np.argsort(bits.random_raw(size), kind="stable") if size else np.zeros(0, np.int64)
 
 
 def cut(rows: np.ndarray, count: int) -> list[np.ndarray]:
-    """Cuts into pieces of `count`, the last filled with -1."""
+    """Splits rows into pieces of `count`; the last one is padded with -1."""
     padded = np.full(-(-len(rows) // count) * count, -1, np.int64)
     padded[: len(rows)] = rows
     return list(padded.reshape(-1, count))
 
 
 def widths_needed(data: DataConfig) -> list[int]:
-    """The widths that max_len needs. UserError: none is that wide."""
+    """The bucket widths up to the one that holds max_len. UserError: none is that wide."""
     buckets = sorted(set(data.buckets))
     if not buckets or buckets[0] < 1 or buckets[-1] < data.max_len:
         raise UserError(

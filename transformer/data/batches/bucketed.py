@@ -1,4 +1,4 @@
-"""Examples of similar length in one batch: what batches of pairs, of labelled and of corrupted texts share."""
+"""Batches of examples of similar length: the base class for pairs, labelled texts, recordings and span corruption."""
 
 import abc
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ from transformer.errors import UserError
 class BucketedBatches(Batches):
     """A batch holds examples of similar length, padded to the width of their bucket.
 
-    `lengths` are those of the longest row of each example, special tokens included; `filled` counts all its tokens, in
-    all of its `sides` arrays. Examples longer than max_len are left out of training and never of `evaluation`. What
-    does not fill a batch goes up into the next bucket, so that only one batch of an epoch has rows of padding.
+    `lengths` are those of the longest side of each example, special tokens included; `filled` counts the tokens of all
+    its `sides`. Training leaves out examples longer than max_len; `evaluation` does not. Examples that do not fill a
+    batch move to the next bucket, so that only one batch of an epoch has padding rows.
     """
 
     noun = "examples"
@@ -28,7 +28,7 @@ class BucketedBatches(Batches):
         self._lengths, self._filled = lengths, filled
         self._kept = np.flatnonzero(self._lengths <= data.max_len)
         self._bucket_of = np.searchsorted(self._widths, self._lengths)
-        # (width, batches) of the buckets in use; the counts do not depend on the epoch.
+        # (width, batches) of the buckets in use, the same in every epoch.
         self._counts: list[tuple[int, int]] = []
         carried = 0
         sizes = np.bincount(self._bucket_of[self._kept], minlength=len(self._widths))
@@ -78,10 +78,8 @@ class BucketedBatches(Batches):
         return [plan[i] for i in permutation(bits, len(plan))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, from short to long; widths beyond the last bucket are multiples of it.
-
-        With `max_len`, examples longer than that are left out, for a model that takes no more; `too_long` counts them.
-        """
+        """Every example exactly once, from short to long; widths beyond the last bucket are multiples of it. With
+        `max_len`, longer examples are left out, for a model that cannot take them; `too_long` counts them."""
         limit = int(self._lengths.max(initial=0)) if max_len is None else max_len
         last = self._widths[-1]
         widths = np.where(
@@ -94,7 +92,7 @@ class BucketedBatches(Batches):
                 yield self._local(width, rows)
 
     def too_long(self, max_len: int) -> int:
-        """How many examples have a side longer than `max_len`, special tokens included."""
+        """The number of examples with a side longer than `max_len`, special tokens included."""
         return int((self._lengths > max_len).sum())
 
     @abc.abstractmethod

@@ -1,4 +1,4 @@
-"""One long text as a language model reads it: rows of consecutive tokens, without begin or end."""
+"""Rows of consecutive tokens of one long text, without BOS and EOS, for language models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,20 +12,18 @@ from transformer.errors import UserError
 
 
 class ContiguousBatches(Batches):
-    """Rows of max_len consecutive tokens, the targets one ahead across the borders of the rows; no BOS, no EOS.
+    """Rows of max_len consecutive tokens; targets are the next tokens, also across the ends of rows. No BOS, no EOS.
 
-    In training the first row of an epoch begins at a random place of the first max_len or so, and the rows follow each
-    other without a gap, so that in the long run every token is seen in every place of a row. `tokens` are those of one
-    field; documents follow each other as if they were one.
-
-    Keys: target_inputs, targets [B, L], L = max_len; target_lengths [B].
+    In training, the first row of an epoch begins at a random offset of up to about max_len and the rows follow without
+    gaps, so that over many epochs every token occurs at every position of a row. `tokens` are those of one field, whose
+    documents are concatenated. Keys: target_inputs, targets [B, L], L = max_len; target_lengths [B].
     """
 
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         self._targets = len(self._tokens.flat) - 1
-        # One row less than there are leaves the beginning of the first one max_len places to choose from.
+        # One row fewer than fit leaves room for max_len different offsets.
         self._rows = max(1, self._targets // data.max_len - 1)
 
     @property
@@ -55,13 +53,13 @@ class ContiguousBatches(Batches):
         return [(width, rows) for rows in cut(starts, self._rows_of(width))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every token but the first exactly once as a target, in the order of the text. Rows have max_len tokens."""
+        """Every token but the first exactly once as a target, in the order of the text, in rows of max_len tokens."""
         del max_len  # all rows have one length
         for rows in cut(np.arange(0, self._targets, self.data.max_len), self._rows_of(self.data.max_len)):
             yield self._local(self.data.max_len, rows)
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
-        """`rows` are the places of the text where they begin."""
+        """`rows`: the offsets in the text at which they begin."""
         place = rows[:, None] + np.arange(width)
         inside = (rows[:, None] >= 0) & (place < self._targets)
         safe = np.where(inside, place, 0)

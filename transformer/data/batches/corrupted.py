@@ -1,4 +1,4 @@
-"""Texts of which a part is hidden, anew in each epoch: masked language models, and T5's span corruption."""
+"""Texts with hidden tokens, drawn anew in each epoch: masked language models, and T5's span corruption."""
 
 import abc
 from collections.abc import Mapping
@@ -18,13 +18,12 @@ MEAN_SPAN = 3  # tokens of a hidden span on average (Raffel et al., 2020)
 
 
 class Corrupted(Batches):
-    """What is hidden in a row depends on (seed, epoch, row) only; `evaluation` always hides the same."""
+    """The tokens hidden in a row depend on (seed, epoch, row) only; in `evaluation` they are always the same."""
 
     @abc.abstractmethod
     def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch: ...
 
     def batch(self, step: int) -> Batch:
-        """This process's rows of the global batch of a step (0, 1, ...); depends on the seed and the step only."""
         epoch, index = divmod(step, self.steps_per_epoch)
         width, rows = self._plan(epoch)[index]
         return self._corrupted(width, self._share(rows), epoch)
@@ -33,9 +32,9 @@ class Corrupted(Batches):
         return self._corrupted(width, rows, EVALUATION)
 
     def _draws(self, epoch: int, row: int, count: int) -> np.ndarray:
-        """`count` random numbers of 64 bits that belong to a row in an epoch."""
+        """`count` random 64-bit numbers of a row in an epoch."""
         key = np.array([self.seed % 2**64, epoch], np.uint64)
-        # The order of an epoch counts from 0 under the same key: these counters are far from any that it reaches.
+        # The order of an epoch uses the same key with counters from 0, which never reach these.
         return np.random.Philox(key=key, counter=np.array([0, 0, row, 1], np.uint64)).random_raw(count)
 
 
@@ -45,17 +44,16 @@ class Corrupted(Batches):
 class MaskedBatches(Corrupted, Packed):
     """For masked language models (Devlin et al., 2019): documents, BOS + tokens + EOS, in packed rows; see `Packed`.
 
-    Of the tokens, each is chosen with probability `data.corruption`, and at least one of a row; BOS and EOS never are.
-    A chosen token is replaced by the mask piece (80 %), by any piece (10 %), or stays as it is (10 %).
-
-    Keys, all [B, L], L = max_len: inputs, with what is hidden; targets, the original tokens; target_weights, 1 at the
-    chosen ones and 0 elsewhere; input_positions, input_segments.
+    Each token is chosen with probability `data.corruption`, at least one in a row, never BOS or EOS. A chosen token
+    becomes the mask piece (80 %), a random piece (10 %), or stays as it is (10 %). Keys, all [B, L], L = max_len:
+    inputs, corrupted; targets, the original tokens; target_weights, 1 at chosen tokens and 0 elsewhere;
+    input_positions, input_segments.
     """
 
     added = 2  # BOS and EOS
 
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
-        self._mask_id = tokenizer.mask_id  # before the packing, for its UserError
+        self._mask_id = tokenizer.mask_id  # first, since it may raise UserError
         self._pieces = (tokenizer.first_piece, tokenizer.vocab_size)
         super().__init__(tokens, data=data, **others)
 
@@ -82,7 +80,7 @@ class MaskedBatches(Corrupted, Packed):
         return batch
 
     def _hide(self, original: np.ndarray, tokens: np.ndarray, epoch: int, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which of the `tokens` of a row are chosen, and what the row is then."""
+        """Which of the `tokens` of a row are chosen, and the corrupted row."""
         lot, kind, piece = self._draws(epoch, row, 3 * len(original)).reshape(3, -1)
         chosen = tokens & (lot < _part(self.data.corruption))
         if not chosen.any():
@@ -94,7 +92,7 @@ class MaskedBatches(Corrupted, Packed):
 
 
 def _part(share: float) -> np.uint64:
-    """The bound below which that share of all numbers of 64 bits lies."""
+    """The bound below which this share of all 64-bit numbers is."""
     return np.uint64(int(share * 2**64))
 
 
@@ -102,14 +100,13 @@ def _part(share: float) -> np.uint64:
 
 
 class SpanBatches(Corrupted, BucketedBatches):
-    """For T5's span corruption (Raffel et al., 2020): spans of a text are hidden, and are to be written.
+    """For T5's span corruption (Raffel et al., 2020): the targets are the spans that the inputs hide.
 
     Of a chunk of n tokens, n * data.corruption are hidden, in spans of three on average. In the inputs, hole piece i
-    stands for span i; the targets are hole piece 0, span 0, hole piece 1, span 1, ... Unlike T5's code, which always
-    hides the last token and never the first, the spans lie anywhere, at least one token apart. Documents, of one
-    field, are cut into consecutive chunks whose inputs and targets fit into max_len; none is dropped.
-
-    Keys: those of `PairBatches`; `example_ids` are numbers of chunks.
+    replaces span i; the targets are hole piece 0, span 0, hole piece 1, span 1, ... T5's code always hides the last
+    token and never the first; here spans may be anywhere, at least one token apart. Documents, of one field, are cut
+    into consecutive chunks whose inputs and targets fit into max_len; none is dropped. Keys: those of `PairBatches`;
+    `example_ids` are chunk numbers.
     """
 
     noun = "chunks"
@@ -143,12 +140,12 @@ class SpanBatches(Corrupted, BucketedBatches):
         return pair_batch(sides[0], lengths[0], sides[1], lengths[1], rows)
 
     def _spans_of(self, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """What is seen of a chunk, and what is hidden, both with the hole pieces."""
+        """Inputs and targets of a chunk: the visible and the hidden tokens, both with the hole pieces."""
         start, size = int(self._starts[row]), int(self._sizes[row])
         hidden, spans = (int(count) for count in hidden_and_spans(np.array(size), self.data.corruption))
         draws = self._draws(epoch, row, size)
         lengths = _composition(draws[: hidden - 1], spans)
-        gaps = _composition(draws[hidden - 1 :], spans + 1)  # of two tokens more than are seen: the outer may be empty
+        gaps = _composition(draws[hidden - 1 :], spans + 1)  # with two extra tokens: the outer gaps may be empty
         gaps[[0, -1]] -= 1
         tokens = self._tokens.flat[start : start + size]
         parts = np.split(tokens, np.cumsum(np.stack([gaps[:-1], lengths], axis=1).ravel()))
@@ -159,19 +156,19 @@ class SpanBatches(Corrupted, BucketedBatches):
 
 
 def hidden_and_spans(sizes: np.ndarray, corruption: float) -> tuple[np.ndarray, np.ndarray]:
-    """How many tokens of chunks of these sizes (1 or more) are hidden, in how many spans."""
+    """The numbers of hidden tokens and of spans, for chunks of these sizes (1 or more)."""
     hidden = np.clip(np.floor(sizes * corruption + 0.5).astype(np.int64), 1, np.maximum(sizes - 1, 1))
     spans = np.floor(hidden / MEAN_SPAN + 0.5).astype(np.int64)
     return hidden, np.clip(spans, 1, np.minimum(hidden, sizes - hidden + 1))
 
 
 def holes_needed(data: DataConfig) -> int:
-    """How many hole pieces a tokenizer needs for `SpanBatches`."""
+    """The number of hole pieces that `SpanBatches` needs."""
     return int(hidden_and_spans(np.array(_longest_chunk(data)), data.corruption)[1])
 
 
 def _longest_chunk(data: DataConfig) -> int:
-    """Tokens of the longest chunk of which both sides fit into max_len, EOS included. UserError: none does."""
+    """Tokens of the longest chunk whose inputs and targets fit into max_len, EOS included. UserError: none fits."""
     if data.max_len < 3:
         raise UserError(
             f"data.max_len={data.max_len} has no room for a hidden token, its hole piece and EOS: make it 3 or more."
@@ -182,6 +179,6 @@ def _longest_chunk(data: DataConfig) -> int:
 
 
 def _composition(draws: np.ndarray, parts: int) -> np.ndarray:
-    """A random way to write len(draws) + 1 as a sum of `parts` positive numbers, all equally likely."""
+    """A uniformly random way to write len(draws) + 1 as a sum of `parts` positive numbers."""
     cuts = np.sort(np.argsort(draws, kind="stable")[: parts - 1]) + 1
     return np.diff(np.concatenate([[0], cuts, [len(draws) + 1]]))

@@ -1,4 +1,4 @@
-"""Batches of images with a class."""
+"""Batches of images with classes."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -17,12 +17,11 @@ from transformer.errors import UserError
 class ImageBatches(RowBatches):
     """Images of a fixed size with their class; `data.batch_tokens` counts images.
 
-    Pixels are divided by 255, and then have the mean and the deviation of the training split removed, a channel at a
-    time: `source.facts` has them. With `data.augment`, `batch` (never `evaluation`) moves each image by up to a 14th of
-    its side.
+    Pixels are divided by 255 and normalised by the training split's mean and deviation of each channel
+    (`source.facts`). With `data.augment`, `batch` (never `evaluation`) shifts each image by up to a 14th of its side.
 
-    Keys: inputs [B, H, W, C] float32, labels [B] int32, example_ids [B] int32; -1, and zeros, on rows of padding.
-    UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.
+    Keys: inputs [B, H, W, C] float32, labels [B] int32, example_ids [B] int32; padding rows are zeros with example_id
+    -1. UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.
     """
 
     def __init__(
@@ -49,7 +48,6 @@ class ImageBatches(RowBatches):
         super().__init__(len(self._pixels), shape[0] * shape[1], data, **others)
 
     def batch(self, step: int) -> Batch:
-        """As in `Batches`; augmented where the config says so."""
         made = super().batch(step)
         if self.data.augment:
             ids = made["example_ids"]
@@ -79,10 +77,8 @@ class Images(NamedTuple):
 
 
 def read_images(source: Source, split: str, data: DataConfig) -> Images:
-    """The fields `image` and `label` of a split, from the cache where they have been read before.
-
-    UserErrors: the source has no such fields, its images have several sizes or are not of 8 bit.
-    """
+    """The fields `image` and `label` of a split, cached. UserErrors: the source has no such fields; its images have
+    several sizes or are not 8-bit."""
     source.array("image")
     examples = source.split(split)
     key = Key(cache_root(data) / "images", [source.fingerprint, split], [read_images])

@@ -1,4 +1,4 @@
-"""Batches of texts with a class, for classification."""
+"""Batches of texts with classes."""
 
 from collections.abc import Mapping
 
@@ -14,10 +14,8 @@ from transformer.data.tokenizers import Tokenizer
 class LabelledBatches(BucketedBatches):
     """Texts of one field with their classes: BOS + tokens + EOS, in buckets of similar length.
 
-    A text longer than max_len is cut (its EOS stays), in training and in `evaluation`: none is ever left out.
-
-    Keys: inputs [B, S], S = the bucket; input_lengths [B]; labels [B], 0 on rows of padding;
-    example_ids [B], -1 on rows of padding.
+    A text longer than max_len is cut (its EOS stays), in training and in `evaluation`: none is left out. Keys: inputs
+    [B, S], S = the bucket; input_lengths [B]; labels [B]; example_ids [B]. Padding rows have label 0 and example_id -1.
     """
 
     noun = "texts"

@@ -1,4 +1,4 @@
-"""Documents packed into rows without padding between them: batches for language models."""
+"""Documents packed into rows without padding between them, for language models."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from transformer.errors import UserError
 
 
 class Packed(Batches):
-    """Documents packed into rows of max_len, each with `added` places more than it has tokens.
+    """Documents packed into rows of max_len; each takes `added` positions more than it has tokens.
 
-    A document longer than max_len is cut into consecutive chunks. A row holds several chunks, numbered 1, 2, ... by
-    its segments; positions restart in each. `tokens` are those of one field; empty documents are left out. The
-    packing depends on the seed only, and the order of the rows on (seed, epoch).
+    A document longer than max_len is cut into consecutive chunks. The chunks of a row are numbered 1, 2, ... by its
+    segments; positions restart in each. `tokens` are those of one field; empty documents are left out. The packing
+    depends on the seed only, the order of the rows on (seed, epoch).
     """
 
     added: int
@@ -61,21 +61,21 @@ class Packed(Batches):
         return [(self.data.max_len, rows) for rows in cut(order, self._rows_of(self.data.max_len))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every chunk exactly once, in the order of the packing. Rows have the length max_len of the config."""
+        """Every chunk exactly once, in the order of the packing, in rows of max_len."""
         del max_len  # nothing is longer than a row
         for rows in cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
             yield self._local(self.data.max_len, rows)
 
     def _filled(self, rows: np.ndarray) -> "Filled":
-        """Where the tokens of these rows stand."""
+        """The positions of the tokens of these rows, and the documents that they belong to."""
         first = self._first[np.maximum(rows, 0)]
         counts = np.where(rows >= 0, self._first[np.maximum(rows, 0) + 1] - first, 0)
-        row, within = _spread(counts)  # of each chunk: its row in the batch, its number in that row
+        row, within = _spread(counts)  # of each chunk: its row, its number in the row
         chunk = first[row] + within
         length = self._length[chunk]
         before = np.cumsum(length) - length  # tokens of the batch before this chunk
         column = before - before[np.maximum(np.arange(len(chunk)) - within, 0)]
-        owner, position = _spread(length)  # of each token: its chunk, its place in that chunk
+        owner, position = _spread(length)  # of each token: its chunk, its position in it
         document = self._document[chunk][owner]
         return Filled(
             where=(row[owner], column[owner] + position),
@@ -88,23 +88,21 @@ class Packed(Batches):
 
 
 class Filled(NamedTuple):
-    """The filled places of a batch, one after another; all arrays but `where` have one number for each."""
+    """The positions of a batch that hold tokens; all arrays but `where` have one entry for each."""
 
     where: tuple[np.ndarray, np.ndarray]  # rows and columns of the batch
-    position: np.ndarray  # in its chunk
-    segment: np.ndarray  # of its chunk in the row
-    place: np.ndarray  # in its document, of which 0 is BOS
-    begin: np.ndarray  # where its document begins in the tokens
-    tokens: np.ndarray  # how many its document has
+    position: np.ndarray  # position in its chunk
+    segment: np.ndarray  # segment of its chunk in the row
+    place: np.ndarray  # position in its document, where 0 is BOS
+    begin: np.ndarray  # offset of its document in the tokens
+    tokens: np.ndarray  # number of tokens of its document
 
 
 class PackedBatches(Packed):
-    """For language models: each document is BOS + tokens + EOS, the targets one ahead of the inputs; see `Packed`.
+    """For language models: each document is BOS + tokens + EOS, targets are the next tokens; see `Packed`. Keys:
+    target_inputs, targets, target_positions, target_segments [B, L], L = max_len."""
 
-    Keys: target_inputs, targets, target_positions, target_segments [B, L], L = max_len.
-    """
-
-    added = 1  # inputs with BOS, as many as targets with EOS
+    added = 1  # BOS in the inputs, EOS in the targets
 
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         filled, flat = self._filled(rows), self._tokens.flat
@@ -122,21 +120,19 @@ class PackedBatches(Packed):
 
 
 def _spread(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For counts [2, 3]: the owners [0, 0, 1, 1, 1] and the places [0, 1, 0, 1, 2]."""
+    """For counts [2, 3]: the owners [0, 0, 1, 1, 1] and the positions [0, 1, 0, 1, 2]."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def pack(lengths: np.ndarray, width: int, seed: int) -> np.ndarray:
-    """A row for each length (each at most `width`) such that no row holds more than `width`: best fit, longest first.
-
-    Deterministic; the seed decides between equal lengths. About a microsecond a length.
-    """
+    """A row for each length (each at most `width`), no row holding more than `width`: best fit, longest first.
+    Deterministic; the seed decides between equal lengths. About a microsecond a length."""
     order = permutation(philox(seed, PACKING), len(lengths))
     order = order[np.argsort(-lengths[order], kind="stable")]
     rows = np.zeros(len(lengths), np.int64)
-    free: dict[int, list[int]] = {}  # room left -> rows with as much
-    rooms = 0  # bit r is set when free[r] has a row: the best fit is one bit operation away
+    free: dict[int, list[int]] = {}  # room left -> rows with that much
+    rooms = 0  # bit r is set if free[r] has a row, so that the best fit is one bit operation
     count = 0
     for item, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
         fitting = rooms >> length

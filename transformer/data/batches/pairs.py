@@ -13,13 +13,12 @@ from transformer.data.tokenizers import Tokenizer
 
 
 class PairBatches(BucketedBatches):
-    """Pairs in buckets: a batch holds pairs of similar length, padded to the width of their bucket.
+    """Pairs of similar length in a batch, padded to the width of their bucket.
 
-    `tokens` are those of the source and of the target field, in this order. A pair's length is that of its longer
-    side, EOS (or BOS) included; longer ones than max_len are left out of training and never of `evaluation`.
-
-    Keys: inputs [B, S], input_lengths [B]; target_inputs (BOS first), targets (EOS last) [B, L], target_lengths [B],
-    S = L = the bucket; example_ids [B], -1 on rows of padding.
+    `tokens` are those of the source and the target field, in this order. A pair's length is that of its longer side,
+    EOS (or BOS) included; training leaves out pairs longer than max_len, `evaluation` none. Keys: inputs [B, S],
+    input_lengths [B]; target_inputs (BOS first), targets (EOS last) [B, L], target_lengths [B], S = L = the bucket;
+    example_ids [B], -1 on padding rows.
     """
 
     noun = "pairs"
@@ -39,10 +38,8 @@ class PairBatches(BucketedBatches):
 def pair_batch(
     source: np.ndarray, source_lengths: np.ndarray, target: np.ndarray, target_lengths: np.ndarray, rows: np.ndarray
 ) -> Batch:
-    """The batch of padded texts [B, width], whose rows are at least one shorter than the width.
-
-    EOS is written after each, and BOS before the targets as the decoder reads them. The sources are taken over.
-    """
+    """The batch of padded texts [B, width], each shorter than the width. EOS is appended to each, and BOS is put before
+    the decoder's inputs. `source` is modified in place."""
     real = rows >= 0
     source[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
     return {

@@ -1,4 +1,4 @@
-"""Batches of recordings as log-mel frames, with a class or a text."""
+"""Batches of recordings as log-mel frames, with classes or texts."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +21,13 @@ from transformer.errors import UserError
 class SpeechBatches(BucketedBatches):
     """Recordings of similar length, as log-mel frames with mean 0 and deviation 1 in each recording.
 
-    `data.max_len`, `data.buckets` and `data.batch_tokens` count frames, of 10 ms. With `data.augment`, `batch` (never
-    `evaluation`) has each recording played faster or slower, after a pause, with noise, and with a run of bands and one
-    of frames hidden; buckets then leave room for it, and what still does not fit into max_len is cut off.
+    `data.max_len`, `data.buckets` and `data.batch_tokens` count frames of 10 ms. With `data.augment`, `batch` (never
+    `evaluation`) changes the speed, adds a pause and noise, and masks a range of bands and one of frames; buckets leave
+    room for the longer recordings, which are cut at max_len.
 
     Keys: inputs [B, T, mels] float32, input_lengths [B] int32; labels [B] int32, the field `label`, or with a
     tokenizer, for the field `data.target`, target_inputs (BOS first) and targets (EOS last) [B, L], with one L for the
-    split, and target_lengths [B], int32; example_ids [B], -1 on rows of padding.
+    split, and target_lengths [B], int32; example_ids [B], -1 on padding rows.
 
     UserErrors: a recording longer than max_len, a silent one, a class that `train` does not have.
     """
@@ -66,7 +66,6 @@ class SpeechBatches(BucketedBatches):
         super().__init__(lengths, lengths, data, **others)
 
     def batch(self, step: int) -> Batch:
-        """As in `Batches`; augmented where the config says so."""
         made = super().batch(step)
         if self.data.augment:
             epoch = step // self.steps_per_epoch
@@ -98,16 +97,16 @@ def _padded(frames: list[np.ndarray], width: int) -> Batch:
 
 
 class Frames(NamedTuple):
-    """The recordings of a split, end to end: recording i is flat[offsets[i]:offsets[i + 1]]."""
+    """The concatenated recordings of a split: recording i is flat[offsets[i]:offsets[i + 1]]."""
 
     flat: np.ndarray  # float32 [frames, mels], normalised
-    offsets: np.ndarray  # int64, one more than there are recordings
+    offsets: np.ndarray  # int64 [recordings + 1]
     labels: np.ndarray  # int32; 0 where the source has none
-    samples: np.ndarray  # int64, the length of each recording
+    samples: np.ndarray  # int64, samples of each recording
 
 
 def read_frames(source: Source, split: str, data: DataConfig, mels: int) -> Frames:
-    """Log-mel frames of the field `audio` of a split, from the cache where they have been made before."""
+    """Log-mel frames of the field `audio` of a split, cached."""
     source.array("audio")
     examples = source.split(split)
     key = Key(cache_root(data) / "frames", [source.fingerprint, split, mels], [log_mel, read_frames], ("numpy",))

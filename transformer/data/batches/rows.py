@@ -1,4 +1,4 @@
-"""Batches of examples that all have one shape."""
+"""Batches of examples that all have the same shape."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,10 +10,10 @@ from transformer.data.batches.base import Batch, Batches, cut, permutation, phil
 
 
 class RowBatches(Batches):
-    """`count` examples of one shape, a row each: every one once an epoch, in an order that (seed, epoch) gives.
+    """`count` examples of one shape, one per row: each once an epoch, in an order given by (seed, epoch).
 
-    `data.batch_tokens` counts rows here: a batch has as many, rounded down to a multiple of `data.row_multiple`.
-    Only the last batch of the plan has rows of padding. `width` is what the report calls the size of a row.
+    `data.batch_tokens` counts rows: the rows of a batch, rounded down to a multiple of `data.row_multiple`. Only the
+    last batch of the plan has padding rows. `width` is the size of a row in the report.
     """
 
     def __init__(self, count: int, width: int, data: DataConfig, **others: int) -> None:
@@ -41,7 +41,7 @@ class RowBatches(Batches):
         return [(self._width, rows) for rows in cut(order, self._rows)]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, in their own order."""
+        """Every example exactly once, in order."""
         del max_len  # all rows have one size
         for rows in cut(np.arange(self._count), self._rows):
             yield self._local(self._width, rows)

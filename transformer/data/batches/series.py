@@ -1,4 +1,4 @@
-"""Batches of windows of a series: what was, and what came next."""
+"""Batches of windows of a series: past steps, and the steps to forecast."""
 
 import numpy as np
 
@@ -12,13 +12,13 @@ from transformer.errors import UserError
 class SeriesBatches(RowBatches):
     """All windows of a split: `data.max_len` steps and the `data.horizon` after them; `batch_tokens` counts windows.
 
-    What is to be forecast always lies in the split; what is looked back on may lie in the splits before it, as in the
-    literature. So `validation` and `test` have T - horizon + 1 windows whatever the look-back, and `train`, with
-    nothing before it, T - max_len - horizon + 1. Window 0 is the earliest.
+    The forecast steps always belong to the split; the past steps may come from the splits before it, as in the
+    literature. So `validation` and `test` have T - horizon + 1 windows for any look-back, and `train`, with nothing
+    before it, T - max_len - horizon + 1. Window 0 is the earliest.
 
-    Keys: inputs [B, max_len, C] and targets [B, horizon, C] float32, z-scores as the source has them; example_ids [B]
-    int32, the number of the window; -1, and zeros, on rows of padding. UserErrors: too few steps for a single window,
-    a value that is no finite number.
+    Keys: inputs [B, max_len, C] and targets [B, horizon, C] float32, the z-scores of the source; example_ids [B] int32,
+    the window numbers; padding rows are zeros with example_id -1. UserErrors: too few steps for a single window, a
+    value that is not finite.
     """
 
     def __init__(self, source: Source, split: str, *, data: DataConfig, **others: int) -> None:

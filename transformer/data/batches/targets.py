@@ -1,4 +1,4 @@
-"""The texts that a decoder is to write."""
+"""Inputs and targets of a decoder."""
 
 import numpy as np
 
@@ -8,16 +8,13 @@ from transformer.data.tokenizers import Tokenizer
 
 
 def target_arrays(tokens: Tokens, rows: np.ndarray, width: int) -> Batch:
-    """`decoder_arrays` of the texts `rows`, of which -1 is none; every text is shorter than the width."""
+    """`decoder_arrays` of the texts `rows` (-1: none); every text is shorter than the width."""
     return decoder_arrays(*gather(tokens, rows, width), rows)
 
 
 def decoder_arrays(text: np.ndarray, lengths: np.ndarray, rows: np.ndarray) -> Batch:
-    """What a decoder reads (BOS first) and should say (EOS last) of padded texts [B, width], each [B, width], and how
-    many tokens that are [B].
-
-    Every text is shorter than the width; where `rows` is -1 there is none.
-    """
+    """The decoder's inputs (BOS first) and targets (EOS last) [B, width] of padded texts [B, width], and their lengths
+    [B]. Every text is shorter than the width; where `rows` is -1 there is none."""
     real = rows >= 0
     targets = text.copy()
     targets[np.flatnonzero(real), lengths[real]] = Tokenizer.eos_id

@@ -1,4 +1,4 @@
-"""Tokens and classes of the examples of a split, made once and kept in the cache."""
+"""Token ids and classes of the examples of a split, cached."""
 
 import dataclasses
 import functools
@@ -18,10 +18,10 @@ from transformer.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Token ids of many texts, end to end, without special tokens: text i is flat[offsets[i]:offsets[i + 1]]."""
+    """Concatenated token ids of many texts, without special tokens: text i is flat[offsets[i]:offsets[i + 1]]."""
 
     flat: np.ndarray  # int32
-    offsets: np.ndarray  # int64, one more than there are texts
+    offsets: np.ndarray  # int64 [texts + 1]
 
     @classmethod
     def of(cls, sequences: Sequence[Sequence[int]]) -> "Tokens":
@@ -40,9 +40,9 @@ class Tokens:
 def tokenize(
     source: Source, split: str, fields: Sequence[str], tokenizer: Tokenizer, data: DataConfig
 ) -> dict[str, Tokens]:
-    """Tokens of the fields of a split, in that order, from the cache where they have been made before."""
+    """Token ids of the fields of a split, in that order, cached."""
     names = [source.field(field) for field in fields]
-    examples = source.split(split)  # before the cache is asked, for its UserError
+    examples = source.split(split)  # before the cache is read, since it may raise UserError
     inputs = [source.fingerprint, split, names, tokenizer.fingerprint]
     key = Key(cache_root(data) / "tokens", inputs, (*CODE, sys.modules[__name__]), ("tokenizers",))
 
@@ -66,10 +66,8 @@ def tokenize(
 
 
 def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
-    """The class of every example of a split [examples], int32, from the cache where they have been read before.
-
-    UserError: the source has no classes, or examples of none of them.
-    """
+    """The class of every example of a split [examples], int32, cached. UserError: the source has no classes, or an
+    example has a label that is no class."""
     if not source.classes:
         raise UserError(f"{source.name} has no classes: choose a dataset of labelled texts in data.name.")
     examples = source.split(split)
@@ -89,7 +87,7 @@ def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
 
 
 def gather(tokens: Tokens, rows: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids [B, width] of the texts `rows`, padded, and their lengths [B]; a row of -1 is empty."""
+    """Padded token ids [B, width] of the texts `rows`, and their lengths [B]; a row of -1 is empty."""
     starts = tokens.offsets[np.maximum(rows, 0)]
     lengths = np.where(rows >= 0, tokens.lengths[np.maximum(rows, 0)], 0)
     column = np.arange(width)

@@ -1,15 +1,15 @@
-"""The docstrings of the installed scientific stack: human English for language models, with nothing to download.
+"""The docstrings of the installed scientific stack: English text for language models, without download.
 
-Every docstring of at least `MIN_CHARACTERS` in the source files of JAX, NumPy, SciPy, Flax, Optax and Python's
-standard library: about 11 million characters. Files are parsed, never imported, and test folders are left out.
+Every docstring of at least `MIN_CHARACTERS` in the source files of JAX, NumPy, SciPy, Flax, Optax and Python's standard
+library: about 11 million characters. Files are parsed, never imported, and test folders are skipped.
 
-The splits are whole packages, because a docstring's neighbours are written alike: JAX, NumPy, SciPy and Python train,
-Flax validates and Optax tests. Packages copy from each other, so an exact repetition counts once, and a docstring of
-validation is dropped when it shares a line of at least `LONG_LINE` characters with training, one of test when it
-shares a line with training or validation.
+The splits are whole packages, because docstrings of one package resemble each other: JAX, NumPy, SciPy and Python are
+training, Flax is validation and Optax test. Packages copy from each other, so exact repetitions count once, and a
+docstring is dropped when it shares a line of at least `LONG_LINE` characters with an earlier split (training,
+validation, test).
 
-What is installed decides what the corpus is: `versions()` is known before anything is read, and `Corpus.fingerprint`
-is of the text itself. Figures compare only within one fingerprint.
+The installed versions (`versions()`) determine the corpus; `Corpus.fingerprint` is a digest of its text. Figures are
+comparable only within one fingerprint.
 """
 
 import ast
@@ -39,7 +39,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
 }
 MIN_CHARACTERS = 40
 LONG_LINE = 40
-# Folders whose text is about tests, or belongs to another package.
+# Folders of tests or of other packages.
 _SKIPPED = {"test", "tests", "testing", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -53,7 +53,7 @@ class Docstring:
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The docstrings of every split, and how many of a split were dropped for a long line seen elsewhere."""
+    """The docstrings of every split, and how many of each were dropped for a long line shared with an earlier split."""
 
     splits: dict[str, tuple[Docstring, ...]]
     dropped: dict[str, int]
@@ -100,16 +100,13 @@ def _docstrings_in(file: Path) -> Iterator[str]:
 
 
 def long_lines(text: str) -> set[str]:
-    """The lines of at least `LONG_LINE` characters, whatever the space around and between their words."""
+    """The lines of at least `LONG_LINE` characters, with white space normalised."""
     return {line for line in (" ".join(line.split()) for line in text.splitlines()) if len(line) >= LONG_LINE}
 
 
 def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
-    """The corpus of `folders`: for every split, in order, the folders of its packages.
-
-    A docstring belongs to the first split and package that has it. A later split loses those that share a long line
-    with an earlier one.
-    """
+    """The corpus of `folders`: for every split, in order, the folders of its packages. A docstring belongs to the first
+    split and package that has it; a later split loses those that share a long line with an earlier one."""
     seen: set[str] = set()
     seen_lines: set[str] = set()
     splits: dict[str, tuple[Docstring, ...]] = {}
@@ -130,7 +127,7 @@ def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
 
 @functools.cache
 def corpus() -> Corpus:
-    """What is installed here, as one corpus (about ten seconds, once a process)."""
+    """The corpus of the installed packages (about ten seconds, once per process)."""
     made = collect({split: {package: root(package) for package in packages} for split, packages in SPLITS.items()})
     logger.info("docstrings dropped, as they share a long line with an earlier split: %s", made.dropped)
     return made

@@ -1,10 +1,9 @@
-"""Which language is it: names of places, languages, scripts, currencies, units, months and days from Babel's CLDR.
+"""Language identification: names of places, languages, scripts, currencies, units, months and days from Babel's CLDR.
 
-What is named (a key of CLDR, such as the territory CH) belongs to one split with its names in all languages, by a hash
-of the key: a model cannot know "Schweiz" because it has seen "Suisse". A name that two languages share, whatever its
-case, is left out in both, and a name that a language has for two keys counts for the first of them, in the order of
-the splits. The languages are written in 17 scripts; some are told apart by the script alone, the Latin, Cyrillic and
-Arabic ones are not.
+A hash of the CLDR key (such as the territory CH) decides the split of its names in all languages: a model cannot know
+"Schweiz" because it has seen "Suisse". A name that two languages share, ignoring case, is left out in both; a name that
+a language has for two keys counts for the first, in the order of the splits. The languages use 17 scripts; some are
+identified by the script alone, but not the Latin, Cyrillic and Arabic ones.
 """
 
 import functools
@@ -20,8 +19,8 @@ from transformer.data.builder import Dataset, at_once, of_texts, share
 
 LANGUAGES = (
     "ar bg bn cs de el en es fa fi fr he hi hu hy id it ja ka ko nl pl pt ro ru sv ta th tr uk vi zh".split()
-)  # sorted: the class of a language is its place
-# Upper ends of the splits' shares of all keys.
+)  # sorted: the class of a language is its index
+# Cumulative shares of the keys.
 SPLITS = {"train": 0.8, "validation": 0.9, "test": 1.0}
 
 

@@ -1,8 +1,8 @@
-"""Leads: from a passage of a docstring to its first sentence, to begin a summariser from (`init_from`).
+"""Leads: from a passage of a docstring to its first sentence, to pretrain a summariser (`init_from`).
 
-The first sentence is what a summary is held to (the "lead" baseline), and copying it is what a model of a few thousand
-summaries does not learn by itself. Every sentence of 3 to 40 words of every docstring gives a pair: what the docstring
-says from there on, cut after `MAX_CHARACTERS`, and that sentence. The splits are the packages of docstrings.py.
+The first sentence is a summary's usual baseline ("lead"), and a model of a few thousand summaries does not learn to
+copy it. Every sentence of 3 to 40 words of every docstring gives a pair: the docstring from there on, cut after
+`MAX_CHARACTERS`, and that sentence. The splits are the packages of docstrings.py.
 """
 
 import re
@@ -18,12 +18,12 @@ _END = re.compile(r"(?<=[.!?])\s")
 
 
 def first_sentence(text: str) -> str:
-    """All up to the first full stop, question or exclamation mark before white space."""
+    """The text up to the first full stop, question or exclamation mark before white space."""
     return _END.split(text.strip(), maxsplit=1)[0]
 
 
 def pairs_of(docstring: str) -> Iterator[tuple[str, str]]:
-    """(passage, its first sentence), for every sentence that has another one after it."""
+    """(passage, its first sentence), for every sentence that is followed by another."""
     text = " ".join(docstring.split())
     starts = [0, *(match.end() for match in _END.finditer(text))]
     for start in starts[:-1]:
@@ -34,7 +34,7 @@ def pairs_of(docstring: str) -> Iterator[tuple[str, str]]:
 
 
 def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
-    """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
+    """The pairs of a corpus of docstrings, without those of an earlier split and without repetitions."""
     seen: set[tuple[str, str]] = set()
     made: dict[str, list[dict[str, str]]] = {}
     for split, rows in corpus.splits.items():

@@ -1,12 +1,12 @@
-"""Lines that a language model of characters can learn to complete: sums, and numbers in English and German words.
+"""Lines for a character language model to complete: sums, and numbers in English and German words.
 
     37+48=85
     twenty-four -> vierundzwanzig
 
-The prompt of a line ends with "=" or "-> ", and the answer is all the rest. Held out, by a hash,
+The prompt of a line ends with "=" or "-> "; the rest is the answer. A hash decides what is held out:
 
-* of the sums: pairs of operands, in whatever order, so that no sum of `test` was ever seen. All pairs of operands up to
-  99 are there, and of those up to 999 whose sum is at most 999 one in `ONE_IN`; each in one order;
+* of the sums: pairs of operands, in either order, so that no sum of `test` occurs in training. The data hold all pairs
+  of operands up to 99, and one in `ONE_IN` of those up to 999 whose sum is at most 999, each in one order;
 * of the number words: numbers from 101 to 999 that are no whole hundreds, so that all their parts occur in `train`.
 """
 
@@ -23,13 +23,13 @@ LARGEST = 999  # operand, sum and number
 ALL_UP_TO = 99
 ONE_IN = 12
 SHARED_UP_TO = 100  # number words up to here are all in train
-# Shares of `validation` and `test`; of the numbers that may be held out a little more, for a tenth of all to be.
+# Shares of `validation` and `test`; larger for numbers, not all of which may be held out, to get a tenth of all.
 SUMS_HELD_OUT = (0.05, 0.10)
 NUMBERS_HELD_OUT = (0.056, 0.112)
 
 
 def split_of(shares: tuple[float, float], *key: object) -> str:
-    """The split that a hash of the key gives."""
+    """The split given by a hash of the key."""
     validation, test = shares
     number = share(*key)
     return "validation" if number < validation else "test" if number < validation + test else "train"

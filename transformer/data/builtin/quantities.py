@@ -1,19 +1,18 @@
-"""Spelled-out quantities, English to German: a translation corpus that is generated, with nothing to download.
+"""Spelled-out quantities, English to German: a generated translation corpus, without download.
 
     Everyone knows that he lost twenty-four euros in Vienna and two hundred and one US dollars in Rome.
     Jeder weiß, dass er in Wien vierundzwanzig Euro und in Rom zweihunderteins US-Dollar verloren hat.
 
-The task is small and yet has what makes translation hard: German turns the digits around ("vierundzwanzig"), puts the
-verb second in a main clause and last in a subordinate one, inflects articles and ordinals, and moves day and place
-before the quantity. The true translation of any length is known, so a model can be asked for exact matches
+The task is small but has what makes translation hard: German reverses tens and units ("vierundzwanzig"), puts the verb
+second in a main clause and last in a subordinate one, inflects articles and ordinals, and puts day and place before the
+quantity. The true translation of any sentence is known, so exact matches can be measured
 
-* in `validation` and `test`: on sentences like those of `train`, each with a quantity above 100 that `train` never
-  has;
+* in `validation` and `test`: on sentences like those of `train`, each with a quantity above 100 that `train` lacks;
 * in `longer`: on sentences with more quantities than any in `train`, every one longer than the longest of `train`, in
-  even steps up to more than twice its length. Only length is new there: every English word and every part of a German
-  number word (`parts_of`) occurs in `train`, and so does every pattern of clauses and lists, in a shorter form.
+  even steps up to more than twice its length. Only length is new: every English word, every part of a German number
+  word (`parts_of`) and, in a shorter form, every pattern of clauses and lists occurs in `train`.
 
-The same constants, num2words and Babel give the same corpus on any machine. Figures compare only within one
+The same constants, num2words and Babel give the same corpus on any machine. Figures are comparable only within one
 fingerprint.
 """
 
@@ -38,40 +37,38 @@ from transformer.data.builtin.quantity_frames import CONTRASTS, FRAMES, OPENERS,
 
 SIZES = {"train": 20_000, "validation": 500, "test": 600, "longer": 600}
 SEED = 2017
-# Parts of a sentence (see `measure`) and characters, in English and in German: no sentence of train, validation or
-# test has more. The characters keep a few sentences of long words from being the longest in tokens.
+# Most parts (see `measure`) and characters of a sentence of train, validation or test, in either language. The limit
+# on characters keeps a few sentences of long words from being the longest in tokens.
 MAX_PARTS = 18
 MAX_CHARACTERS = 115
-# `longer` is drawn evenly from these bands of length, as multiples of MAX_PARTS; no sentence goes past the last.
+# `longer` is drawn evenly from these bands of length, in multiples of MAX_PARTS; the last is the limit.
 LONGER_BANDS = (1.0, 1.25, 1.5, 1.75, 2.0, 2.5)
 QUANTITIES = {"train": (1, 2), "validation": (1, 2), "test": (1, 2), "longer": (3, 5)}
-# Numbers up to here belong to every split; each larger one belongs to one pool only, by a hash of its digits.
+# Numbers up to here are in every split; a hash of its digits puts each larger one into a single pool.
 SHARED_UP_TO = 100
 LARGEST = 999
 POOLS = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "longer": range(8, 10)}
-# The largest number that makes sense for some kinds; all others go up to LARGEST.
+# Largest number of some kinds; all others go up to LARGEST.
 LIMITS = {"percent": 100, "chapter": 100}
 _YEARS = (1900, 2099)
 
 
 def allowed(number: int, split: str) -> bool:
-    """Whether `number` may occur in `split`: up to 100 everywhere, above in exactly one of the pools.
-
-    Whole hundreds are all train's: that a number may end there is a part, which the held-out splits must not bring.
-    """
+    """Whether `number` may occur in `split`: up to 100 in all splits, above in exactly one of the pools. Whole hundreds
+    belong to train, since a number word that ends there is a part that held-out splits must not introduce."""
     if number > SHARED_UP_TO and number % 100 == 0:
         return split == "train"
     return number <= SHARED_UP_TO or hashlib.sha256(str(number).encode()).digest()[0] % 10 in POOLS[split]
 
 
 def measure(english: str, german: str) -> tuple[int, int]:
-    """Lengths of a pair in parts: words, with English hyphens and German number words taken apart."""
+    """Lengths of a pair in parts: words, with English hyphens and German number words split."""
     german_parts = sum(len(words.parts_of(word)) for word in tokens(german))
     return len(english.replace("-", " ").split()), german_parts
 
 
 def tokens(sentence: str) -> list[str]:
-    """The words of a sentence, without punctuation, in lower case at its beginning only."""
+    """The words of a sentence without punctuation, its first letter in lower case."""
     found = re.findall(r"[\w'-]+", sentence)
     return [found[0][0].lower() + found[0][1:], *found[1:]]
 
@@ -82,17 +79,17 @@ def _frames(count: int) -> list[Frame]:
 
 
 class _Writer:
-    """Draws sentences of one split; all its randomness comes from one generator seeded by an integer."""
+    """Draws the sentences of one split, with one seeded generator."""
 
     def __init__(self, split: str):
         self.split = split
         self.rng = random.Random(SEED + list(SIZES).index(split))
-        self.largest = 0  # number in the sentence that is being drawn
+        self.largest = 0  # largest number of the current sentence
 
     # -- numbers ---------------------------------------------------------------------------------------------------
 
     def number(self, largest: int = LARGEST, smallest: int = 1) -> int:
-        """A number of the split: magnitudes mixed, a third of the larger ones round as in ordinary text."""
+        """A number of the split: mixed magnitudes, a third of the larger ones round as in ordinary text."""
         while True:
             digits = self.rng.choices((1, 2, 3), (1, 2, 2))[0]
             number = self.rng.randrange(10 ** (digits - 1), 10**digits)
@@ -125,7 +122,7 @@ class _Writer:
             pairs = self._distinct(lambda: self._one(kind), count)
         if place:
             known = words.PLACES[place]
-            # Days and months stand in the order of the calendar.
+            # Days and months are in calendar order.
             chosen = [known[i] for i in sorted(self.rng.sample(range(len(known)), count))]
             pairs = [(f"{en} {where}", f"{wo} {de}") for (where, wo), (en, de) in zip(chosen, pairs, strict=True)]
         english, german = zip(*pairs, strict=True)
@@ -148,7 +145,7 @@ class _Writer:
 
     def _date(self) -> tuple[str, str]:
         month = self.rng.randint(1, 12)
-        # February has 28 days here, so that a date without a year is always one.
+        # February has 28 days here, so that a date without a year is always valid.
         day = self.rng.randint(1, 28 if month == 2 else 30 if month in (4, 6, 9, 11) else 31)
         return words.date(day, month, self.year() if self.rng.random() < 0.4 else None)
 
@@ -183,7 +180,7 @@ class _Writer:
         return frame.english([en for en, _ in pairs]), frame, [de for _, de in pairs]
 
     def sentence(self, count: int) -> tuple[str, str]:
-        """A sentence with `count` quantities: one clause, dressed up, or several, joined."""
+        """A sentence with `count` quantities: one clause, perhaps with an introduction, or several, joined."""
         self.largest = 0
         # Each further clause is half as likely as the one before.
         clauses = self.rng.choices(range(1, count + 1), [2.0**-i for i in range(count)])[0]
@@ -221,7 +218,7 @@ def _sentence_case(text: str) -> str:
 
 
 def _band(lengths: tuple[int, int]) -> int | None:
-    """Which of LONGER_BANDS a pair falls into, None if it is too short or too long."""
+    """The index of a pair's band in LONGER_BANDS; None if it is too short or too long."""
     low, high = min(lengths) / MAX_PARTS, max(lengths) / MAX_PARTS
     if low <= LONGER_BANDS[0] or high > LONGER_BANDS[-1]:
         return None
@@ -229,7 +226,7 @@ def _band(lengths: tuple[int, int]) -> int | None:
 
 
 def generate(sizes: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """Splits of these sizes, train first: lists of {"en", "de", "quantities"}, in a random order, always the same."""
+    """Splits of these sizes, train first: lists of {"en", "de", "quantities"}, in a random but fixed order."""
     splits: dict[str, list[dict[str, Any]]] = {}
     seen: set[str] = set()
     known: set[str] = set()  # the words and number parts of train
@@ -263,12 +260,12 @@ def generate(sizes: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
 
 @functools.cache
 def corpus() -> dict[str, list[dict[str, Any]]]:
-    """The splits of the default size (about ten seconds, once a process)."""
+    """The splits of the default sizes (about ten seconds, once per process)."""
     return generate(SIZES)
 
 
 def vocabulary(english: str, german: str) -> set[str]:
-    """What a pair is made of: "en:" and every English word, "de:" and every German word or part of a number word."""
+    """The elements of a pair: "en:" and every English word, "de:" and every German word or part of a number word."""
     return {f"en:{word}" for word in tokens(english)} | {
         f"de:{part}" for word in tokens(german) for part in words.parts_of(word)
     }
@@ -280,7 +277,7 @@ def versions() -> dict[str, str]:
 
 
 def dataset() -> Dataset:
-    """Fields: en and de; `quantities` is how many a sentence has."""
+    """Fields: en, de, and `quantities`, their number in a sentence."""
     made = at_once(SIZES, corpus)
     features = {"en": tfds.features.Text(), "de": tfds.features.Text(), "quantities": np.int32}
     code = (sys.modules[__name__], words, quantity_frames)

@@ -1,6 +1,6 @@
 """The sentences of the quantities corpus: frames for clauses, and what joins and introduces them.
 
-A frame knows its German clause in four fields, so that one line gives all three German word orders:
+A frame stores its German clause in four fields, so that one line gives all three German word orders:
 
     main          sie hat | drei Äpfel gekauft            verb second
     inverted      gestern hat sie | drei Äpfel gekauft    verb second, after an opener

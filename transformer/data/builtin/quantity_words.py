@@ -1,9 +1,9 @@
-"""Numbers, units, currencies and dates as words, English beside German.
+"""Numbers, units, currencies and dates as words, in English and German.
 
-Numbers are spelled by num2words; the names of units, currencies, months and weekdays, the order of a date and the
-punctuation of a list come from Babel's CLDR data. What neither knows is German grammar, and that is written here:
-the gender of a unit ("ein Kilogramm", "eine Meile"), the accusative that nearly every sentence of the corpus asks
-for ("einen Meter"), and the endings of ordinals ("am vierundzwanzigsten März").
+num2words spells the numbers; the names of units, currencies, months and weekdays, the order of a date and the
+punctuation of a list come from Babel's CLDR data. The German grammar that neither has is written here: the gender of a
+unit ("ein Kilogramm", "eine Meile"), the accusative that nearly every sentence of the corpus needs ("einen Meter"), and
+the endings of ordinals ("am vierundzwanzigsten März").
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ def parts_of(german_word: str) -> tuple[str, ...]:
     """
     if not _NUMBER_WORD.fullmatch(german_word):
         return (german_word,)
-    # The longest atom first is always right here: no atom ends in the beginning of the atom that may follow it.
+    # Taking the longest atom first is always right: no atom ends with the beginning of one that may follow it.
     return tuple(re.findall(_ATOM, german_word))
 
 
@@ -71,7 +71,7 @@ def _without_inner_s(german: str) -> str:
 
 @functools.cache
 def cardinal(n: int) -> tuple[str, str]:
-    """`n` in English and German, as it stands alone: ("one", "eins"). No comma after English thousands."""
+    """`n` in English and German, standing alone: ("one", "eins"). No comma after English thousands."""
     return num2words(n, lang="en").replace(",", ""), _without_inner_s(num2words(n, lang="de"))
 
 

@@ -1,10 +1,9 @@
 """Summaries of docstrings: from the body of a docstring to its first paragraph, for summarisation without download.
 
-The docstrings, and which packages train, validate and test, are those of docstrings.py. A docstring gives a pair if
-its summary is a sentence (not a signature or a heading) of 3 to 40 words, and its body has at least `MIN_WORDS` words
-beside markup and examples of code. Both are one line, without line breaks. A body longer than `MAX_CHARACTERS`, as a
-fifth of them are, is cut after the last whole word: what a function does is said first, its parameters and references
-come last.
+The docstrings and the splits are those of docstrings.py. A docstring gives a pair if its summary is a sentence (not a
+signature or a heading) of 3 to 40 words, and its body has at least `MIN_WORDS` words besides markup and code examples.
+Both are without line breaks. A body longer than `MAX_CHARACTERS`, a fifth of them, is cut after the last whole word:
+what a function does comes first, its parameters and references last.
 """
 
 import re
@@ -17,13 +16,13 @@ from transformer.data.builtin import docstrings
 MIN_WORDS = 15
 MAX_CHARACTERS = 1000
 _SUMMARY_WORDS = range(3, 41)
-# Lines of doctests, directives, field lists, and rows of signs under a heading or around a table.
+# Lines of doctests, directives, field lists, and rules under a heading or around a table.
 _MARKUP = re.compile(r"\s*(>>>|\.\.\.|\.\. |:[a-z]+|@|[-=~^*#+|]{3})")
 _SIGNATURE = re.compile(r"[\w.]+\(|[-=~^*#+|]{3}")
 
 
 def pair_of(docstring: str) -> tuple[str, str] | None:
-    """(body, summary) of a docstring, None if it has no such parts."""
+    """(body, summary) of a docstring; None if it does not give a pair."""
     first, _, rest = docstring.partition("\n\n")
     summary = " ".join(first.split())
     prose = " ".join(line for line in rest.splitlines() if not _MARKUP.match(line))
@@ -33,7 +32,7 @@ def pair_of(docstring: str) -> tuple[str, str] | None:
 
 
 def shortened(text: str, most: int = MAX_CHARACTERS) -> str:
-    """The text as far as whole words fit into `most` characters; a first word longer than that is cut."""
+    """The whole words that fit into `most` characters; a longer first word is cut."""
     if len(text) <= most:
         return text
     end = text.rfind(" ", 0, most + 1)
@@ -45,7 +44,7 @@ def _words(text: str) -> list[str]:
 
 
 def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
-    """The pairs of a corpus of docstrings; one that an earlier split (or the same) has already is left out."""
+    """The pairs of a corpus of docstrings, without those of an earlier split and without repetitions."""
     seen: set[tuple[str, str]] = set()
     return {split: list(_unseen((row.text for row in rows), seen)) for split, rows in corpus.splits.items()}
 

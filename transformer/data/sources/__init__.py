@@ -1,7 +1,7 @@
-"""Where examples come from: SOURCES, by name, and `load_source`, which prepares them.
+"""SOURCES, by name, and `load_source`, which prepares them.
 
-A row is a function from the `data` part of a config to a description of the dataset (data/builder.py); None means the
-dataset of that name that TFDS has. Any name that is no row is looked up among the datasets of TFDS.
+A row maps the `data` part of a config to a description of the dataset (data/builder.py); None means the TFDS dataset of
+that name. Names that are no row are looked up among the datasets of TFDS.
 """
 
 import dataclasses
@@ -15,8 +15,8 @@ from transformer.data.sources.source import Source, from_builder
 
 
 def _builtin(name: str, data: DataConfig) -> Dataset:
-    del data  # nothing about it can be set
-    # Only here: what they are generated with is slow to import.
+    del data  # it has no options
+    # Imported here because the generators are slow to import.
     from transformer.data.builtin import docstrings, languages, leads, prompts, quantities, summaries
 
     modules = (docstrings, languages, leads, prompts, quantities, summaries)
@@ -42,12 +42,12 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset | None]] = {
     "scitldr": text_files.scitldr,
     "text": text_files.text,
 }
-# Sources that are one long text: its rows have neither begin nor end.
+# Sources that are one long text, whose rows have neither BOS nor EOS.
 CONTIGUOUS = ("text",)
 
 
 def load_source(data: DataConfig) -> Source:
-    """The dataset that `data.name` and `data.dir` mean, prepared if it was not. UserError: there is none."""
+    """The dataset that `data.name` and `data.dir` name, prepared if necessary. UserError: there is none."""
     name = data.name.split("/")[0]
     describe = SOURCES.get(name if name in recordings.OF_SPEAKERS else data.name)
     dataset = describe(data) if describe else None

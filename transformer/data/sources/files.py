@@ -1,4 +1,4 @@
-"""Reading what users give: folders, files that may be gzipped, lines; every fault in a sentence."""
+"""Reads the user's folders, gzipped files and lines; every error is a UserError of one sentence."""
 
 import gzip
 import zlib
@@ -11,7 +11,7 @@ from transformer.errors import UserError
 
 
 def folder_of(data: DataConfig, form: str) -> Path:
-    """The folder `data.dir`. UserError: none is named, or there is none; `form` says what it should hold."""
+    """The folder `data.dir`; `form` says what it should hold. UserError: none is named, or it does not exist."""
     if not data.dir:
         raise UserError(f"{data.name} needs data.dir: name the folder that holds {form}.")
     folder = Path(data.dir).expanduser()
@@ -21,7 +21,7 @@ def folder_of(data: DataConfig, form: str) -> Path:
 
 
 def existing(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first of the names, plain or gzipped, that is in one of the folders. UserError: none is."""
+    """The first of the names, plain or gzipped, that exists in one of the folders. UserError: none does."""
     for folder in folders:
         for name in names:
             for path in (folder / name, folder / f"{name}.gz"):
@@ -32,7 +32,7 @@ def existing(folders: Sequence[Path], names: Sequence[str]) -> Path:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, unzipped where it is gzipped. UserError: it is damaged, or cannot be read."""
+    """The content of a file, decompressed if it is gzipped. UserError: it is damaged, or cannot be read."""
     try:
         content = path.read_bytes()
         return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
@@ -43,11 +43,9 @@ def read_bytes(path: Path) -> bytes:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a file, plain or gzipped, without surrounding white space.
-
-    They end at a line feed only, since U+2028 and its kind belong to the text. UserErrors: the file is empty, damaged,
-    not UTF-8 (with the line), or cannot be read.
-    """
+    """The lines of a file, plain or gzipped, without surrounding white space. Only a line feed ends a line, since
+    U+2028 and similar characters belong to the text. UserErrors: the file is empty, damaged, not UTF-8 (with the line),
+    or cannot be read."""
     number = 0
     try:
         with opened(path) as stream:
@@ -64,7 +62,7 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def opened(path: Path) -> BinaryIO:
-    """The bytes of a file, plain or gzipped."""
+    """A binary stream of a file, plain or gzipped."""
     with open(path, "rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
     return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]

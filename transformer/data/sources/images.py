@@ -1,7 +1,5 @@
-"""Sources of images: MNIST from its own files, and the 8 x 8 digits that come with scikit-learn.
-
-Fields: `image`, uint8 [H, W, 1] with 0 for black, and `label`, the digit.
-"""
+"""Images: MNIST from its own files, and the 8 x 8 digits of scikit-learn. Fields: `image`, uint8 [H, W, 1] with 0 for
+black, and `label`, the digit."""
 
 import functools
 import hashlib
@@ -26,8 +24,8 @@ DIGITS_SHARES = (("train", 70), ("validation", 15), ("test", 15))  # percent
 def mnist(data: DataConfig) -> Dataset | None:
     """MNIST (LeCun et al., 1998) of `data.dir`, plain or gzipped: 55,000, 5,000 and 10,000 images of 28 x 28.
 
-    The validation split is the last 5,000 of the file of training images. Fashion-MNIST has the same form. None, for
-    the dataset of that name as TFDS prepares it, without `data.dir` or where that is a folder of prepared datasets.
+    The validation split is the last 5,000 training images. Fashion-MNIST has the same file format. Returns None, which
+    means TFDS's dataset of that name, without `data.dir` or where that is a folder of prepared datasets.
     """
     if not data.dir or (Path(data.dir).expanduser() / "mnist").is_dir():
         return None
@@ -48,11 +46,10 @@ def mnist(data: DataConfig) -> Dataset | None:
 
 def digits(data: DataConfig) -> Dataset:
     """The 1,797 digits of scikit-learn (UCI, Alpaydin and Kaynak, 1998), 8 x 8 pixels of 17 greys, as 0, 15, ..., 240.
-
-    A hash of its pixels decides the split of an image (70 / 15 / 15 percent), so that none is in two of them.
-    """
+    A hash of its pixels decides the split of an image (70 / 15 / 15 percent), so that equal images are in the same
+    split."""
     del data  # it is installed with scikit-learn
-    from sklearn.datasets import load_digits  # only here: slow to import
+    from sklearn.datasets import load_digits  # slow to import
 
     loaded = load_digits()
     pixels = (loaded.images * 15).astype(np.uint8)[..., None]
@@ -71,7 +68,7 @@ def _split_of(image: np.ndarray) -> str:
 
 
 def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> Dataset:
-    """Parts: split -> (pixels [n, H, W, 1], labels [n])."""
+    """`parts`: split -> (pixels [n, H, W, 1], labels [n])."""
 
     def examples(split: str) -> Iterator[dict[str, Any]]:
         for image, label in zip(*parts[split], strict=True):
@@ -86,15 +83,13 @@ def _image_data(name: str, parts: Mapping[str, tuple[np.ndarray, ...]]) -> Datas
 
 
 def value_counts(pixels: np.ndarray) -> np.ndarray:
-    """How often each channel of images [..., C] uint8 has each value, int64 [C, 256]."""
+    """Histogram of each channel of images [..., C] uint8: int64 [C, 256]."""
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(pixels, -1, 0)])
 
 
 def moments(counts: np.ndarray) -> dict[str, list[float]]:
-    """`mean` and `deviation` of each channel of pixels / 255, of `value_counts`, in float32.
-
-    The deviation is 1 where a channel has one value only.
-    """
+    """`mean` and `deviation` of each channel of pixels / 255, from `value_counts`, in float32; the deviation of a
+    constant channel is 1."""
     grey, shares = np.arange(256) / 255, counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ grey
     deviation = np.sqrt((shares * (grey - mean[:, None]) ** 2).sum(axis=1))
@@ -103,7 +98,7 @@ def moments(counts: np.ndarray) -> dict[str, list[float]]:
 
 
 def _labelled(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels [n, H, W, 1] and labels [n] of the two files of a stem."""
+    """Pixels [n, H, W, 1] and labels [n] of the two files with this stem."""
     paths = [existing([folder], [f"{stem}-{kind}"]) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")]
     pixels, labels = read_idx(paths[0], 3), read_idx(paths[1], 1)
     if len(pixels) != len(labels):
@@ -116,9 +111,7 @@ def _labelled(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:
 
 def read_idx(path: Path, axes: int) -> np.ndarray:
     """An IDX file of bytes, plain or gzipped: two zeros, 8 (bytes), the number of axes, their sizes, the values.
-
-    UserError: it is none, has another number of axes, or is cut off.
-    """
+    UserError: it is no IDX file, has another number of axes, or is cut off."""
     content = read_bytes(path)
     header = 4 + 4 * axes
     if len(content) < header or content[:4] != bytes([0, 0, 8, axes]):

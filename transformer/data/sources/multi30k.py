@@ -1,4 +1,4 @@
-"""Multi30k: captions of images in several languages, from files or downloaded from the dataset's repository."""
+"""Multi30k: image captions in several languages, from files or downloaded from the dataset's repository."""
 
 import hashlib
 import http.client
@@ -16,7 +16,7 @@ from transformer.errors import UserError
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
 LANGUAGES = ("en", "de", "fr", "cs")
 STEMS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-# Of the files as of revision a3d2e0d, which our figures are of; files that are not listed are taken as they come.
+# Files of revision a3d2e0d, on which our figures were measured; files that are not listed are not checked.
 SHA256 = {
     "test_2016_flickr.de.gz": "9204244e408ccb38d2a55cfcd344df15005fc42a07a6e55ca6c52b6ababb8cc8",
     "test_2016_flickr.en.gz": "611d361c6334bc7246101d48097c13cf5c4413c5befc793cc629934359d532d9",
@@ -30,8 +30,8 @@ SHA256 = {
 def captions(data: DataConfig) -> Dataset:
     """Captions of Flickr30k images (Elliott et al., 2016): 29,000, 1,014 and 1,000 (test_2016_flickr) sentences.
 
-    Read from `data.dir` in the layout of the dataset's repository, or with its files directly in the folder, plain or
-    gzipped; else downloaded from that repository. Only the languages asked for need be there.
+    Read from `data.dir`, in the layout of the dataset's repository or with its files directly in the folder, plain or
+    gzipped; else downloaded from that repository. Only the languages of the config are needed.
     """
     languages = languages_of(data)
     for language in languages:

@@ -1,4 +1,4 @@
-"""Any dataset of TFDS, by its name: found prepared, or downloaded and prepared in the cache folder."""
+"""Any TFDS dataset, by its name: already prepared, or downloaded and prepared in the cache folder."""
 
 import contextlib
 import dataclasses
@@ -28,15 +28,14 @@ from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# TFDS registers its older datasets only as far as the first folder that wants TensorFlow; those of text come after it.
+# Without TensorFlow, TFDS stops registering its older datasets before it reaches these folders.
 TEXT_MODULES = ("text", "translate", "summarization", "question_answering", "text_simplification")
 
 
 def load(data: DataConfig, own: Iterable[str]) -> Source:
-    """The TFDS dataset `data.name`: of data.dir, of TFDS's own folder, or downloaded and prepared in the cache folder.
-
-    UserError: there is none, or it cannot be had; then `own` are the names that are no datasets of TFDS.
-    """
+    """The TFDS dataset `data.name`: from data.dir, from TFDS's own folder, or downloaded and prepared in the cache
+    folder. UserError: there is none, or it cannot be loaded; `own` are the names that are not TFDS datasets, for its
+    message."""
     with quiet():
         for module in TEXT_MODULES:
             with contextlib.suppress(ImportError):
@@ -48,7 +47,7 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             prepared = builder.is_prepared()
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(_no_such_dataset(data, list(own))) from error
-        except Exception as error:  # no such configuration or version, or whatever else a dataset's code raises
+        except Exception as error:  # wrong configuration or version, or any error of a dataset's code
             raise UserError(f"data.name={data.name!r} cannot be opened ({_brief(error)}): check the name.") from error
     if not prepared and data.dir:
         raise UserError(
@@ -60,7 +59,7 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
             builder = _prepare(data)
-        except Exception as error:  # whatever a dataset's own code and the network raise
+        except Exception as error:  # any error of a dataset's own code or of the network
             raise UserError(
                 f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
                 'it where that works, with file_format="array_record", and name its folder in data.dir.'
@@ -71,7 +70,7 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
 
 
 def _prepare(data: DataConfig) -> tfds.core.DatasetBuilder:
-    """Prepares a dataset in TFDS's own folders, where it is found again by its name; other processes wait meanwhile."""
+    """Prepares a dataset in TFDS's folder layout, where it is found again by name; other processes wait meanwhile."""
 
     def make() -> tfds.core.DatasetBuilder:
         return tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
@@ -81,17 +80,15 @@ def _prepare(data: DataConfig) -> tfds.core.DatasetBuilder:
     with locked(path), quiet():
         builder = make()  # reads what another process has prepared while this one waited
         if not builder.is_prepared():
-            for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # TFDS's own folders, of killed processes
+            for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # left by killed processes
                 remove(stale)
             builder.download_and_prepare(file_format="array_record")
     return builder
 
 
 def survey(source: Source, data: DataConfig) -> dict[str, Any]:
-    """The `fingerprint` of a source, of every example of every split, and `facts` of its images, if it has any.
-
-    All examples are read for it, once: the cache has it as long as the prepared files stay as they are.
-    """
+    """The `fingerprint` of a source, over every example of every split, and `facts` of its images, if any. All examples
+    are read once; the result is cached as long as the prepared files do not change."""
     info = source.builder.info
     stats = [(path.name, path.stat()) for path in sorted(Path(source.builder.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
@@ -122,7 +119,7 @@ def survey(source: Source, data: DataConfig) -> dict[str, Any]:
 
 
 def _check_network(builder: tfds.core.DatasetBuilder) -> None:
-    """Raises at once where none of a dataset's hosts has an address; TFDS itself would try for minutes."""
+    """Raises at once if no host of a dataset resolves; TFDS would retry for minutes."""
     hosts = {host for url in builder.url_infos or {} if (host := urllib.parse.urlsplit(url).hostname)}
     failure = None
     for host in [] if urllib.request.getproxies() else sorted(hosts):
@@ -138,7 +135,7 @@ def _check_network(builder: tfds.core.DatasetBuilder) -> None:
 def _no_such_dataset(data: DataConfig, own: list[str]) -> str:
     name = re.split("[/:]", data.name)[0]
     names = [*own, *tfds.list_builders(with_community_datasets=False)]
-    if name in names:  # the code is there, and the folder of prepared data is not
+    if name in names:  # TFDS knows it, but it is not prepared
         return f"{data.name} is not prepared in data.dir={data.dir}: prepare it there with TFDS."
     near = difflib.get_close_matches(name, names, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}" if near else f"choose one of {', '.join(own)}"

@@ -23,10 +23,8 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """Which files make up a dataset: split -> field -> file, plain or gzipped UTF-8 with one example a line.
-
-    With `hashed` there is one pair of files only, and a hash of its first field decides the split of a line.
-    """
+    """The files of a dataset: split -> field -> file, plain or gzipped UTF-8 with one example per line. With `hashed`
+    there is only one pair of files, and a hash of the first field decides the split of a line."""
 
     splits: Mapping[str, Mapping[str, Path]]
     hashed: bool = False
@@ -36,10 +34,8 @@ class TextFiles:
         return tuple(next(iter(self.splits.values())))
 
     def fingerprint(self, name: str) -> str:
-        """Hex digest of all texts, which are read and checked on the way.
-
-        UserErrors: files of unequal length, an empty file, no UTF-8, a split without an example.
-        """
+        """Hex digest of all texts, which are also checked. UserErrors: files of unequal length, an empty file, no
+        UTF-8, a split without an example."""
         digest = hashlib.sha256(json.dumps([name, self.fields, self.hashed]).encode())
         counts: Counter[str] = Counter()
         for part, files in self.splits.items():
@@ -66,26 +62,25 @@ class TextFiles:
         return ("train", "validation", "test") if self.hashed else tuple(self.splits)
 
     def examples(self, split: str) -> Iterator[dict[str, str]]:
-        """The examples of a split in the order of the files; those with an empty line on one side are left out."""
+        """The examples of a split in file order, without those that have an empty line on one side."""
         part = self._part_of(split)
         for lines in _aligned(self.splits[part]):
             if all(lines) and self._split_of(part, lines) == split:
                 yield dict(zip(self.fields, lines, strict=True))
 
     def _part_of(self, split: str) -> str:
-        """The entry of `splits` that holds the examples of a split."""
         return next(iter(self.splits)) if self.hashed else split
 
     def _split_of(self, part: str, lines: tuple[str, ...]) -> str:
         if not self.hashed:
             return part
-        # Of the text and nothing else, so that the same sentence is never in two splits.
+        # A hash of the text only, so that the same sentence is never in two splits.
         bucket = int.from_bytes(hashlib.sha256(lines[0].encode()).digest()[:8], "big") % 20
         return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
 def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
-    """Line n of every file, without surrounding white space."""
+    """The n-th lines of all files, without surrounding white space."""
     readers = [lines_of(path) for path in files.values()]
     for number, lines in enumerate(zip_longest(*readers)):
         if None in lines:
@@ -98,14 +93,14 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
 
 
 def parallel_text(name: str, files: TextFiles, **options: Any) -> Dataset:
-    """The dataset of such files."""
+    """The dataset of these files."""
     splits = {split: functools.partial(files.examples, split) for split in files.split_names}
     features = {field: tfds.features.Text() for field in files.fields}
     return Dataset(name, features, splits, functools.partial(files.fingerprint, name), **options)
 
 
 def languages_of(data: DataConfig) -> tuple[str, ...]:
-    """The two languages; the target alone where data.source is empty, as for a language model."""
+    """The two languages; only the target if data.source is empty, as for a language model."""
     if not data.target or data.source == data.target:
         raise UserError(f"data.source={data.source!r} and data.target={data.target!r} must name two languages.")
     return (data.source, data.target) if data.source else (data.target,)
@@ -119,7 +114,7 @@ def files(data: DataConfig) -> Dataset:
 
     The folder's validation files may be called val, valid or dev, and every file may be gzipped. A pair of files is
     split by a hash of the source line into 90 / 5 / 5 percent, so that no source sentence is in two splits; its fields
-    are called source and target. With an empty `data.source` there is one text only, for a language model.
+    are called source and target. With an empty `data.source` there is only one text, for a language model.
     """
     names = languages_of(data)
     if data.dir:

@@ -2,8 +2,8 @@
 
 Fields of `fsdd`: `audio`, int16 [T] at 8 kHz, `label` (the digit) and `speaker`. Fields of `digit_strings`: `audio`,
 `text` (the digits as words, "three one four", so that the word error rate counts digits) and `speaker`. A name after a
-slash, as in `fsdd/george`, holds out that speaker: all that the ordinary splits have of the speaker is `test` and
-nothing else is, while `train` and `validation` lose the speaker and are otherwise what they are without the slash.
+slash, as in `fsdd/george`, holds out a speaker: `test` is every recording of the speaker, and `train` and `validation`
+are as without the slash, minus the speaker.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ from transformer.data.sources.files import folder_of, read_bytes
 from transformer.errors import UserError
 
 RATE = 8_000  # samples a second
-OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that may name a speaker to hold out
+OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that can hold out a speaker
 FORM = "recordings/{digit}_{speaker}_{take}.wav"
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 STRINGS = {"train": 6_000, "validation": 300, "test": 300}
-DIGITS = (3, 5)  # in a string
+DIGITS = (3, 5)  # per string
 SILENCE = (RATE // 20, RATE // 5)  # samples between two digits: 50 to 200 ms
 LONGEST = 4 * RATE  # samples of a string: 399 frames of a hop of 10 ms
 
@@ -46,10 +46,8 @@ class Recording:
 
 
 def fsdd(data: DataConfig) -> Dataset:
-    """The Free Spoken Digit Dataset (Jackson et al., 2018) of `data.dir`: takes 0 to 4 are `test`, as its authors say.
-
-    Takes 5 to 9 are `validation`, the rest `train`: 2,400, 300 and 300 recordings of six speakers.
-    """
+    """The Free Spoken Digit Dataset (Jackson et al., 2018) of `data.dir`: 2,400, 300 and 300 recordings of six
+    speakers. Takes 0 to 4 are `test`, as its authors define it, takes 5 to 9 `validation`, the rest `train`."""
     splits = _splits(data)
 
     def examples(split: str) -> Iterator[dict[str, Any]]:
@@ -61,11 +59,9 @@ def fsdd(data: DataConfig) -> Dataset:
 
 
 def digit_strings(data: DataConfig) -> Dataset:
-    """Strings of three to five digits, each of recordings of one speaker and of one split of `fsdd`, with pauses.
-
-    6,000, 300 and 300 strings of at most four seconds, the same on every machine. The speakers take turns, and
-    digits, takes and pauses are drawn evenly.
-    """
+    """Strings of three to five digits with pauses, each from recordings of one speaker and one split of `fsdd`: 6,000,
+    300 and 300 strings of at most four seconds, the same on every machine. The speakers alternate, and digits, takes
+    and pauses are drawn uniformly."""
     splits = _splits(data)
 
     def examples(split: str) -> Iterator[dict[str, Any]]:
@@ -88,7 +84,7 @@ def _audio() -> dict[str, Any]:
 
 
 def _string(generator: random.Random, takes: Mapping[int, list[Recording]]) -> tuple[list[int], np.ndarray]:
-    """Digits and their joined audio, drawn again while it is longer than LONGEST."""
+    """Digits and their joined audio, redrawn while it is longer than LONGEST."""
     while True:
         spoken = generator.choices(sorted(takes), k=generator.randint(*DIGITS))
         parts = [generator.choice(takes[digit]).audio for digit in spoken]
@@ -120,10 +116,8 @@ def _splits(data: DataConfig) -> dict[str, list[Recording]]:
 
 
 def read_recordings(folder: Path) -> list[Recording]:
-    """The recordings of a folder, ordered by digit, speaker and take.
-
-    UserErrors: there is none, or one has another name or form than it should, is cut off or silent.
-    """
+    """The recordings of a folder, ordered by digit, speaker and take. UserErrors: there is none, or one has a wrong
+    name or format, is cut off or silent."""
     paths = sorted((folder / "recordings").glob("*.wav"))
     if not paths:
         raise UserError(f"There is no file {folder}/{FORM}: add them or change data.dir.")

@@ -1,9 +1,9 @@
-"""Sources of series in time: the electricity transformer temperatures (ETTh1), and the weekly CO2 of Mauna Loa.
+"""Time series: the electricity transformer temperatures (ETTh1), and the weekly CO2 of Mauna Loa.
 
-A split is one example: `values` float32 [T, C], which are z-scores by `mean` and `deviation` [C] of the training part
-(the deviation is the population's, as in the literature). The splits follow each other in time without a gap, so that
-what came before a split is found at the end of the one before it. The facts of a series are the names of its `columns`,
-and `mean` and `deviation` in float64, as the values were scaled by.
+A split is one example: `values` float32 [T, C], z-scores by `mean` and `deviation` [C] of the training part (the
+population deviation, as in the literature). The splits are consecutive, so that the steps before a split are the last
+ones of the split before it. The facts are the names of the `columns`, and the `mean` and `deviation` used for scaling,
+in float64.
 """
 
 import csv
@@ -30,9 +30,9 @@ def ett(data: DataConfig) -> Dataset:
 
 
 def co2(data: DataConfig) -> Dataset:
-    """Weekly CO2 of Mauna Loa in ppm (Keeling and Whorf, 2004), 1958 to 2001, with gaps filled by straight lines."""
+    """Weekly CO2 of Mauna Loa in ppm (Keeling and Whorf, 2004), 1958 to 2001, with gaps interpolated linearly."""
     del data  # it is installed with statsmodels
-    from statsmodels.datasets import co2 as dataset  # only here: slow to import
+    from statsmodels.datasets import co2 as dataset  # slow to import
 
     weekly = dataset.load_pandas().data["co2"].to_numpy(np.float64)
     known = np.flatnonzero(~np.isnan(weekly))
@@ -43,10 +43,8 @@ def co2(data: DataConfig) -> Dataset:
 
 
 def series_data(name: str, columns: list[str], values: np.ndarray, rows: dict[str, int]) -> Dataset:
-    """A dataset of `values` [T, C], float64, cut into consecutive splits of so many rows.
-
-    UserErrors: too few rows, a value that is no finite number, a column that does not change in the training part.
-    """
+    """A dataset of `values` [T, C], float64, cut into consecutive splits of `rows` steps. UserErrors: too few rows, a
+    value that is not finite, a column that is constant in the training part."""
     if len(values) < sum(rows.values()):
         raise UserError(
             f"{name} has {len(values)} rows, fewer than the {sum(rows.values())} of its splits: fetch the whole file."
@@ -83,10 +81,8 @@ def series_data(name: str, columns: list[str], values: np.ndarray, rows: dict[st
 
 
 def read_csv(path: Path) -> tuple[list[str], np.ndarray]:
-    """Names and values [T, C], float64, of a CSV file with a header and the date in the first column.
-
-    An empty field is NaN. UserError: no such file, a row of another length, a field that is no number.
-    """
+    """Column names and values [T, C], float64, of a CSV file with a header and the date in the first column; an empty
+    field is NaN. UserError: no such file, a row of another length, a field that is no number."""
     if not path.is_file():
         raise UserError(f"There is no file {path}: add it or change data.dir.")
     try:

@@ -1,4 +1,4 @@
-"""A source: a TFDS builder prepared as ArrayRecord files, read at random without TensorFlow."""
+"""A source: a TFDS builder prepared as ArrayRecord files, with random access and without TensorFlow."""
 
 import dataclasses
 import difflib
@@ -18,7 +18,7 @@ SPLIT_ORDER = ("train", "validation", "test")
 
 
 class Examples(Sequence[dict[str, Any]]):
-    """The examples of one split, at random access: texts as str, other scalars as NumPy scalars, arrays as they are."""
+    """The examples of one split, with random access: texts as str, other scalars as NumPy scalars, arrays unchanged."""
 
     def __init__(
         self, records: Any, texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]
@@ -39,7 +39,7 @@ class Examples(Sequence[dict[str, Any]]):
         return self._example(self._records[position % len(self)])
 
     def many(self, indices: Sequence[int]) -> list[dict[str, Any]]:
-        """The examples at `indices`, read in one go: about three times as fast as one by one."""
+        """The examples at `indices`, read together: about three times as fast as one by one."""
         return [self._example(record) for record in self._records.__getitems__(list(indices))] if len(indices) else []
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -65,17 +65,15 @@ def _text(value: Any) -> str:
 class Source:
     """A prepared dataset.
 
-    `fingerprint` is a digest of every example of every split, with its labels and arrays: equal digests, equal data.
-    Two that differ mean other data only where they are `comparable`.
+    `fingerprint` is a digest of every example of every split, with labels and arrays: equal digests mean equal data.
+    Different ones mean different data only where they are `comparable`. `facts` is what a run needs to know of its
+    training data besides the vocabulary, as plain JSON (floats are restored exactly):
 
-    `facts` is what a run needs to know of its training data besides the vocabulary, as plain JSON (a float is read back
-    as it was written):
-
-    * with a field `label`: `classes`, the names of the classes in the order of their numbers;
-    * of files with labels of their own (sst2): `labels`, the number of the class of each;
-    * images of 8 bit: `mean` and `deviation` of each channel of pixels / 255, of the training split;
-    * series: `columns`, their names, and `mean` and `deviation` of each in the training split, which made z-scores of
-      the values.
+    * with a field `label`: `classes`, the names of the classes in the order of their indices;
+    * of files with their own labels (sst2): `labels`, label -> index of the class;
+    * 8-bit images: `mean` and `deviation` of each channel of pixels / 255, of the training split;
+    * series: the names of the `columns`, and the `mean` and `deviation` of each in the training split, which scaled the
+      values to z-scores.
     """
 
     name: str
@@ -84,14 +82,14 @@ class Source:
     splits: tuple[str, ...]
     fingerprint: str
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
-    arrays: tuple[str, ...] = ()  # fields of numbers in an array: images, recordings, series
+    arrays: tuple[str, ...] = ()  # array fields: images, recordings, series
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    slices: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> the part of TFDS's split that it is
-    contiguous: bool = False  # one long text, of which a language model reads rows of consecutive tokens
+    slices: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> a slice in TFDS's notation
+    contiguous: bool = False  # one long text, read in rows of consecutive tokens by a language model
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes of the field `label`; none where there is no such field."""
+        """Names of the classes of the field `label`; empty without that field."""
         return tuple(self.facts.get("classes", ()))
 
     def split(self, name: str) -> Examples:
@@ -124,33 +122,31 @@ class Source:
         return name
 
     def pair(self, data: DataConfig) -> tuple[str, str]:
-        """The fields to translate from and into. UserError: one does not exist, or both are the same."""
+        """The source and target fields. UserError: one does not exist, or both are the same."""
         source, target = self.field(data.source), self.field(data.target)
         if source == target:
             raise UserError(f"data.source and data.target are both {data.source!r}: name two fields.")
         return source, target
 
     def chosen_fields(self, data: DataConfig) -> tuple[str, ...]:
-        """The fields that the config names: source and target, or the target alone where the source is no field."""
+        """The fields of the config: source and target, or the target alone if `data.source` is no field."""
         target = self.field(data.target)
         source = self.aliases.get(data.source, data.source)
         return (source, target) if source in self.fields and source != target else (target,)
 
 
-ALL = "all:"  # begins the fingerprint of a TFDS dataset by name, since it covers all examples
+ALL = "all:"  # prefix of the fingerprint of a TFDS dataset by name that covers all examples
 
 
 def comparable(old: str, new: str) -> bool:
-    """Whether `old`, a stored fingerprint, says anything about data whose fingerprint now is `new`.
-
-    Fingerprints of TFDS datasets used to be of a hundred examples a split and of no labels, and had no prefix: those
-    can differ for the same data.
-    """
+    """Whether different fingerprints mean different data, `old` being a stored one. Older fingerprints of TFDS
+    datasets, without the prefix ALL, covered a hundred examples a split and no labels: they can differ for the same
+    data."""
     return old.startswith(ALL) or not new.startswith(ALL)
 
 
 def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.ndarray) -> None:
-    """UserError: `labels`, those of a split, hold a class that `trained`, those of the split `train`, do not."""
+    """UserError: `labels`, of a split, hold a class that is not in `trained`, the labels of the split `train`."""
     unseen = np.setdiff1d(labels, trained)
     if len(unseen):
         names = ", ".join(repr(source.classes[i]) if i < len(source.classes) else str(i) for i in unseen.tolist())
@@ -161,7 +157,7 @@ def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.nd
 
 
 def choose(wrong: str, names: Iterable[str]) -> str:
-    """The way out of a wrong name: the nearest of `names`, and all of them."""
+    """A hint for an unknown name: the nearest of `names`, and all of them."""
     names = list(names)
     near = difflib.get_close_matches(wrong, names, n=1)
     listed = ", ".join(names)
@@ -172,7 +168,7 @@ def choose(wrong: str, names: Iterable[str]) -> str:
 
 
 def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Paths of the text fields, and of the other scalars and arrays, by the shortest name that is unique."""
+    """Paths of the text fields, and of the other scalars and arrays, by the shortest unique name."""
     texts: list[tuple[str, ...]] = []
     others: list[tuple[str, ...]] = []
 
@@ -211,7 +207,7 @@ def from_builder(
         raise UserError(f"{name} has no text field and no array: choose a dataset of texts, images or recordings.")
     present = [split for split, info in builder.info.splits.items() if info.num_examples]
     slices = {}
-    if not texts and "train" in present and "validation" not in present:  # as most of TFDS's datasets of images
+    if not texts and "train" in present and "validation" not in present:  # like most image datasets of TFDS
         slices = {"train": "train[:90%]", "validation": "train[90%:]"}
         present.append("validation")
     splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]

@@ -1,4 +1,4 @@
-"""Texts from files with a form of their own: labelled lines, abstracts with summaries, one long text."""
+"""Text files with their own formats: labelled lines, abstracts with summaries, one long text."""
 
 import functools
 import json
@@ -34,10 +34,11 @@ def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
 
 
 def sst2(data: DataConfig) -> Dataset:
-    """The Stanford Sentiment Treebank with two classes (Socher et al., 2013): a sentence, a tab and 0 or 1 a line.
+    """The Stanford Sentiment Treebank with two classes (Socher et al., 2013): each line is a sentence, a tab and 0 or
+    1.
 
-    Fields: text, label. Any other labels do as well: their classes are those of train.tsv, sorted. The fact
-    `labels` maps a label of the files to the number of its class.
+    Fields: text, label. Other labels also work: the classes are the sorted labels of train.tsv. The fact `labels` maps
+    a label of the files to the index of its class.
     """
     read: dict[str, list[tuple[str, str]]] = {}
     for split, path in _paths(data, ".tsv").items():
@@ -64,10 +65,8 @@ def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
 
 
 def scitldr(data: DataConfig) -> Dataset:
-    """SciTLDR (Cachola et al., 2020): abstracts of papers and summaries of one sentence, in JSON lines.
-
-    Fields: abstract, summary (the first reference) and references (all of them, one a line), for evaluation.
-    """
+    """SciTLDR (Cachola et al., 2020): abstracts of papers and one-sentence summaries, in JSON lines. Fields: abstract,
+    summary (the first reference) and references (all of them, one per line), for evaluation."""
     splits = {
         split: [_abstract(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
         for split, path in _paths(data, ".jsonl").items()
@@ -99,7 +98,7 @@ def text(data: DataConfig) -> Dataset:
     """One text file as one document: the file `data.target`, or input.txt in `data.dir`. Field: text.
 
     The first 90 % of its characters are `train` and the last 10 % `validation`, as nanoGPT splits tinyshakespeare.
-    There is no third part: `test` is the same as `validation`, so nothing may be chosen on it.
+    There is no third part: `test` is the same as `validation`, so nothing may be selected on it.
     """
     path = (Path(data.dir) / "input.txt" if data.dir else Path(data.target)).expanduser()
     if not path.is_file():

@@ -1,8 +1,5 @@
-"""Text to token ids and back: TOKENIZERS, by name, and the class that all of them are used through.
-
-`bpe`, `characters`, `bytes`, `unigram` and `sentencepiece_bpe` are lossless on
-any text; `wordpiece` and `words` are not.
-"""
+"""Text to token ids and back: TOKENIZERS, by name, and the class that wraps them all. `bpe`, `characters`, `bytes`,
+`unigram` and `sentencepiece_bpe` are lossless on any text; `wordpiece` and `words` are not."""
 
 import difflib
 import functools
@@ -22,12 +19,12 @@ from transformer.errors import UserError
 if TYPE_CHECKING:
     from typing import Self
 
-# The names hold a space, which is a letter of no piece: neither a text nor a merge can spell them.
+# The names hold a space, which no piece has: neither a text nor a merge can produce them.
 SPECIALS = ("<padding piece>", "<begin piece>", "<end piece>")
 MASK = "<mask piece>"  # reserved on request, for masked language models
 
-# Each has train(texts, vocab_size, specials), state() and from_state(state, specials), encode_batch(texts),
-# decode(ids), vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for.
+# Each has train(texts, vocab_size, specials), state(), from_state(state, specials), encode_batch(texts), decode(ids),
+# vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for.
 TOKENIZERS: dict[str, Any] = {
     "bpe": ByteLevelBPE,
     "unigram": Unigram,
@@ -40,17 +37,16 @@ TOKENIZERS: dict[str, Any] = {
 
 
 def holes(count: int) -> tuple[str, ...]:
-    """Names of the special tokens that stand for the hidden spans of span corruption (T5's sentinels)."""
+    """Names of the special tokens for the hidden spans of span corruption (T5's sentinels)."""
     return tuple(f"<hole {number} piece>" for number in range(count))
 
 
 class Tokenizer:
     """Text to token ids and back; ids 0, 1 and 2 are padding, begin and end of sequence.
 
-    `decode(encode(text)) == text` for every string of Unicode scalar values, if its kind is a lossless one (a lone
-    surrogate is no such value: UserError). Whatever a text holds is ordinary text: no string in it is read as a special
-    token. Further special tokens, as MASK and `holes(n)`, are reserved in training and have the ids from 3: `specials`
-    has the name and the id of each.
+    `decode(encode(text)) == text` for every string of Unicode scalar values, if its kind is lossless (a lone surrogate
+    is no such value: UserError). No string in a text is read as a special token. Further special tokens, such as MASK
+    and `holes(n)`, are reserved in training and have the ids from 3: `specials` maps names to ids.
     """
 
     pad_id = 0
@@ -63,16 +59,13 @@ class Tokenizer:
         self._pieces = pieces
         self.specials = dict(specials)
         self._special_ids = frozenset(specials.values())
-        # The class's own, but for the vocabulary of a pretrained model.
+        # Equal to the class attributes, except for the vocabulary of a pretrained model.
         self.pad_id, self.bos_id, self.eos_id = (specials[name] for name in SPECIALS)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: str = "bpe", extra: Sequence[str] = ()) -> "Self":
-        """Learns at most `vocab_size` pieces, special tokens included, from `texts`; the same texts, the same pieces.
-
-        Fewer come out where the texts have no more to learn. UserError: no room for what every text needs, no kind of
-        that name.
-        """
+        """Learns at most `vocab_size` pieces, special tokens included, deterministically; fewer where the texts have no
+        more. UserError: `vocab_size` is too small for what every text needs, or there is no such kind."""
         specials = (*SPECIALS, *extra)
         made = kind_class(kind)
         fewest, what = made.fewest
@@ -86,10 +79,10 @@ class Tokenizer:
 
     @classmethod
     def from_vocab_txt(cls, path: str | Path, lowercase: bool = True) -> "Self":
-        """BERT's own WordPiece vocabulary, for its weights: all ids are the file's, special tokens' included.
+        """BERT's own WordPiece vocabulary, for its weights: all ids are those of the file, special tokens included.
 
-        Its `bos_id` is [CLS], its `eos_id` [SEP] and its `mask_id` [MASK]. The batches of this project take the ids
-        0, 1 and 2 of a trained tokenizer, so that they are not for this one: see `encode_with_ends`.
+        `bos_id` is [CLS], `eos_id` [SEP] and `mask_id` [MASK]. Batches assume the ids 0, 1 and 2 of a trained tokenizer
+        and cannot use this one: see `encode_with_ends`.
         """
         roles = dict(zip((*SPECIALS, MASK), ("[PAD]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
         vocab = read_vocab_txt(Path(path), roles.values())
@@ -105,13 +98,14 @@ class Tokenizer:
 
     @functools.cached_property
     def hole_ids(self) -> tuple[int, ...]:
-        """The ids of the pieces that stand for hidden spans, first to last; none where none was reserved."""
+        """The ids of the hole pieces, in order; empty where none was reserved."""
         names = holes(len(self.specials))
         return tuple(self.specials[name] for name in names if name in self.specials)
 
     @property
     def first_piece(self) -> int:
-        """The first id that is no special token; all from there to `vocab_size` are none (but for a vocab.txt)."""
+        """The first id that is no special token; all ids from there to `vocab_size` are none (except with a
+        vocab.txt)."""
         return len(self.specials)
 
     def encode(self, text: str) -> list[int]:
@@ -131,23 +125,23 @@ class Tokenizer:
             raise
 
     def encode_with_ends(self, text: str, max_len: int | None = None) -> list[int]:
-        """`bos_id`, the ids of the text, `eos_id`; a text that does not fit into `max_len` ids is cut, not its ends."""
+        """`bos_id`, the ids of the text, `eos_id`; the text is cut to fit into `max_len` ids, the ends are not."""
         ids = self.encode(text)
         return [self.bos_id, *(ids if max_len is None else ids[: max(0, max_len - 2)]), self.eos_id]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the token ids; special tokens are dropped, and broken UTF-8 and unknown pieces become U+FFFD."""
+        """Text of the token ids without special tokens; broken UTF-8 and unknown pieces become U+FFFD."""
         return self._pieces.decode([int(i) for i in ids if int(i) not in self._special_ids])
 
     def to_json(self) -> str:
-        """What `save` writes: of byte-level BPE, the format of the `tokenizers` library; else our own around it."""
+        """What `save` writes: for byte-level BPE the format of the `tokenizers` library, otherwise our own format."""
         state = self._pieces.state()
         if self.kind != "bpe":
             state = {"kind": self.kind, "specials": self.specials, "state": state}
         return json.dumps(state, ensure_ascii=False, indent=2)
 
     def save(self, path: str | Path) -> None:
-        """Writes one JSON file; never leaves half a file behind."""
+        """Writes one JSON file atomically."""
         with writing(Path(path)) as temporary:
             temporary.write_text(self.to_json(), encoding="utf-8")
 
@@ -172,12 +166,12 @@ class Tokenizer:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of all that a tokenizer has learned: equal for tokenizers that encode alike."""
+        """Hex digest of everything that the tokenizer has learned: equal digests mean equal encodings."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def _leading_specials(state: dict[str, Any]) -> dict[str, int]:
-    """The special tokens of a byte-level BPE: the first rows, as far as their names hold a space."""
+    """The special tokens of a byte-level BPE: the first pieces, as long as their names hold a space."""
     by_id = {number: piece for piece, number in state["model"]["vocab"].items()}
     specials: dict[str, int] = {}
     while " " in by_id.get(len(specials), ""):

@@ -1,8 +1,8 @@
-"""Pieces of one character: texts spelled in a closed alphabet, and the tokenizers `characters` and `bytes`.
+"""Pieces of one character: texts written in a closed alphabet, and the tokenizers `characters` and `bytes`.
 
-A closed alphabet makes a tokenizer lossless on any text: a character that is not one of its letters is spelled by its
-UTF-8 bytes, each of which is a letter of its own. Those 256 letters are the last ones of Unicode's private use, which
-are never taken as letters of a text; a text that holds one has it spelled by bytes as well, as it has `SPACE`.
+A closed alphabet makes a tokenizer lossless on any text: a character outside the alphabet is written as its UTF-8
+bytes, each of which is a letter. Those 256 letters are the last private-use characters of Unicode; where a text itself
+holds one of them, or `SPACE`, that character is written as bytes too.
 """
 
 from collections import Counter
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 if TYPE_CHECKING:
     from typing import Self
 
-SPACE = "▁"  # U+2581 stands for the space, so that no piece holds one: names of special tokens do
+SPACE = "▁"  # U+2581 replaces the space, so that only names of special tokens hold one
 _FIRST_BYTE = 0x10FF00
 BYTES = tuple(chr(_FIRST_BYTE + byte) for byte in range(256))
 
 
 class Alphabet(dict[int, str]):
-    """The table of `str.translate` that spells any text in `letters` and `BYTES`, the space as `SPACE`.
+    """The table of `str.translate` that writes any text in `letters` and `BYTES`, the space as `SPACE`.
 
     >>> Alphabet("ab")  # doctest: +SKIP
     >>> "abç".translate(Alphabet("ab")) == "ab" + BYTES[0xC3] + BYTES[0xA7]
@@ -33,7 +33,7 @@ class Alphabet(dict[int, str]):
 
 
 def bytes_of(piece: str) -> bytes:
-    """What a piece of a spelled text stands for; a piece of byte letters may be a part of a character only."""
+    """The bytes of a piece; a piece of byte letters may be only a part of a character."""
     return b"".join(
         bytes([ord(letter) - _FIRST_BYTE]) if letter >= BYTES[0] else b" " if letter == SPACE else letter.encode()
         for letter in piece
@@ -41,10 +41,8 @@ def bytes_of(piece: str) -> bytes:
 
 
 def frequent(texts: Iterable[str], most: int, coverage: float = 1.0) -> str:
-    """The letters for `texts`, in the order of Unicode: the most frequent, `most` at most.
-
-    The rarest ones are left to the bytes as soon as the others cover `coverage` of all characters.
-    """
+    """The letters for `texts`, in Unicode order: the most frequent, at most `most`. The rarest are left to the bytes as
+    soon as the others cover `coverage` of all characters."""
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(text)
@@ -60,10 +58,8 @@ def frequent(texts: Iterable[str], most: int, coverage: float = 1.0) -> str:
 
 
 class Characters:
-    """One id for each character of the training texts, the most frequent where there are too many of them.
-
-    Ids: special tokens, 256 bytes, letters in the order of Unicode. Lossless: all other characters are bytes.
-    """
+    """One id for each character of the training texts, or the most frequent if there are too many. Ids: special tokens,
+    256 bytes, letters in Unicode order. Lossless: all other characters are bytes."""
 
     fewest: ClassVar[tuple[int, str]] = (256, "the 256 bytes")
 
@@ -94,7 +90,7 @@ class Characters:
 
 
 class Bytes(Characters):
-    """The 256 bytes of UTF-8, whatever the texts: nothing is learned."""
+    """The 256 bytes of UTF-8; nothing is learned."""
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":

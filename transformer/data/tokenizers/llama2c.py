@@ -1,8 +1,8 @@
-"""The vocabulary of llama2.c: pieces with scores, as a tokenizer.json of the `tokenizers` library.
+"""The vocabulary of llama2.c, pieces with scores, converted to a tokenizer.json of the `tokenizers` library.
 
-There, encoding begins with the characters of a text (and the bytes of those that are no piece) and joins, again and
-again, the two neighbours whose joint piece has the highest score, the leftmost of equals. That is BPE whose merges are
-ranked by the score of what they make.
+llama2.c begins with the characters of a text (bytes for those that are no piece) and repeatedly joins the two
+neighbours whose joint piece has the highest score, the leftmost of equals. That is BPE with merges ranked by the score
+of their result.
 """
 
 import struct
@@ -18,7 +18,8 @@ BYTES = range(len(SPECIALS), len(SPECIALS) + 256)
 
 
 def read_vocabulary(path: str | Path, vocab_size: int) -> list[tuple[str, float]]:
-    """The pieces of a tokenizer.bin with their scores. UserError: no such file, or not so many whole pieces."""
+    """The pieces of a tokenizer.bin with their scores. UserError: no such file, or another number of complete
+    pieces."""
     path = Path(path)
     try:
         content = path.read_bytes()

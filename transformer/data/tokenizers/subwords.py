@@ -1,7 +1,7 @@
-"""Pieces that are learned, by the `tokenizers` library, and lose nothing: byte-level BPE, SentencePiece's two kinds.
+"""Lossless subword pieces, learned by the `tokenizers` library: byte-level BPE, and SentencePiece's two kinds.
 
-All keep the special tokens as plain rows at the beginning of the vocabulary. Their names hold a space, which no piece
-of a text does, so that neither a text nor a merge can spell them. The same texts give the same pieces.
+All keep the special tokens at the beginning of the vocabulary. Their names hold a space, which no piece of a text does,
+so that neither a text nor a merge can produce them. Training is deterministic.
 """
 
 import abc
@@ -22,12 +22,12 @@ COVERAGE = 0.9995
 
 
 def model_of(library: tokenizers.Tokenizer) -> dict[str, Any]:
-    """The pieces of a tokenizer of the library, as its JSON has them."""
+    """The model of a tokenizer of the library, from its JSON."""
     return json.loads(library.to_str())["model"]
 
 
 class Library:
-    """What all such kinds share: a tokenizer of the library, whose JSON is their state."""
+    """The base class of tokenizers that wrap one of the library, whose JSON is their state."""
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
         self.library = library
@@ -49,7 +49,7 @@ class Library:
 
 
 class ByteLevelBPE(Library):
-    """Byte-level BPE (GPT-2's): every text is first written as its UTF-8 bytes, so no piece is ever unknown."""
+    """Byte-level BPE (GPT-2's) on the UTF-8 bytes of a text, so that no piece is ever unknown."""
 
     fewest: ClassVar[tuple[int, str]] = (256, "the 256 bytes")
 
@@ -67,7 +67,7 @@ class ByteLevelBPE(Library):
             ),
         )
         learned = model_of(learner)
-        # Assembled anew, with the special tokens as plain rows, so that no text is parsed for them.
+        # Rebuilt with the special tokens as ordinary pieces, so that texts are not searched for them.
         bpe = tokenizers.Tokenizer(models.BPE(vocab=learned["vocab"], merges=[tuple(m) for m in learned["merges"]]))
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         bpe.decoder = decoders.ByteLevel()
@@ -75,11 +75,11 @@ class ByteLevelBPE(Library):
 
 
 class _SentencePiece(Library, abc.ABC):
-    """SentencePiece's reading of a text: spaces are letters, a piece begins at one or within a word, never runs over.
+    """SentencePiece's segmentation: spaces are letters, and a piece never continues into the next word.
 
-    A text is spelled in a closed alphabet (letters.py) after a space, so that its first word is spelled as in the
-    middle of a text; decoding takes that space off again. Lossless on any text, other than SentencePiece itself,
-    which normalises. The texts are held in memory while it learns.
+    A text is written in a closed alphabet (letters.py) after a space, so that its first word is encoded as in the
+    middle of a text; decoding removes that space. Lossless on any text, unlike SentencePiece, which normalises.
+    Training holds the texts in memory.
     """
 
     fewest: ClassVar[tuple[int, str]] = (257, "the 256 bytes, the space")
@@ -133,7 +133,7 @@ class SentencePieceBPE(_SentencePiece):
     def _learn(spelled: Iterable[str], vocab_size: int, specials: list[str], letters: str) -> models.Model:
         learner = tokenizers.Tokenizer(models.BPE())
         learner.pre_tokenizer = _metaspace()
-        # The letters are given as special tokens for their place in the vocabulary: right after those.
+        # The letters are passed as special tokens, so that their ids follow those of the special tokens.
         rows = [*specials, *BYTES, *letters]
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=rows, show_progress=False)
         learner.train_from_iterator(spelled, trainer)
@@ -142,10 +142,10 @@ class SentencePieceBPE(_SentencePiece):
 
 
 class Unigram(_SentencePiece):
-    """SentencePiece's unigram model (Kudo, 2018): the likeliest of all ways to cut a text into pieces.
+    """SentencePiece's unigram model (Kudo, 2018): the most likely segmentation of a text into pieces.
 
-    Slow to learn: 8,000 pieces took 7 s of processor time from 1.2 M characters of docstrings, 32 s from 3.2 M. As the
-    library does it, a piece of several letters is one that occurs in two different words.
+    Slow to train: 8,000 pieces took 7 s of processor time from 1.2 M characters of docstrings, 32 s from 3.2 M. In the
+    library, a piece of several letters must occur in two different words.
     """
 
     @staticmethod
@@ -157,8 +157,8 @@ class Unigram(_SentencePiece):
             vocab_size=vocab_size - len(specials), initial_alphabet=[*BYTES, *letters], show_progress=False
         )
         learner.train_from_iterator(spelled, trainer)
-        # The library sums in any order and ranks its rarest letters at random: scores are rounded, and pieces of one
-        # letter that are rarer than all others share a score. Of no text at all, its scores are no numbers.
+        # The library's sums and the ranks of its rarest letters are not deterministic: scores are rounded, and letters
+        # rarer than all longer pieces share a score. Without any text, its scores are not numbers.
         learned = {piece: round(score, 6) for piece, score in model_of(learner)["vocab"] if score is not None}
         single = {*BYTES, *letters}
         longer = {piece: score for piece, score in learned.items() if piece not in single}

@@ -1,8 +1,5 @@
-"""The tokenizer of a run: trained on its source, or a file that was trained before.
-
-It learns from the training split alone, and both languages of a pair share one vocabulary, since the model ties source,
-target and output embedding.
-"""
+"""The tokenizer of a run: trained on its source, or loaded from a file. It learns from the training split only, and
+both languages of a pair share one vocabulary, since the model ties source, target and output embedding."""
 
 import logging
 import sys
@@ -19,21 +16,20 @@ from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CODE = (tokenizers, letters, subwords, words)  # what decides how a text is cut
-# A corpus of many millions of lines teaches a tokenizer nothing that an even sample of it does not.
+CODE = (tokenizers, letters, subwords, words)  # the code that determines the tokens of a text
+# For larger corpora, an evenly spaced sample is as good.
 MAX_TRAINING_EXAMPLES = 1_000_000
 
 
 def load_or_train(
     source: Source, data: DataConfig, fields: Sequence[str] | None = None, extra: Sequence[str] = ()
 ) -> Tokenizer:
-    """The tokenizer `data.tokenizer` of a source's training split, from the cache where it has been trained before.
+    """The tokenizer `data.tokenizer`, trained on the training split and cached, or loaded if it is the path of a .json
+    file (written by `transformer.tokenize`).
 
-    `fields` are the text fields that it learns from, by default those that `data.source` and `data.target` name (a
-    language model's source names none). `extra` are names of special tokens to reserve: MASK, `holes(n)`. UserError: a
-    vocabulary too small, a field that the source does not have, no such kind of tokenizer.
-
-    Where `data.tokenizer` is the path of a .json file (`transformer.tokenize` writes them), that one is taken.
+    `fields` are the text fields to train on, by default those of `data.source` and `data.target` (a language model's
+    source names none). `extra` are special tokens to reserve: MASK, `holes(n)`. UserError: a vocabulary too small, a
+    field that the source does not have, no such kind of tokenizer.
     """
     if data.tokenizer.endswith(".json"):
         return _ready(data.tokenizer, extra)

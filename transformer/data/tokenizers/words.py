@@ -1,4 +1,4 @@
-"""Tokenizers that know words, and lose what they do not know: whole words, and BERT's WordPiece."""
+"""Word tokenizers, which are not lossless: whole words, and BERT's WordPiece."""
 
 import re
 from collections import Counter
@@ -16,17 +16,15 @@ from transformer.errors import UserError
 if TYPE_CHECKING:
     from typing import Self
 
-UNKNOWN = "<unknown piece>"  # the row after the special tokens
-UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"  # what it is decoded to
+UNKNOWN = "<unknown piece>"  # the piece after the special tokens
+UNKNOWN_TEXT = "\N{REPLACEMENT CHARACTER}"  # its decoded text
 BERT_UNKNOWN = "[UNK]"
 _NO_TEXT = "There is no word in the training texts: give some text."
 
 
 class Words:
-    """The most frequent words and marks of punctuation, as they are written; every other one is the unknown piece.
-
-    Not lossless: the decoded words stand apart by one space, unknown ones as U+FFFD.
-    """
+    """The most frequent words and punctuation marks; all others are the unknown piece. Not lossless: decoded words are
+    separated by one space, unknown ones are U+FFFD."""
 
     fewest: ClassVar[tuple[int, str]] = (2, "an unknown token, a word")
 
@@ -66,11 +64,8 @@ def _words_of(text: str) -> list[str]:
 
 
 class WordPiece(Library):
-    """BERT's WordPiece: words in lower case without accents, cut into the longest pieces there are.
-
-    Not lossless: case, accents and spaces are gone, and a word with a letter that was never seen is one unknown piece,
-    decoded as U+FFFD.
-    """
+    """BERT's WordPiece: lower-case words without accents, split greedily into the longest pieces. Not lossless: case,
+    accents and spaces are lost, and a word with an unseen letter is one unknown piece, decoded as U+FFFD."""
 
     fewest: ClassVar[tuple[int, str]] = (3, "an unknown token, a letter in its two forms")
 
@@ -84,12 +79,12 @@ class WordPiece(Library):
         normalizer = normalizers.BertNormalizer()
         normal = [normalizer.normalize_str(text) for text in texts]
         room = vocab_size - len(specials) - 1
-        # Each letter is a piece at the beginning of a word and another within it. BERT's limit is 1000 letters.
+        # Each letter is two pieces: at the beginning of a word and within it. BERT's limit is 1000 letters.
         letters = frequent(("".join(text.split()) for text in normal), max(1, min(1000, room // 4)))
         if not letters:
             raise UserError(_NO_TEXT)
         kept = _Only(letters)
-        # Given as special tokens, the letters have their places; the library would number them at random.
+        # Passed as special tokens, the letters have fixed ids; otherwise the library numbers them at random.
         rows = [*specials, UNKNOWN, *letters, *(f"##{letter}" for letter in letters)]
         learner = tokenizers.Tokenizer(models.BPE(unk_token=UNKNOWN))
         learner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -101,7 +96,7 @@ class WordPiece(Library):
 
     @classmethod
     def of(cls, vocab: dict[str, int], unknown: str, lowercase: bool = True) -> "Self":
-        """From piece -> id, and the name of the unknown one."""
+        """From a map piece -> id, and the name of the unknown piece."""
         library = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
         library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -114,7 +109,7 @@ class WordPiece(Library):
 
 
 class _Only(dict[int, str]):
-    """The table of `str.translate` that keeps some letters, and makes spaces of all others."""
+    """The table of `str.translate` that keeps some letters and replaces all others by spaces."""
 
     def __init__(self, letters: str) -> None:
         super().__init__({ord(letter): letter for letter in letters})
@@ -124,7 +119,7 @@ class _Only(dict[int, str]):
 
 
 def read_vocab_txt(path: Path, needed: Iterable[str]) -> dict[str, int]:
-    """Piece -> id of BERT's vocab.txt, a piece a line. UserError: it is none, or has no piece of a `needed` name."""
+    """Piece -> id of BERT's vocab.txt, one piece per line. UserError: it is none, or lacks a `needed` piece."""
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except FileNotFoundError:
