@@ -11,12 +11,13 @@ from transformer.config import DataConfig
 from transformer.data import tokenizers
 from transformer.data.caching import Key, cache_root, cached
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import SPECIALS, Tokenizer, kind_class, letters, subwords, words
+from transformer.data.tokenizers import SPECIALS, TOKENIZERS, Tokenizer, kind_class
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-CODE = (tokenizers, letters, subwords, words)  # the code that determines the tokens of a text
+# The code that determines the tokens of a text: every file of a kind of tokenizer.
+CODE = (tokenizers, *(sys.modules[name] for name in sorted({kind.__module__ for kind in TOKENIZERS.values()})))
 # For larger corpora, an evenly spaced sample is as good.
 MAX_TRAINING_EXAMPLES = 1_000_000
 
