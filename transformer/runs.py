@@ -86,7 +86,7 @@ def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: Me
             raise UserError(f"{str(workdir)!r} holds no tokenizer.json: train there first")
         tokenizer = Tokenizer.load(workdir / "tokenizer.json")
     task = kind(config, tokenizer)
-    layout = make_layout(config, axes=task.axes)
+    layout = make_layout(dataclasses.replace(config, model=task.model_config), axes=task.axes)
     params, at = read_params(workdir, task.init, layout, average, best)
     if config.model.scan_layers:
         params = unstacked(params, config.model.num_layers)

@@ -85,7 +85,9 @@ def _train(
         tokenizer = resuming.tokenizer_of(workdir, config, make)
     task = kind(config, tokenizer)
     task.check(source)
-    layout = dataclasses.replace(layout, axes=task.axes)  # made early, so that errors come at once
+    layout = sharding.make_layout(
+        dataclasses.replace(config, model=task.model_config), axes=task.axes
+    )  # made early, so that errors come at once
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)

@@ -334,6 +334,21 @@ def padded(rows: list[np.ndarray], width: int, fill_seed: int) -> tuple[Any, Tok
 
 
 @pytest.mark.parametrize("family", WRITERS)
+def test_padding_may_be_longer_than_a_learned_table(family: str) -> None:
+    """A bucket is wider than the table, and the texts in it are not: padding has no vector of its own, and no NaN."""
+    model, params = model_and_params(tiny(family=family, positions="learned", max_positions=5))
+    run = compiled(model.apply)
+    sides = 2 if family == "encoder_decoder" else 1
+    tokens = [jnp.asarray(random_tokens(seed, 2, 9)) for seed in range(sides)]
+    wide = [x for side in tokens for x in (side, Tokens(lengths=jnp.array([5, 3])))]
+    fitting = [x for side in tokens for x in (side[:, :5], Tokens(lengths=jnp.array([5, 3])))]
+    found, expected = run(params, *wide), run(params, *fitting)
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[0, :5], expected[0], atol=2e-5)
+    np.testing.assert_allclose(found[1, :3], expected[1, :3], atol=2e-5)
+
+
+@pytest.mark.parametrize("family", WRITERS)
 def test_padding_and_neighbours_in_the_batch_change_nothing(family: str) -> None:
     config = tiny(family=family, attention=("window:2", "full"), positions="learned")
     model, params = model_and_params(config)

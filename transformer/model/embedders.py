@@ -11,7 +11,7 @@ from transformer.config import ModelConfig
 from transformer.model.layers import ACTIVATIONS, Linear, Norm, by_rows, weight_init
 from transformer.model.noise import Dropout, Noise
 from transformer.model.parameters import parameter
-from transformer.model.positions import POSITIONS, Rotation, table_deviation
+from transformer.model.positions import POSITIONS, Rotation, longest, table_deviation
 from transformer.model.tokens import Tokens
 
 
@@ -174,8 +174,10 @@ class PositionedInput(nn.Module):
         self, x: Float[Array, "B L D"], where: Tokens, noise: Noise | None
     ) -> tuple[Float[Array, "B L D"], Rotation | None, Any]:
         """The first layer's input, and the rotation and the score function of every self-attention layer."""
-        places = where.places(x.shape[1])
-        x = self.positions(x, places)
+        places = at = where.places(x.shape[1])
+        if where.lengths is not None and longest(self.config) is not None:
+            at = jnp.where(where.real(x.shape[1]), places, 0)  # padding may be longer than the table
+        x = self.positions(x, at)
         if self.config.embedding_norm:
             x = self.norm(x)
         x = by_rows(x)

@@ -185,6 +185,7 @@ class Recurrent(TokenModel):
         for key, value, only in (
             ("positions", self.config.positions, "none"),
             ("attention", self.config.attention, ("full",)),
+            ("scan_layers", self.config.scan_layers, False),
         ):
             if value != only:
                 raise UserError(

@@ -54,7 +54,7 @@ def fused(
         left, right = where.limits
         lengths: dict[str, Any] = {} if where.k_lengths is None else {
             "query_seq_lengths": jnp.full(q.shape[0], q.shape[1], jnp.int32),
-            "key_value_seq_lengths": where.k_lengths,
+            "key_value_seq_lengths": jnp.maximum(where.k_lengths, 1),  # a row of padding stays finite
         }  # fmt: skip
         return jax.nn.dot_product_attention(
             q,
