@@ -293,6 +293,7 @@ def test_dropout_falls_between_layers(config: ModelConfig) -> None:
     ("changes", "said"),
     [
         ({"positions": "sinusoidal"}, "model.positions='sinusoidal' .* set model.positions='none'"),
+        ({"scan_layers": True}, "model.scan_layers=True .* set model.scan_layers=False"),
         ({"attention": ("window:4",)}, r"model.attention=\('window:4',\) .* set model.attention=\('full',\)"),
     ],
 )

@@ -80,7 +80,8 @@ def test_fifty_steps_in_one_two_and_four_processes(tmp_path: Path) -> None:
 
 
 DAMAGED_FOR_ONE = """
-import sys, pathlib, jax, jax.numpy as jnp, numpy as np, orbax.checkpoint as ocp
+import sys, pathlib, jax, jax.numpy as jnp, numpy as np
+from orbax.checkpoint import v1 as ocp
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.processes import join
 
@@ -92,14 +93,14 @@ checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), keep=3, owner=True)
 for step in (4, 8):
     checkpoints.save(step, make(step), {})
 checkpoints.finish()
-whole = ocp.StandardCheckpointHandler.restore
+whole = ocp.load
 
-def restore(handler, folder, *more, **named):
-    if index == 1 and folder.parent.name == "8":
-        raise OSError("a sector of this machine's disk")
-    return whole(handler, folder, *more, **named)
+def load(folder, *more, **named):
+    if index == 1 and folder.name == "8":
+        raise ValueError("a sector of this machine's disk")
+    return whole(folder, *more, **named)
 
-ocp.StandardCheckpointHandler.restore = restore
+ocp.load = load
 like = {"kernel": jax.ShapeDtypeStruct((8,), jnp.float32, sharding=split)}
 state = checkpoints.restore(like)
 checkpoints.set_aside_after(4)
