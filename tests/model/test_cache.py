@@ -256,3 +256,27 @@ def test_position_p_lives_in_slot_p_mod_window_plus_one(window: int) -> None:
                 assert [x[b, slot] for x in held] == [100 * b + newest[0], 100 * b + newest[0] + 0.5, newest[0], 1]
             else:
                 assert held[3][b, slot] == -1
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_bfloat16_model_keeps_bfloat16(pattern: tuple[str, ...]) -> None:
+    """Half the memory, after a step as before it; and the logits are those of the whole sequence, to eight bits."""
+    decoder = Decoder(tiny(family="encoder_decoder", attention=pattern, dtype="bfloat16"))
+    state = decoder.start(SLOTS)
+    for _ in range(2):
+        kept = [cache.kept for cache in state.caches]
+        assert {x.dtype for each in (*kept, *state.memory) for x in (each.k, each.v)} == {jnp.dtype("bfloat16")}
+        logits, state = decoder.several(jnp.asarray(decoder.tokens[:, :3]), run(0, 3), decoder.start(SLOTS))
+    expected = decoder.whole(decoder.tokens[:, :3])
+    assert np.abs(np.asarray(logits) - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_an_encoder_told_by_lengths_is_decoded_as_one_told_by_segments() -> None:
+    decoder = Decoder(tiny(family="encoder_decoder", attention=("full",)))
+    inputs, where = source(decoder.config)
+    tokens = jnp.asarray(decoder.tokens[:, :3])
+    logits = []
+    for told in (where, Tokens(lengths=jnp.asarray(where.segments.sum(axis=1)))):
+        state = decoder.model.apply(decoder.params, inputs, told, SLOTS, method="start")
+        logits.append(decoder.several(tokens, run(0, 3), state)[0])
+    np.testing.assert_allclose(logits[1], logits[0], atol=1e-5)
