@@ -2,11 +2,14 @@
 
 Trains every variant of an experiment with every seed, and writes results.csv, report.md, report.html and figures/.
 The same command again goes on where it stopped: finished runs are kept, unfinished and failed ones are tried again.
+Exit codes: 0, all runs are finished; 1, some failed; 2, a mistake to mend; 75 (EX_TEMPFAIL), it was stopped by Ctrl-C,
+SIGTERM, SIGUSR1 or SIGUSR2, or some of its runs were: the same command goes on.
 """
 
 import argparse
 import datetime
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,17 +26,19 @@ from experiments.lab.sweep import Execute, claim, equal_budgets, planned, train
 from transformer import command_line
 from transformer.config import load_file, override, to_dict
 from transformer.errors import UserError
+from transformer.paths import expanded, for_checkpoints
 from transformer.training.lock import only_process_in
 
 INTERRUPTED = "interrupted; the same command goes on from here, and --report-only reports what there is"
 
 
 def sweep(arguments: argparse.Namespace) -> int:
-    """Runs what is missing and writes the report; the exit code: 1 where a run failed."""
-    module, workdir = load(arguments.experiment), Path(arguments.workdir)
+    """Runs what is missing and writes the report; the exit code: 1 where a run failed, EX_TEMPFAIL where one has steps
+    left because it was stopped."""
+    module, workdir = load(arguments.experiment), for_checkpoints(arguments.workdir, "--workdir")
     if hasattr(module, "cases"):
         return measure_cases(arguments, module, workdir)
-    base_file = arguments.base or module.BASE
+    base_file = expanded(arguments.base or module.BASE, "--base")
     base = load_file(FOLDER.parent / base_file if not Path(base_file).exists() else base_file)
     settings = dict(getattr(module, "SETTINGS", {}) if arguments.base is None else {})
     settings |= dict(parse_setting(text) for text in arguments.set)
@@ -74,7 +79,9 @@ def sweep(arguments: argparse.Namespace) -> int:
             train(runs, missing, cost if wanted else None, execute)
         said, failures = report.write(workdir)
         print(said)
-        return 1 if failures else 0
+        if failures or arguments.report_only:
+            return int(failures > 0)
+        return 0 if all(outcome(run.folder)[0] for run in runs) else os.EX_TEMPFAIL
 
 
 def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
@@ -162,8 +169,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or INTERRUPTED, file=sys.stderr)
-        return 130
+        return os.EX_TEMPFAIL
 
 
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):  # as Ctrl-C: the runs save and stop
+        signal.signal(number, signal.default_int_handler)
     sys.exit(main())

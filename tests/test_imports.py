@@ -13,7 +13,8 @@ ROOT = Path(__file__).parent.parent
 # is not listed is a verb: it may import every room, and no other verb.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
-    "config": (),
+    "paths": (),
+    "config": ("paths",),
     "platforms": (),
     "model": ("platforms",),
     "data": (),
@@ -32,9 +33,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "writing": ("tasks", "model", "decoding", "analysis.alignment", "training.sharding"),
     "evaluation": ("writing", "tasks", "data", "training.sharding", "training.step"),
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
-    "runs": ("evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
+    "runs": ("paths", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
     "": ("runs",),
-    "command_line": ("runs",),
+    "command_line": ("runs", "paths"),
 }
 VERBS = ("train", "evaluate", "generate", "describe", "heads", "convert", "tokenize")
 NEVER = ("configs", "experiments", "notebooks", "tests")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 
 from transformer.config import Config, check_key, from_config_dict, load_file
-from transformer.errors import UserError
+from transformer.errors import Stopped, UserError
+from transformer.paths import expanded, for_checkpoints, local
 
 if TYPE_CHECKING:
     from transformer.runs import Run
@@ -38,7 +39,7 @@ def workdir_from_flags() -> Path:
     """The folder of --workdir. UserError: it is missing."""
     if not FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/first")
-    return Path(FLAGS.workdir)
+    return for_checkpoints(FLAGS.workdir, "--workdir")
 
 
 def define_run() -> None:
@@ -52,12 +53,14 @@ def define_run() -> None:
 
 def run_from_flags() -> "Run":
     """The run of --workdir, or the ensemble of several. UserError: see `runs.load_run`."""
-    whole = workdir_from_flags()
+    if not FLAGS.workdir:
+        raise UserError("--workdir is missing: name the folder of a trained run")
     if FLAGS.best and FLAGS.average > 1:
         raise UserError(f"--best names one checkpoint and --average={FLAGS.average} several: leave one of them out")
     from transformer.runs import load_ensemble
 
-    several = [] if whole.is_dir() else [name for name in str(whole).split(",") if name]
+    whole = local(FLAGS.workdir, "--workdir")
+    several = [] if whole.is_dir() else [name for name in FLAGS.workdir.split(",") if name]
     return load_ensemble(several or [whole], FLAGS.average, FLAGS.best)
 
 
@@ -93,9 +96,14 @@ def _parse(argv: list[str]) -> list[str]:
     """absl's parser, with errors in the config reported in one sentence each."""
     try:
         for i, argument in enumerate(argv):
-            if match := re.fullmatch(r"--?config(=(.*))?", argument):
-                path = match[2] if match[1] else (argv[i + 1] if i + 1 < len(argv) else "")
+            if argument in ("-config", "--config"):
+                argv[i : i + 2] = [f"--config={''.join(argv[i + 1 : i + 2])}"]
+            if match := re.fullmatch(r"--?config=(.*)", argv[i], re.DOTALL):
+                path = expanded(match[1], "--config")
                 load_file(path)
+                if ":" in path:
+                    raise UserError(f"--config={match[1]!r} has a colon, at which ml_collections cuts it: rename it")
+                argv[i] = f"--config={path}"
             elif match := re.fullmatch(r"--?(?:no)?config\.([^=]+)(=.*)?", argument):
                 check_key(match[1])
         rest = FLAGS(argv)
@@ -119,6 +127,9 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             fail(error)
+        except Stopped as stopped:
+            print(f"{stopped}: the same command goes on from there", file=sys.stderr)
+            sys.exit(os.EX_TEMPFAIL)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             sys.exit(130)

@@ -13,6 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from transformer import paths
 from transformer.errors import UserError
 
 
@@ -130,6 +131,11 @@ class Config:
 # a cosine schedule, which is reported). All other keys define the run. The fingerprint guards the data in `data.dir`.
 RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", "optimizer.max_skipped")
 
+# Keys that are paths, or may be: `~` is expanded where a config is made, so that a run records the folder itself. A
+# cache holds files that TFDS finds by patterns, and a run checkpoints.
+PATHS = ("data.dir", "data.source", "data.target", "data.tokenizer")
+FOLDERS = ("init_from", "data.cache")
+
 # Removed keys, and what to do instead. They are dropped from stored configs of runs and sweeps.
 RETIRED = {"mesh.strategy": "what is split follows from mesh.fsdp and mesh.tensor, so leave it out"}
 
@@ -217,7 +223,7 @@ def is_runtime(key: str) -> bool:
 
 def load_file(path: str | Path) -> Config:
     """Runs `get_config()` of a config file."""
-    path = Path(path)
+    path = paths.local(path, "--config")
     if not path.is_file():
         raise UserError(f"there is no config file {str(path)!r}: name one of configs/*.py")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
@@ -276,7 +282,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
         return float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise UserError(f"config key {key!r} takes {kind.__name__}, not {value!r}")
-    return value
+    if key in FOLDERS and value:
+        paths.for_checkpoints(value, key)
+    return paths.expanded(value, key) if key in (*PATHS, *FOLDERS) else value
 
 
 def _check(config: Config) -> None:

@@ -10,6 +10,7 @@ from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
+from transformer.paths import local
 
 FLAGS = flags.FLAGS
 
@@ -28,10 +29,12 @@ def convert(weights: Path, vocabulary: Path, folder: Path) -> None:
 
 def main() -> None:
     """Runs the command with its flags parsed."""
+    paths = []
     for name in ("llama2c", "tokenizer", "output"):
-        if not FLAGS[name].value:
+        if not (given := FLAGS[name].value):
             raise UserError(f"--{name} is missing: see python -m transformer.convert --help")
-    convert(Path(FLAGS.llama2c), Path(FLAGS.tokenizer), Path(FLAGS.output))
+        paths.append(local(given, f"--{name}"))
+    convert(*paths)
 
 
 if __name__ == "__main__":

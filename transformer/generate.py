@@ -12,13 +12,13 @@ the decoder's second-to-last layer. For a single prompt at a terminal, the outpu
 import dataclasses
 import functools
 import sys
-from pathlib import Path
 from typing import Any, cast
 
 from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
+from transformer.paths import local
 from transformer.writing.manner import Manner, Output
 
 FLAGS = flags.FLAGS
@@ -43,7 +43,7 @@ def _given() -> bytes:
     if not FLAGS.input:
         return sys.stdin.buffer.read()
     try:
-        return Path(FLAGS.input).read_bytes()
+        return local(FLAGS.input, "--input").read_bytes()
     except OSError as error:
         raise UserError(f"--input={FLAGS.input} cannot be read: {error.strerror}") from error
 

@@ -5,13 +5,13 @@ Writes one HTML page, which works offline: choose a layer and a head, and point 
 weights of a BERT model with its vocab.txt.
 """
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
+from transformer.paths import local
 
 if TYPE_CHECKING:
     from transformer.reading import Reading
@@ -28,7 +28,7 @@ def page(reading: "Reading") -> str:
 
 def main() -> None:
     """Runs the command with its flags parsed."""
-    output = Path(FLAGS.output).expanduser()
+    output = local(FLAGS.output, "--output")
     if not (FLAGS.text or "").strip():
         raise UserError('--text is missing: give a sentence, such as --text="four hours"')
     if bool(FLAGS.workdir) == bool(FLAGS.pretrained):
@@ -43,7 +43,7 @@ def main() -> None:
     if FLAGS.workdir:
         reading = load_run(FLAGS.workdir).reading(FLAGS.text, FLAGS.target)
     else:
-        reading = of_folder(Path(FLAGS.pretrained).expanduser(), FLAGS.text)
+        reading = of_folder(local(FLAGS.pretrained, "--pretrained"), FLAGS.text)
     output.write_text(page(reading), encoding="utf-8")
     print(f"wrote {output}: open it in a browser")
 

@@ -62,7 +62,7 @@ def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
 def tokenizer_of(workdir: Path, config: Config, make: Callable[[], Tokenizer]) -> Tokenizer:
     """The tokenizer that the run in the workdir was trained with; for a new run, the result of `make`. UserErrors: the
     tokenizer file has changed; the file that `data.tokenizer` names holds another one."""
-    path, named = workdir / "tokenizer.json", Path(config.data.tokenizer).expanduser()
+    path, named = workdir / "tokenizer.json", Path(config.data.tokenizer)
     there = (workdir / "config.json").exists() and path.exists()
     own = Tokenizer.load(path) if there else make()
     # The file is hashed, because a later version of the library may serialise the same tokenizer differently.
@@ -110,7 +110,7 @@ def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
     """Whether both values are paths of files whose content is compared by the fingerprint of the data or the
     tokenizer."""
     if key == "data.tokenizer":
-        return all(path.endswith(".json") for path in pair) and Path(pair[1]).expanduser().is_file()
+        return all(path.endswith(".json") for path in pair) and Path(pair[1]).is_file()
     return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
 
 

@@ -23,6 +23,7 @@ from transformer.data.sources.source import Source, comparable
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.model.stacks import unstacked
+from transformer.paths import for_checkpoints
 from transformer.tasks import task_class
 from transformer.tasks.trained import Trained
 from transformer.training.checkpoint import Checkpoints
@@ -76,7 +77,7 @@ def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: Me
     the run was trained on. Scanned layers are unstacked, since decoding would otherwise slice each layer's weights out
     of the stack for every token. UserError: there is no run, or a part of it is missing or damaged.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = for_checkpoints(workdir, "--workdir")
     config = read_config(workdir)
     mesh = mesh or MeshConfig(data=math.gcd(len(jax.devices()), config.data.row_multiple))
     config = dataclasses.replace(config, mesh=mesh)

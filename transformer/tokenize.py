@@ -4,12 +4,11 @@ Trains one tokenizer on the lines of all files; run it once per language for sep
 --config.data.tokenizer=tokenizer.json.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
+from transformer.paths import local
 
 FLAGS = flags.FLAGS
 
@@ -23,9 +22,10 @@ def main() -> None:
         raise UserError("--input or --output is missing: name text files, and the .json file to write")
     kind_class(FLAGS.kind)  # before any file is read
     extra = ((MASK,) if FLAGS.mask else ()) + holes(FLAGS.holes)
-    lines = (line for path in FLAGS.input for line in lines_of(Path(path).expanduser()))
+    output, paths = local(FLAGS.output, "--output"), [local(path, "--input") for path in FLAGS.input]
+    lines = (line for path in paths for line in lines_of(path))
     tokenizer = Tokenizer.train(lines, FLAGS.vocab_size, FLAGS.kind, extra)
-    tokenizer.save(Path(FLAGS.output).expanduser())
+    tokenizer.save(output)
     print(f"{tokenizer.vocab_size} pieces of {FLAGS.kind} in {FLAGS.output}")
 
 

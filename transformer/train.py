@@ -4,32 +4,41 @@ Trains a run, or resumes the one in the workdir. Writes config.json, data.json, 
 checkpoints/, and metrics.jsonl, also as TensorBoard events. Steps, mesh, logging and data folders may differ when it
 resumes; --change=optimizer.learning_rate allows an optimizer key too, recorded in changes.jsonl. On several machines:
 the same command on each, with --distributed, or with --coordinator=host:port --processes=N --process=0, 1, ...
+
+Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 save and stop. The exit code is then 75 (EX_TEMPFAIL: run the same command again),
+so that no scheduler counts the run as done; 0 says that all steps are done, and 2 that there is a mistake to mend. A
+second Ctrl-C ends at once, as a kill does.
 """
 
 import dataclasses
 import math
-import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, DataConfig
+from transformer.config import Config, DataConfig, flatten
 from transformer.errors import UserError
+from transformer.paths import for_checkpoints
+
+if TYPE_CHECKING:
+    from transformer.data.batches.base import Batches
+    from transformer.data.sources.source import Source
+    from transformer.data.tokenizers import Tokenizer
+    from transformer.tasks.base import Task
+    from transformer.training.sharding import Layout
 
 FLAGS = flags.FLAGS
 
 
 def _data(config: Config) -> DataConfig:
-    """The config of the data, with the tokenizer of the run named by `init_from`. UserError: there is no such run."""
-    from transformer.runs import read_config
-
+    """The config of the data, with the tokenizer of the run named by `init_from`."""
     if not config.init_from:
         return config.data
-    read_config(Path(config.init_from))
     return dataclasses.replace(config.data, tokenizer=str(Path(config.init_from) / "tokenizer.json"))
 
 
@@ -43,13 +52,57 @@ def train(
     """Trains a run to `config.steps` and returns its validation metrics (means, without label smoothing).
 
     Validation pairs longer than `data.max_len` are left out, as in training; `transformer.evaluate` leaves out none.
-    After SIGTERM it saves and raises `training.loop.Stopped`. `change`: keys that may differ when it resumes (see
-    `resuming`).
+    After a signal (`training.processes.SIGNALS`) it saves and raises `errors.Stopped`. `change`: keys that may differ
+    when it resumes (see `resuming`).
     """
     from transformer.training.processes import alone_in, stop_signal
 
+    workdir = for_checkpoints(workdir, "--workdir")
     with stop_signal() as stop, alone_in(workdir):
         return _train(config, workdir, quiet, stop, profile_steps, change)
+
+
+class _Ready(NamedTuple):
+    """What each process makes by itself before the first step."""
+
+    old: Config | None  # of the run in the workdir
+    source: "Source"
+    tokenizer: "Tokenizer | None"
+    task: "Task"
+    layout: "Layout"
+    training: "Batches"
+    validation: "Batches"
+
+
+def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
+    """Reads and checks everything that a run needs. UserError: a mistake in any of it."""
+    from transformer import resuming, runs
+    from transformer.data.sources import load_source
+    from transformer.data.tokenizers.training import load_or_train
+    from transformer.tasks import task_class
+    from transformer.training import sharding
+
+    kind = task_class(config.task)
+    layout = sharding.make_layout(config)
+    old = resuming.check(workdir, config, change)
+    if old is None and config.init_from:
+        runs.read_config(Path(config.init_from))  # there is such a run
+    source = load_source(config.data)
+    resuming.check_data(workdir, config, source.fingerprint)
+    tokenizer = None
+    if kind.reads_text:
+        fields, extra = kind.fields(config, source), kind.extra_pieces(config)
+        make = lambda: load_or_train(source, _data(config), fields, extra)  # noqa: E731
+        tokenizer = resuming.tokenizer_of(workdir, config, make)
+    task = kind(config, tokenizer)
+    task.check(source)
+    layout = sharding.make_layout(
+        dataclasses.replace(config, model=task.model_config), axes=task.axes
+    )  # made early, so that errors come at once
+    training, validation = task.batches(source, "train"), task.batches(source, "validation")
+    sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
+    sharding.check_rows(layout, validation.evaluation_shapes)
+    return _Ready(old, source, tokenizer, task, layout, training, validation)
 
 
 def _train(
@@ -64,34 +117,20 @@ def _train(
     import numpy as np
 
     from transformer import resuming, runs
-    from transformer.data.sources import load_source
-    from transformer.data.tokenizers.training import load_or_train
-    from transformer.tasks import task_class
     from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
+    from transformer.training.processes import check_same, together
     from transformer.training.writer import Writer
 
     began = time.monotonic()
     first = jax.process_index() == 0
-    kind = task_class(config.task)
-    layout = sharding.make_layout(config)
-    old = resuming.check(workdir, config, change)
-    source = load_source(config.data)
-    resuming.check_data(workdir, config, source.fingerprint)
-    tokenizer = None
-    if kind.reads_text:
-        fields, extra = kind.fields(config, source), kind.extra_pieces(config)
-        make = lambda: load_or_train(source, _data(config), fields, extra)  # noqa: E731
-        tokenizer = resuming.tokenizer_of(workdir, config, make)
-    task = kind(config, tokenizer)
-    task.check(source)
-    layout = sharding.make_layout(
-        dataclasses.replace(config, model=task.model_config), axes=task.axes
-    )  # made early, so that errors come at once
-    training, validation = task.batches(source, "train"), task.batches(source, "validation")
+    with together(stop):
+        old, source, tokenizer, task, layout, training, validation = _make_ready(config, workdir, change)
+    given = {key: value for key, value in flatten(config).items() if key not in ("data.dir", "data.cache")}
+    given |= {"--change": list(change), "--profile_steps": profile_steps}
+    learned = {"tokenizer": getattr(tokenizer, "fingerprint", None), "data": source.fingerprint}
+    check_same(given | {f"the fingerprint of its {name}": value for name, value in learned.items()})
     per_epoch = training.steps_per_epoch
-    sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
-    sharding.check_rows(layout, validation.evaluation_shapes)
 
     optimizer = optim.make_optimizer(config, task.axes)
     create = step.make_init(task.init, optimizer, layout)
@@ -110,15 +149,17 @@ def _train(
     if profile_steps and profile_steps[0] <= start:
         raise UserError(f"--profile_steps={profile_steps[0]},{profile_steps[1]}: the run goes on after step {start}")
     said = None
-    if first:
-        data = {"fingerprint": source.fingerprint, "facts": source.facts} | training.report
-        if tokenizer is not None:
-            data["tokenizer"] = tokenizer.fingerprint
-            if old is None or not (workdir / "tokenizer.json").exists():
-                tokenizer.save(workdir / "tokenizer.json")
-        rates = [optim.current_rate(each)(state.optimizer) for each in (old or config, config)]
-        said = resuming.claim(workdir, config, data, old, start, (rates[0], rates[1]))
-    writer = Writer(workdir, start, config.steps, quiet, first)
+    with together(stop):
+        if first:
+            data = {"fingerprint": source.fingerprint, "facts": source.facts} | training.report
+            if tokenizer is not None:
+                data["tokenizer"] = tokenizer.fingerprint
+                if old is None or not (workdir / "tokenizer.json").exists():
+                    tokenizer.save(workdir / "tokenizer.json")
+            rates = [optim.current_rate(each)(state.optimizer) for each in (old or config, config)]
+            said = resuming.claim(workdir, config, data, old, start, (rates[0], rates[1]))
+    with together(stop):
+        writer = Writer(workdir, start, config.steps, quiet, first)
     eval_step = step.make_eval_step(task.loss, layout)
 
     def evaluate(state: step.State) -> dict[str, float]:
@@ -176,17 +217,21 @@ def _profile_steps(given: list[str] | None, steps: int) -> tuple[int, int] | Non
 
 
 def main() -> None:
-    """Runs the command with its flags parsed. After SIGTERM the state is saved and it exits normally."""
-    from transformer.training.loop import Stopped
-    from transformer.training.processes import join
+    """Runs the command with its flags parsed."""
+    if FLAGS.distributed or FLAGS.coordinator:  # first, so that a mistake in one process ends all
+        from transformer.training.processes import join, together
 
-    config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
-    if FLAGS.distributed or FLAGS.coordinator:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
-    try:
-        train(config, workdir, profile_steps=_profile_steps(FLAGS.profile_steps, config.steps), change=FLAGS.change)
-    except Stopped as stopped:
-        print(f"{stopped}: the same command goes on from there", file=sys.stderr)
+        with together():
+            config, workdir, profile_steps = _given()
+    else:
+        config, workdir, profile_steps = _given()
+    train(config, workdir, profile_steps=profile_steps, change=FLAGS.change)
+
+
+def _given() -> tuple[Config, Path, tuple[int, int] | None]:
+    config, workdir = command_line.config_from_flags(), command_line.workdir_from_flags()
+    return config, workdir, _profile_steps(FLAGS.profile_steps, config.steps)
 
 
 if __name__ == "__main__":

@@ -137,9 +137,20 @@ def _tell(task: Any, job: Any, watcher: Watcher) -> None:
     result, error = task.folder / "result.json", task.folder / "error.txt"
     if result.exists():
         watcher.finished(task, json.loads(result.read_text(encoding="utf-8")))
+    elif not error.exists() and (reason := _stopped(job)) is not None:
+        watcher.stopped(task, reason)
     else:
         if not error.exists():
             why = f"its job {job.job_id} ended as {job.state} without a result"
             error.write_text(last_words(why, task.folder / "log.txt", job.paths.stderr) + "\n", encoding="utf-8")
         watcher.failed(task, error.read_text(encoding="utf-8").strip())
     (task.folder / "job.json").unlink(missing_ok=True)
+
+
+def _stopped(job: Any) -> str | None:
+    """Why a job's task stopped with steps left, as when its node was reclaimed; None where it did not, or died."""
+    try:
+        kind, reason = job.result()
+    except Exception:  # submitit's own errors, and those of reading what a dead job left
+        return None
+    return reason if kind == "stopped" else None

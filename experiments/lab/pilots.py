@@ -117,6 +117,9 @@ class _Quiet:
 
     def finished(self, task: Any, result: dict[str, Any]) -> None: ...
 
+    def stopped(self, task: Any, reason: str) -> None:
+        print(f"{task.name}: {reason}", file=sys.stderr)
+
     def failed(self, task: Any, reason: str) -> None:
         print(f"{task.name}: FAILED: {reason}", file=sys.stderr)
 

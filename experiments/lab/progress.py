@@ -37,6 +37,9 @@ class Progress:
         shown = [f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None][:3]
         self._end(task, f"{', '.join(shown)} ({result['train_seconds']:.0f} s)")
 
+    def stopped(self, task: Any, reason: str) -> None:
+        self.say(f"{task.name}: {reason}; the same command goes on from there")
+
     def failed(self, task: Any, reason: str) -> None:
         if isinstance(task, Cost):
             self.say(f"{task.name}: FAILED: {reason}")

@@ -12,6 +12,7 @@ from typing import Any
 
 from transformer.config import Config, check_key, differences, override
 from transformer.errors import UserError
+from transformer.paths import local
 
 FOLDER = Path(__file__).parent.parent  # of the questions
 
@@ -25,7 +26,7 @@ def available() -> list[str]:
 def load(name: str) -> ModuleType:
     """The experiment of a name, or of a path that ends in .py. UserError: there is none."""
     if name.endswith(".py"):
-        path = Path(name)
+        path = local(name, "the experiment")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transformer import command_line
-from transformer.errors import UserError
+from transformer.errors import Stopped, UserError
 
 POLL_SECONDS = 1.0  # between two looks at how far the runs are
 
@@ -39,6 +39,8 @@ class Watcher(Protocol):
     """Told what happens, in the parent."""
 
     def finished(self, task: Any, result: dict[str, Any]) -> None: ...
+
+    def stopped(self, task: Any, reason: str) -> None: ...
 
     def failed(self, task: Any, reason: str) -> None: ...
 
@@ -62,7 +64,8 @@ def write_json(path: Path, value: Any) -> None:
 def perform(task: Any) -> tuple[str, Any]:
     """Does a task in this process, whoever started it; what it prints goes to log.txt.
 
-    Leaves result.json or error.txt in its folder, and returns ("finished", result) or ("failed", one line).
+    Leaves result.json or error.txt in its folder, and returns ("finished", result) or ("failed", one line). A run that
+    was asked to stop leaves neither, since it has steps left, and returns ("stopped", one line).
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     error = task.folder / "error.txt"
@@ -73,6 +76,9 @@ def perform(task: Any) -> tuple[str, Any]:
             result = task.run() | {"began": round(began), "ended": round(time.time())}
             write_json(task.folder / "result.json", result)
             return "finished", result
+        except Stopped as reason:
+            print(reason)
+            return "stopped", str(reason)
         except Exception as reason:
             traceback.print_exc()
             error.write_text(_one_line(reason) + "\n", encoding="utf-8")
@@ -110,6 +116,8 @@ def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
                     workers[place] = None
                 if kind == "finished":
                     watcher.finished(task, value)
+                elif kind == "stopped":
+                    watcher.stopped(task, value)
                 else:
                     watcher.failed(task, value)
             watcher.tick([worker.task for worker in workers if worker is not None and worker.task])
@@ -151,7 +159,7 @@ def _send(worker: _Worker) -> None:
 
 
 def _serve(pipe: Connection, cores: list[int]) -> None:
-    """The worker: tasks in, ("finished", result) or ("failed", one line) out, until the pipe closes."""
+    """The worker: tasks in, what `perform` returns out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     _die_with_parent()
     if cores:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -112,6 +113,25 @@ def test_failed_runs_are_reported_and_the_others_go_on(faulty: Path, whole: Path
     assert "5 runs of 12 failed" in report
     finished = [row for row in _quality(faulty) if row["status"] == "finished"]
     assert [row for row in _quality(whole) if (row["variant"], row["seed"]) not in failed] == finished
+
+
+def test_a_stopped_run_is_neither_failed_nor_done(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, place = shutil.copytree(whole, tmp_path / "copy"), Path("runs/none-full/seed1")
+    (workdir / place / "result.json").unlink()
+    monkeypatch.setenv("FAKE_FAULT", "none-full/1=stop")
+    assert _sweep(workdir, "--seeds=2") == os.EX_TEMPFAIL
+    assert (
+        "none-full seed 1: the fake was stopped after step 7 of 100, which is saved; the same"
+        in capsys.readouterr().err
+    )
+    assert not (workdir / place / "error.txt").exists()
+    status = {(row["variant"], row["seed"]): row["status"] for row in _rows(workdir)}
+    assert [run for run, told in status.items() if told != "finished"] == [("none-full", "1")]
+    assert status["none-full", "1"] == "missing"
+    monkeypatch.delenv("FAKE_FAULT")
+    assert _sweep(workdir, "--seeds=2") == 0
 
 
 def test_a_resumed_sweep_keeps_what_is_finished_and_tries_again(faulty: Path, whole: Path) -> None:

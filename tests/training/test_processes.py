@@ -1,5 +1,7 @@
-"""Two processes are one; a run is alone in its folder; SIGTERM and kills change nothing."""
+"""Two processes are one; a run is alone in its folder; signals and kills change nothing."""
 
+import contextlib
+import errno
 import json
 import os
 import signal
@@ -14,8 +16,9 @@ import numpy as np
 import pytest
 
 from tests.training import kill
-from transformer.errors import UserError
-from transformer.training.processes import _roll_call, alone_in, any_process, join, stop_signal
+from transformer.errors import Stopped, UserError
+from transformer.training import lock
+from transformer.training.processes import SIGNALS, _roll_call, alone_in, any_process, join, stop_signal
 
 
 def _train(config: Path, workdir: Path, devices: int, *more: str) -> "subprocess.Popen[str]":
@@ -178,13 +181,134 @@ def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
         pass
 
 
-def test_sigterm_is_heard_and_the_handler_put_back() -> None:
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_said_once(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"has no locks ({os.strerror(number)}): start no second process" in said
+    assert (tmp_path / "run" / "config.json").exists()
+
+
+def test_another_error_of_the_lock_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(lock.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"cannot write to --workdir=.*Input/output error"), alone_in(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def _fail(workdir: Path, *made: str) -> None:
+    with contextlib.suppress(ValueError), alone_in(workdir):
+        for name in made:
+            (workdir / name).mkdir(parents=True)
+        raise ValueError
+
+
+def test_a_start_that_fails_removes_what_it_made_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    _fail(tmp_path / "there" / "a" / "run", "checkpoints", "x/y")
+    assert list((tmp_path / "there").iterdir()) == [], "the folders above it, too"
+    _fail(tmp_path / "there", "checkpoints")
+    assert list((tmp_path / "there").iterdir()) == [], "the folder itself was there"
+    (tmp_path / "there" / "empty").mkdir()
+    _fail(tmp_path / "there", "checkpoints")
+    assert [path.name for path in (tmp_path / "there").iterdir()] == ["empty"], "and so was what it held"
+    with alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").touch()
+    _fail(tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.json"}
+    (tmp_path / "link").symlink_to(tmp_path / "there", target_is_directory=True)
+    _fail(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_lock_that_its_holder_removes_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between opening and locking: two processes would else hold two files of one name."""
+    real = lock.fcntl.flock
+
+    def late(handle: Any, how: int) -> None:
+        real(handle, how)
+        monkeypatch.setattr(lock.fcntl, "flock", real)
+        (tmp_path / ".lock").unlink()
+
+    monkeypatch.setattr(lock.fcntl, "flock", late)
+    with (
+        lock.only_process_in(tmp_path),
+        pytest.raises(UserError, match="another process"),
+        lock.only_process_in(tmp_path),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=[signal.Signals(number).name for number in SIGNALS])
+def test_a_signal_is_heard_and_the_handler_put_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
     with stop_signal() as stop:
         assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stop()
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_before_the_first_step_ends_the_start_at_once(tmp_path: Path) -> None:
+
+    def begin() -> None:
+        with stop_signal(), alone_in(tmp_path / "run"):
+            with contextlib.suppress(Exception):  # a restore that it interrupts is no damage
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("went on")
+
+    with pytest.raises(Stopped, match="before the first step"):
+        begin()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and the workers of an experiment
+    try:
+        with stop_signal() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not stop()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+BUSY = """
+import ctypes
+from transformer.training.processes import stop_signal
+
+with stop_signal() as stop:
+    stop()
+    print("busy", flush=True)
+    ctypes.CDLL(None).sleep(60) or ctypes.CDLL(None).sleep(60)  # as compiling: no operation of Python ends
+    ctypes.CDLL(None).sleep(60)
+"""
+
+
+def test_the_second_interrupt_ends_at_once() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", BUSY], cwd=kill.ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline() == "busy\n"
+    process.send_signal(signal.SIGINT)
+    assert "once more" in process.stderr.readline()
+    assert process.poll() is None, "the first one saves"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(5) == 130
+    process.communicate()
 
 
 def test_outside_the_main_thread_there_is_no_signal() -> None:

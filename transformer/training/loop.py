@@ -8,16 +8,13 @@ import jax
 import numpy as np
 
 from transformer.config import Config, to_dict
+from transformer.errors import Stopped
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Meter
 from transformer.training.processes import any_process
 from transformer.training.profiling import Program
 from transformer.training.step import State
 from transformer.training.writer import Writer
-
-
-class Stopped(Exception):
-    """The run was asked to stop, and its state is saved."""
 
 
 def train(

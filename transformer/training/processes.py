@@ -1,21 +1,31 @@
-"""What a run of one or more processes needs: joining them, a lock on the folder, SIGTERM, and agreement on flags."""
+"""What a run of one or more processes needs: joining them, a lock on the folder, signals, and agreement on flags,
+values and failures."""
 
 import contextlib
+import json
+import os
+import secrets
 import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from transformer.errors import UserError
+from transformer.errors import Stopped, UserError
 from transformer.training.lock import only_process_in
 
 AGREE_EVERY = 8  # steps between agreements of several processes; each costs a round trip
+SECONDS_TO_APPEAR = 5.0
+# Ctrl-C; what clusters send before they reclaim a machine; before a job's time is over; submitit's choice for both.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+BEFORE_THE_FIRST = "stopped before the first step of this start, with nothing to save"
 
 
 def join(coordinator: str | None, count: int | None, index: int | None, seconds: int) -> None:
@@ -77,24 +87,157 @@ def _roll_call(host: str, port: int, count: int, index: int, seconds: int) -> No
 
 @contextlib.contextmanager
 def alone_in(workdir: Path) -> Iterator[None]:
-    """`lock.only_process_in` for a run: its first process holds the lock for all."""
-    with contextlib.nullcontext() if jax.process_index() else only_process_in(workdir):
+    """`lock.only_process_in` for a run: its first process holds the lock for all. UserErrors, in all processes: the
+    first cannot have it; another does not see the folder, or cannot write to it."""
+    with contextlib.ExitStack() as held:
+        with together():
+            if jax.process_index() == 0:
+                held.enter_context(only_process_in(workdir))
+        _check_shared(workdir)
         yield
+
+
+def _check_shared(workdir: Path) -> None:
+    """UserError, in all processes: one of them has another folder of that name, or none, or cannot write to it."""
+    if jax.process_count() == 1:
+        return
+    first, *_ = gather(f"{secrets.token_hex(8)} {socket.gethostname()}")
+    token, host = first.split()
+    mark, own = workdir / f".{token}", workdir / f".{token}.{jax.process_index()}"
+    with together():
+        if jax.process_index() == 0:
+            _write_mark(mark)
+    try:
+        with together():
+            if not _appears(mark):
+                raise UserError(
+                    f"{str(workdir.absolute())!r} on {socket.gethostname()} is not the folder of that name that process"
+                    f" 0 has on {host}: all processes need one --workdir, on a file system that their machines share"
+                )
+            _write_mark(own)
+            own.unlink()
+    finally:
+        if jax.process_index() == 0:
+            mark.unlink(missing_ok=True)
+
+
+def _write_mark(path: Path) -> None:
+    try:
+        path.touch()
+    except OSError as error:
+        raise UserError(f"cannot write to --workdir={str(path.parent)!r}: {error.strerror}") from error
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there within SECONDS_TO_APPEAR: network file systems may be late."""
+    until = time.monotonic() + SECONDS_TO_APPEAR
+    while not path.exists():
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@contextlib.contextmanager
+def together(stop: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """A part of the start that each process does by itself; where it fails in one, it fails in all, with the sentence
+    of the first that failed. Nothing in it may communicate. Raises Stopped in all where `stop()` is true in one."""
+    failure, reason = None, None
+    try:
+        yield
+    except Exception as error:
+        failure, reason = error, str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    told = [json.loads(text) for text in gather(json.dumps([reason, jax.process_count() > 1 and stop()]))]
+    if failure is not None:
+        raise failure
+    failed = [(index, text) for index, (text, _) in enumerate(told) if text is not None]
+    if failed:
+        index, text = failed[0]
+        raise UserError(f"process {index} of {len(told)}: {text}")
+    if any(stopped for _, stopped in told):
+        raise Stopped(BEFORE_THE_FIRST)
+
+
+def gather(text: str) -> list[str]:
+    """The texts of all processes, by their index."""
+    if jax.process_count() == 1:
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.asarray(data.size))
+    padded = np.pad(data, (0, sizes.max() - data.size))
+    rows = multihost_utils.process_allgather(padded)
+    return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+def check_same(values: Mapping[str, Any]) -> None:
+    """UserError, in all processes and with the name of the first such value: they were given different values."""
+    told = [json.loads(text) for text in gather(json.dumps(values))]
+    for index, other in enumerate(told):
+        for name, value in other.items():
+            if value != told[0][name]:
+                raise UserError(
+                    f"process {index} of {len(told)} has {name}={value!r} and process 0 has {told[0][name]!r}: start "
+                    "all processes with the same command, config and data"
+                )
 
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGTERM has come (clusters send it before they reclaim a machine). Signals reach the
-    main thread only: in any other thread it is always False."""
-    asked = threading.Event()
+    """A function that says whether one of SIGNALS has come; who calls it saves and stops. Until the first call there is
+    nothing to save: then a signal raises Stopped at once, in a run of one process. A second Ctrl-C ends the process at
+    once, even in the middle of compiling. Signals reach the main thread only: in any other thread it is always False. A
+    signal that is ignored (nohup) stays so."""
+    asked, looked, alone = threading.Event(), threading.Event(), jax.process_count() == 1
+
+    def stop() -> bool:
+        looked.set()
+        return asked.is_set()
+
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield stop
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+
+    def hear(number: int, frame: Any) -> None:
+        asked.set()
+        if alone and not looked.is_set():
+            raise Stopped(BEFORE_THE_FIRST)
+
+    heard = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, hear) for number in heard}
     try:
-        yield asked.is_set
+        with _second_interrupt():
+            yield stop
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _second_interrupt() -> Iterator[None]:
+    """The second Ctrl-C ends the process. A thread waits for it, because Python's own handlers run in the main thread,
+    between two operations, and one operation may be to compile a step."""
+    ours, pythons = socket.socketpair()
+
+    def listen() -> None:
+        count = 0
+        while numbers := ours.recv(64):
+            count += numbers.count(signal.SIGINT)
+            if count > 1:
+                os._exit(128 + signal.SIGINT)
+            if signal.SIGINT in numbers:
+                print("stopping; Ctrl-C once more ends at once", file=sys.stderr, flush=True)
+
+    with ours, pythons:
+        pythons.setblocking(False)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        listener = threading.Thread(target=listen, daemon=True)
+        listener.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            pythons.shutdown(socket.SHUT_WR)  # ends the thread
+            listener.join()
 
 
 def any_process(step: int, *flags: bool) -> tuple[bool, ...]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from transformer.config import Config, from_dict, to_dict
-from transformer.errors import UserError
+from transformer.errors import Stopped, UserError
 
 BASE = "configs/quantities.py"
 REFERENCE = "sinusoidal-full"
@@ -40,7 +40,8 @@ class Fake:
 
 
 def train(config: Config, workdir: Path) -> None:
-    """Falls as a loss does. FAKE_FAULT="learned-full/1=raise" makes a run fail: raise, mistake, exit, kill or nan."""
+    """Falls as a loss does. FAKE_FAULT="learned-full/1=raise" makes a run fail: raise, mistake, exit, kill or nan;
+    stop ends it as a signal does."""
     place = f"{workdir.parent.name}/{workdir.name.removeprefix('seed')}"
     faults = dict(part.split("=") for part in os.environ.get("FAKE_FAULT", "").split(";") if part)
     fault = faults.get(place)
@@ -53,6 +54,8 @@ def train(config: Config, workdir: Path) -> None:
             file.write(json.dumps({"step": step, "loss": loss, "seconds_per_step": seconds}) + "\n")
     if fault == "raise":
         raise ValueError("the fake\nbroke")
+    if fault == "stop":
+        raise Stopped(f"the fake was stopped after step 7 of {config.steps}, which is saved")
     if fault == "mistake":
         raise UserError("the fake is too small: take a larger one")
     if fault == "exit":

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class Told:
     def finished(self, task: Any, result: dict[str, Any]) -> None:
         self.said[task.name] = result["metrics"]["test/exact_match"]
 
+    def stopped(self, task: Any, reason: str) -> None:
+        self.said[task.name] = f"stopped: {reason}"
+
     def failed(self, task: Any, reason: str) -> None:
         self.said[task.name] = reason
 
@@ -45,19 +49,23 @@ def _runs(folder: Path, seeds: int) -> list[Run]:
 
 @pytest.mark.parametrize("kind", ["debug", pytest.param("local", marks=pytest.mark.slow)])
 def test_the_same_tasks_leave_the_same_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAKE_FAULT", "none-full/1=raise" + (";none-full/2=kill" if kind == "local" else ""))
-    tasks, told = _runs(tmp_path, 3 if kind == "local" else 2), Told()
+    monkeypatch.setenv(
+        "FAKE_FAULT", "none-full/1=raise;none-full/2=stop" + (";none-full/3=kill" if kind == "local" else "")
+    )
+    tasks, told = _runs(tmp_path, 4 if kind == "local" else 3), Told()
     cluster.run_all(tasks, 2, told, tmp_path / "slurm", cluster=kind)
     first = json.loads((tasks[0].folder / "result.json").read_text())
     assert told.said["none-full seed 0"] == first["metrics"]["test/exact_match"]
     assert told.said["none-full seed 1"] == "ValueError: the fake broke"
     assert (tasks[1].folder / "error.txt").read_text() == "ValueError: the fake broke\n"
+    assert told.said["none-full seed 2"] == "stopped: the fake was stopped after step 7 of 20, which is saved"
+    assert not {"error.txt", "result.json"} & {path.name for path in tasks[2].folder.iterdir()}
     assert not list(tmp_path.rglob("job.json"))
     if kind == "local":  # a process of its own, whose output can be caught
         assert "training none-full/0" in (tasks[0].folder / "log.txt").read_text()
-        assert told.said["none-full seed 2"].startswith("its job ")
-        assert "training none-full/2" in (tasks[2].folder / "error.txt").read_text()
-        assert not (tasks[2].folder / "result.json").exists()
+        assert told.said["none-full seed 3"].startswith("its job ")
+        assert "training none-full/3" in (tasks[3].folder / "error.txt").read_text()
+        assert not (tasks[3].folder / "result.json").exists()
 
 
 def test_a_machine_without_slurm_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +122,7 @@ def test_a_sweep_on_slurm(
     (slurm / "hold").touch()
     with monkeypatch.context() as patch:
         patch.setattr(cluster.time, "sleep", interrupt)
-        assert run.main(arguments) == 130
+        assert run.main(arguments) == os.EX_TEMPFAIL
     assert "`scancel 1000` ends them; the same command waits for them" in capsys.readouterr().err
     script = (slurm / "1000.sh").read_text()
     assert "#SBATCH --partition=gpu" in script
