@@ -85,7 +85,10 @@ def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
 
     def run(name: str, *arguments: object, given: bytes = b"") -> Ended:
         (folder / "in").write_bytes(given)
-        request = {"verb": f"transformer.{name}", "arguments": [str(argument) for argument in arguments]}
+        request = {
+            "verb": name if "." in name else f"transformer.{name}",
+            "arguments": [str(argument) for argument in arguments],
+        }
         request |= {"stdin": str(folder / "in"), "stdout": str(folder / "out"), "stderr": str(folder / "err")}
         stdin.write(json.dumps(request).encode() + b"\n")
         stdin.flush()

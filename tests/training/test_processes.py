@@ -4,11 +4,13 @@ import contextlib
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +87,6 @@ def test_fifty_steps_in_one_two_and_four_processes(tmp_path: Path) -> None:
 DAMAGED_FOR_ONE = """
 import sys, pathlib, jax, jax.numpy as jnp, numpy as np
 from orbax.checkpoint import v1 as ocp
-from transformer.training.checkpoint import Checkpoints
 from transformer.training.processes import join
 
 index = int(sys.argv[3])
@@ -115,10 +116,73 @@ checkpoints.close()
 @pytest.mark.slow
 def test_what_one_process_cannot_read_none_restores(tmp_path: Path) -> None:
     """One would go on from step 8 and the other from step 4, or both wait for each other."""
+    reasons = ("another process cannot read its share", "a sector of this machine's disk")
+    for index, process in enumerate(_two(DAMAGED_FOR_ONE, tmp_path)):
+        out, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+        assert out.splitlines()[-1] == f"[{4.0 + 4 * index}] 4"
+        assert f"is damaged ({reasons[index]}): it is left out for the one before" in said
+    assert (tmp_path / "damaged_checkpoints" / "8").is_dir()
+
+
+STARTS = """
+import contextlib, json, pathlib, sys, threading
+from transformer.errors import Stopped, UserError
+from transformer.training import processes
+from transformer.training.lock import only_process_in
+
+folder, address, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+processes.join(address, 2, index, 60)
+processes.SECONDS_TO_APPEAR = 0.5
+first, told = index == 0, {}
+
+
+@contextlib.contextmanager
+def case(name):
+    try:
+        yield
+        told[name] = "went on"
+    except (UserError, OSError, Stopped) as error:
+        told[name] = f"{type(error).__name__}: {error}"
+
+
+for name, who in (("mistake of 0", 0), ("mistake of 1", 1)):
+    with case(name), processes.together():
+        if index == who:
+            raise UserError("this tokenizer cannot be read")
+with case("error of 0"), processes.together():
+    if first:
+        raise OSError("No space left on device")
+with case("stopped"), processes.together(lambda: index == 1):
+    pass
+with case("other seed"):
+    processes.check_same({"steps": 4, "seed": 4 + index, "learned": None})
+with case("same"):
+    processes.check_same({"steps": 4})
+with case("other folders"), processes.alone_in(folder / str(index)):
+    pass
+if first:
+    (folder / "only 0").mkdir()
+with case("no folder"), processes.alone_in(folder / ("run" if first else "nowhere")):
+    pass
+with contextlib.ExitStack() as held:
+    if first:  # flock counts open files, not processes
+        held.enter_context(only_process_in(folder / "taken"))
+    with case("taken"), processes.alone_in(folder / "taken"):
+        pass
+with case("alone"), processes.alone_in(folder / "run"):
+    if first:
+        (folder / "run" / "config.json").touch()
+print(json.dumps(told), flush=True)
+"""
+
+
+def _two(program: str, folder: Path) -> "list[subprocess.Popen[str]]":
+    """The program in two processes of one run, with the arguments folder, address and index."""
     address = f"localhost:{_port()}"
-    running = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-c", DAMAGED_FOR_ONE, str(tmp_path), address, str(index)],
+            [sys.executable, "-c", program, str(folder), address, str(index)],
             cwd=kill.ROOT,
             env=os.environ | {"XLA_FLAGS": ""},
             stdout=subprocess.PIPE,
@@ -127,13 +191,77 @@ def test_what_one_process_cannot_read_none_restores(tmp_path: Path) -> None:
         )
         for index in (0, 1)
     ]
-    reasons = ("another process cannot read its share", "a sector of this machine's disk")
-    for index, process in enumerate(running):
+
+
+def test_what_fails_in_one_process_ends_both(tmp_path: Path) -> None:
+    told = []
+    for process in _two(STARTS, tmp_path):
         out, said = process.communicate(timeout=120)
         assert process.returncode == 0, said
-        assert out.splitlines()[-1] == f"[{4.0 + 4 * index}] 4"
-        assert f"is damaged ({reasons[index]}): it is left out for the one before" in said
-    assert (tmp_path / "damaged_checkpoints" / "8").is_dir()
+        told.append(json.loads(out.splitlines()[-1]))
+    zero, one = told
+    sentence = "this tokenizer cannot be read"
+    assert (zero["mistake of 0"], one["mistake of 0"]) == (
+        f"UserError: {sentence}",
+        f"UserError: process 0 of 2: {sentence}",
+    )
+    assert (zero["mistake of 1"], one["mistake of 1"]) == (
+        f"UserError: process 1 of 2: {sentence}",
+        f"UserError: {sentence}",
+    )
+    assert zero["error of 0"] == "OSError: No space left on device"
+    assert one["error of 0"] == "UserError: process 0 of 2: OSError: No space left on device"
+    assert (
+        zero["stopped"]
+        == one["stopped"]
+        == "Stopped: stopped before the first step of this start, with nothing to save"
+    )
+    assert zero["other seed"] == one["other seed"]
+    assert "process 1 of 2 has seed=5 and process 0 has 4: start all processes with the same" in zero["other seed"]
+    assert zero["same"] == one["same"] == "went on"
+    for name, where in (("other folders", "1"), ("no folder", "nowhere")):
+        assert f"{str(tmp_path / where)!r} on " in one[name]
+        assert "all processes need one --workdir, on a file system that their machines share" in one[name]
+        assert zero[name] == one[name].replace("UserError: ", "UserError: process 1 of 2: ")
+    assert "another process is at work" in zero["taken"]
+    assert one["taken"] == zero["taken"].replace("UserError: ", "UserError: process 0 of 2: ")
+    assert zero["alone"] == one["alone"] == "went on"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["only 0", "run"], "what failed has left nothing"
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "config.json"]
+
+
+@pytest.mark.slow
+def test_two_processes_that_differ_end_before_the_first_step(tmp_path: Path) -> None:
+    """Each with the sentence, in both processes; and a signal to one of them stops both at the same step."""
+    config = kill.make_config(tmp_path, steps=4000, checkpoint_every=1000)
+
+    def train(name: str, *differing: tuple[str, ...]) -> "list[subprocess.Popen[str]]":
+        join = [f"--coordinator=localhost:{_port()}", "--processes=2"]
+        return [
+            _train(config, tmp_path / name, 1, *join, f"--process={index}", *more)
+            for index, more in enumerate(differing)
+        ]
+
+    seed, data = train("seed", (), ("--config.seed=7",)), train("none", ("--config.data.dir=/nowhere",), ())
+    sentences = {"process 1 of 2 has seed=7 and process 0 has 0": seed, "no file /nowhere/train.en": data}
+    for sentence, running in sentences.items():
+        for process in running:
+            said = process.communicate(timeout=120)[1]
+            assert process.returncode == 2, said
+            assert sentence in next(line for line in said.splitlines() if line.startswith("error: "))
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["cache", "data"]
+    both = train("both", (), ())
+    while kill.steps_written(tmp_path / "both") < 10:
+        assert both[0].poll() is None, both[0].communicate()[1]
+        time.sleep(0.05)
+    both[1].send_signal(signal.SIGUSR1)
+    ends = []
+    for process in both:
+        said = process.communicate(timeout=120)[1]
+        assert process.returncode == os.EX_TEMPFAIL, said
+        ends.append(said.splitlines()[-1])
+    assert ends[0] == ends[1]
+    assert re.fullmatch(r"stopped after step \d+ of 4000, which is saved: the same command goes on from there", ends[0])
 
 
 def test_a_process_that_never_joins_is_named() -> None:
@@ -322,6 +450,23 @@ def test_outside_the_main_thread_there_is_no_signal() -> None:
     thread.start()
     thread.join()
     assert said == [False]
+
+
+ENDS = """
+from transformer import command_line
+from transformer.errors import Stopped
+
+def main():
+    raise Stopped("stopped after step 3 of 8, which is saved")
+
+command_line.run(main)
+"""
+
+
+def test_the_exit_code_says_that_steps_are_left() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDS], cwd=kill.ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 75
+    assert ended.stderr == "stopped after step 3 of 8, which is saved: the same command goes on from there\n"
 
 
 @pytest.mark.slow
