@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from experiments.lab import cases, cluster, report, workers
 from experiments.lab.budgets import BUDGETS
@@ -106,9 +107,14 @@ def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Pa
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        command_line.fail(f"{message}: see python -m experiments.run --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
+    """The command line; a mistake in it is one line on stderr."""
+    p = _Parser(
         prog="python -m experiments.run",
         description="Trains every variant of an experiment with every seed and writes a report. The same command again "
         "goes on where it stopped.",
@@ -166,7 +172,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(arguments)
     except UserError as error:
         command_line.fail(error)
-        return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or INTERRUPTED, file=sys.stderr)
         return os.EX_TEMPFAIL

@@ -246,6 +246,8 @@ def load_file(path: str | Path) -> Config:
 def _unknown(key: str) -> str:
     if key in RETIRED:
         return f"config key {key!r} is no more: {RETIRED[key]}"
+    if any(name.startswith(f"{key}.") for name in flatten(Config())):
+        return f"config key {key!r} is a group of keys: set one of its keys"
     # For "model.postions" or just "positions": compare whole keys, and last parts.
     known = list(flatten(Config()))
     by_last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]
