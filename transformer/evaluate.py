@@ -54,7 +54,7 @@ def _against(run: "Run", other: "Run", found: dict[str, "Measured"], manner: Man
     if other.config.task != run.config.task or other.source.fingerprint != run.source.fingerprint:
         raise UserError(f"--against={FLAGS.against} is a run of another task or other data: name one of the same")
     resamples, theirs = FLAGS.bootstrap or RESAMPLES, measured(other, FLAGS.split, manner)
-    shared = [name for name in found if name in theirs]  # an ensemble has no loss
+    shared = [name for name in found if name in theirs and found[name].value]  # an ensemble has no loss
     same = [name for name in shared if metrics.comparable(found[name], theirs[name])]
     if len(same) < len(shared):
         others = ", ".join(name for name in shared if name not in same)
