@@ -7,6 +7,10 @@ BLEU and chrF2 (translation), ROUGE (summaries), word error rate (speech), share
 runs, --workdir=runs/a,runs/b, only the metrics of what the ensemble generates. --baselines adds simple baselines on the
 same split; --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, on the same
 draws of examples, or of rows where texts are packed. Fewer than ten give null.
+
+A metric without a value for these texts is null, and NAME_reason says why: BLEU where no tokenizer fits the script of
+the references, or none of them has four words. `too_long` says what `data.too_long` did with long examples; `same_as`,
+that the split is the validation split by another name.
 """
 
 import json

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig
+from transformer import describe
+from transformer.config import Config, DataConfig, ModelConfig
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
 from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed, span_widths
@@ -366,6 +367,10 @@ def test_targets_of_spans_are_as_wide_as_the_longest_of_them() -> None:
     (batch, *_), report = epoch(batches), batches.report
     assert (batch["inputs"].shape[1], batch["targets"].shape[1]) == report["shapes"][0][1:] == (512, 120)
     assert int(batch["target_lengths"].max()) == 114
+    config = Config(task="span_corruption", data=data, model=ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1))
+    assert {name: array.shape for name, array in describe.task_of(config).example(2, 512).items()} == {
+        "inputs": (2, 512), "input_lengths": (2,), "target_inputs": (2, 120), "target_lengths": (2,),
+    }  # fmt: skip
 
 
 def test_spans_change_with_the_epoch() -> None:

@@ -1,6 +1,6 @@
 """Tasks whose model predicts a token at each position: text to text, speech to text, language models."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 from transformer.config import Config
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
-from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed
+from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed, span_widths
 from transformer.data.batches.packed import PackedBatches
 from transformer.data.batches.pairs import PairBatches
 from transformer.data.batches.recordings import SpeechBatches
@@ -80,6 +80,11 @@ class SpanCorruption(Translation):
     @staticmethod
     def extra_pieces(config: Config) -> tuple[str, ...]:
         return holes(holes_needed(config.data))
+
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        """Of the length of a bucket, the targets are as wide as its longest chunk needs."""
+        needed = dict(cast(list[tuple[int, int]], span_widths(self.config.data)))
+        return super().example(rows, length) | padded("target_inputs", rows=rows, length=needed.get(length, length))
 
     def batches(self, source: Source, split: str) -> Batches:
         return SpanBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
