@@ -1,17 +1,19 @@
 """What outputs are worth: against other implementations and by hand; and intervals that hold what they say."""
 
+import importlib.util
 from typing import Any
 
 import numpy as np
 import pytest
 import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.significance import estimate_ci
 from sklearn.metrics import f1_score
 
-from transformer.evaluation import metrics
+from transformer.evaluation import metrics, scripts
 
 
-def _totals(found: dict[str, metrics.Measured]) -> dict[str, float]:
+def _totals(found: dict[str, metrics.Measured]) -> dict[str, float | None]:
     return {name: metric.total for name, metric in found.items()}
 
 
@@ -74,10 +76,14 @@ def test_bleu_and_chrf_are_those_of_sacrebleu() -> None:
     assert found["bleu"].total == pytest.approx(sacrebleu.corpus_bleu(outputs, [TRUTHS]).score, abs=1e-9)
     assert found["chrf"].total == pytest.approx(sacrebleu.corpus_chrf(outputs, [TRUTHS]).score, abs=1e-9)
     assert found["exact_match"].total == np.mean([a == b for a, b in zip(outputs, TRUTHS, strict=True)])
-    told = metrics.signatures()
-    assert told["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
-    assert told["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no")
-    assert _totals(metrics.translations([""], ["a"])) == {"exact_match": 0, "bleu": 0, "chrf": 0}
+    scorers = sacrebleu.BLEU(), sacrebleu.CHRF()
+    for scorer in scorers:
+        scorer.corpus_score(outputs, [TRUTHS])
+    bleu, chrf = (str(scorer.get_signature()) for scorer in scorers)
+    assert bleu.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
+    assert found["bleu"].about == {"bleu_signature": bleu}
+    assert found["chrf"].about == {"chrf_signature": chrf}
+    assert _totals(metrics.translations([""], ["a b c d"])) == {"exact_match": 0, "bleu": 0, "chrf": 0}
 
 
 def test_macro_f1_is_that_of_scikit_learn() -> None:
@@ -87,6 +93,152 @@ def test_macro_f1_is_that_of_scikit_learn() -> None:
     assert found["macro_f1"].total == pytest.approx(f1_score(right, guessed, average="macro"))
     assert found["accuracy"].total == np.mean(right == guessed)
     assert metrics.classes(np.array([0, 1]), np.array([0, 1]), 3)["macro_f1"].total == 1  # the third is never there
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_macro_f1_is_over_classes_that_occur(seed: int) -> None:
+    """Of forty classes most are neither among the labels nor guessed; each would count as right."""
+    right, guessed = np.random.default_rng(seed).choice([3, 11, 12, 30], (2, 9))
+    found = metrics.classes(right, guessed, 40)["macro_f1"]
+    assert found.total == pytest.approx(f1_score(right, guessed, average="macro", zero_division=0))
+    few = metrics.classes(np.array([0, 0]), np.array([1, 1]), 40)["macro_f1"]
+    assert few.total == 0
+    low, high = metrics.bootstrap(found._replace(statistics=np.tile(found.statistics, (3, 1))), 50)
+    assert low <= found.total <= high
+    assert metrics.classes(np.zeros(0, int), np.zeros(0, int), 4)["macro_f1"].total == 0
+
+
+# --- Scripts
+
+SENTENCES = {
+    "ko": ["고양이가 창가에서 자고 있다.", "어제 비가 많이 내렸다."],
+    "hi": ["बिल्ली खिड़की पर सो रही है।", "कल बहुत तेज़ बारिश हुई।"],
+    "th": ["แมวนอนอยู่ริมหน้าต่าง", "เมื่อวานฝนตกหนักมาก"],
+    "zh": ["猫在窗边睡觉。", "昨天雨下得很大。"],
+    "ja": ["猫が窓辺で寝ている。", "昨日は雨がたくさん降った。"],
+    "ar": ["القطة تنام على حافة النافذة.", "هطل المطر بغزارة أمس هنا."],
+    "ru": ["Кошка спит на широком окне.", "Вчера шёл очень сильный дождь."],
+    "el": ["Η γάτα κοιμάται στο παράθυρο.", "Χθες έβρεξε πάρα πολύ."],
+    "he": ["החתול ישן ליד החלון הגדול.", "אתמול ירד גשם חזק מאוד."],
+    "de": ["Die Katze schläft am Fenster.", "Gestern regnete es sehr stark."],
+    "en": ["The cat sleeps at the window.", "It rained very hard yesterday."],
+    "ta": ["பூனை ஜன்னல் அருகே தூங்குகிறது மெதுவாக.", "நேற்று பலத்த மழை பெய்தது இங்கே."],
+    "hy": ["Կատուն քնած է պատուհանի մոտ։", "Երեկ շատ ուժեղ անձրև եկավ։"],
+    "ka": ["კატას სძინავს დიდ ფანჯარასთან ახლოს.", "გუშინ ძალიან ძლიერი წვიმა იყო."],
+    "my": ["ကြောင်သည် ပြတင်းပေါက်နားတွင် အိပ်နေသည်။", "မနေ့က မိုးသည်းထန်စွာရွာခဲ့သည်။"],
+}
+SCRIPTS = {
+    "ko": "Hangul", "hi": "Devanagari", "th": "Thai", "zh": "Han", "ja": "Japanese", "ar": "Arabic", "ru": "Cyrillic",
+    "el": "Greek", "he": "Hebrew", "de": "Latin", "en": "Latin", "ta": "Tamil", "hy": "Armenian", "ka": "Georgian",
+    "my": "Myanmar",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_a_perfect_copy_is_perfect_in_every_script(language: str) -> None:
+    truths = SENTENCES[language]
+    assert scripts.script_of(truths) == SCRIPTS[language]
+    found = metrics.translations(truths, truths) | metrics.summaries(truths, [[text] for text in truths])
+    totals = _totals(found)
+    if scripts.bleu_tokenizer(SCRIPTS[language]) is None:
+        assert language in ("th", "my")
+        assert totals.pop("bleu") is None
+        assert found["bleu"].about["bleu_reason"].startswith(f"{SCRIPTS[language]} has no spaces between words, and no")
+        assert metrics.bootstrap(found["bleu"], 10) is None
+        assert not metrics.comparable(found["bleu"], found["bleu"])
+    assert totals == pytest.approx(dict.fromkeys(totals, 100) | {"exact_match": 1})
+    # Half of the copies are wrong in every word, and are seen to be.
+    half = _totals(metrics.summaries([truths[0], "§ 1"], [[text] for text in truths]))
+    assert half == pytest.approx(dict.fromkeys(half, 50))
+
+
+@pytest.mark.parametrize("language", SENTENCES)
+def test_bleu_is_that_of_sacrebleu_with_the_tokenizer_of_the_script(language: str) -> None:
+    tokenizer = scripts.bleu_tokenizer(SCRIPTS[language])
+    if tokenizer is None:
+        return
+    truths = SENTENCES[language]
+    outputs = [text.replace(text[1], text[2]) for text in truths]
+    found = metrics.translations(outputs, truths)["bleu"]
+    scorer = sacrebleu.BLEU(tokenize=tokenizer)
+    assert found.total == pytest.approx(scorer.corpus_score(outputs, [truths]).score)
+    assert found.about["bleu_signature"] == str(scorer.get_signature())
+    assert f"|tok:{tokenizer}" in found.about["bleu_signature"]
+    expected = {"zh": "zh", "ja": "char", "ko": "13a"}
+    if importlib.util.find_spec("MeCab") is None and importlib.util.find_spec("mecab_ko") is None:
+        assert tokenizer == expected.get(language, "13a")
+
+
+def test_a_tokenizer_that_is_installed_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scripts.importlib.util, "find_spec", lambda name: name)
+    assert [scripts.bleu_tokenizer(script) for script in ("Japanese", "Hangul", "Han", "Latin")] == [
+        "ja-mecab", "ko-mecab", "zh", "13a",
+    ]  # fmt: skip
+    assert scripts.bleu_tokenizer("Thai") is None, "its model is not here, and is not fetched"
+    monkeypatch.setattr(scripts.os.path, "exists", lambda path: path.endswith("flores200sacrebleuspm"))
+    assert scripts.bleu_tokenizer("Thai") == "flores200"
+
+
+@pytest.mark.parametrize(
+    ("texts", "script"),
+    [
+        (["我们使用 Transformer 模型训练。"], "Han"),
+        (["東京"], "Han"),
+        (["東京タワー"], "Japanese"),
+        (["中文" * 40 + "の"], "Han"),
+        (["ＡＢＣ"], "Latin"),
+        (["12:30 :)", ""], ""),
+        (["α is small, β is not"], "Latin"),
+        ([], ""),
+    ],
+)
+def test_the_script_of_mixed_texts(texts: list[str], script: str) -> None:
+    assert scripts.script_of(texts) == script
+
+
+def test_words_keep_their_marks() -> None:
+    assert scripts.words("बिल्ली, खिड़की!") == ["बिल्ली", "खिड़की"]
+    assert scripts.words("cafe\u0301s 37ème Straße") == ["cafe\u0301s", "37ème", "straße"]
+    assert scripts.words("น้ำ 猫が") == ["น้ำ", "猫", "が"]
+
+
+@pytest.mark.parametrize("language", ["en", "de"])
+def test_rouge_of_latin_text_is_that_of_rouge_score(language: str) -> None:
+    """With its stemmer, whatever it makes of other letters: figures in papers are these."""
+    truths = [*SENTENCES[language], "Größe α of naïve cafés, running faster"]
+    outputs = ["The cats slept at a window.", "Gestern regnete es", "size of the naive café runs fast"]
+    found = metrics.summaries(outputs, [[text] for text in truths])
+    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)
+    for kind in ("rouge1", "rouge2", "rougeL"):
+        theirs = [scorer.score(truth, text)[kind].fmeasure for truth, text in zip(truths, outputs, strict=True)]
+        assert found[kind].total == pytest.approx(100 * np.mean(theirs))
+        assert found[kind].about["rouge_signature"].startswith("tok:latin-stemmed|version:rouge-score ")
+
+
+def test_rouge_of_other_scripts_by_hand() -> None:
+    found = metrics.summaries(["Кошка быстро спит", "猫睡"], [["Кошка спит дома сегодня"], ["猫在睡觉"]])
+    # 2 of 3 words and 2 of 4; 2 of 2 characters and 2 of 4.
+    assert found["rouge1"].total == pytest.approx(50 * (2 * (2 / 3) * (1 / 2) / (2 / 3 + 1 / 2) + 2 * 1 * 0.5 / 1.5))
+    assert found["rouge1"].about["rouge_signature"].startswith("tok:characters+words|")
+
+
+def test_bleu_of_references_without_four_words_has_no_value() -> None:
+    """sacreBLEU gives 0 to a perfect copy."""
+    found = metrics.translations(["one two", "three"], ["one two", "three"])
+    assert found["bleu"].total is None
+    assert found["bleu"].about == {"bleu_reason": "no reference has the 4 words that BLEU counts runs of: see chrf"}
+    assert found["chrf"].total == pytest.approx(100)
+    with pytest.raises(ValueError, match="without a value"):
+        metrics.paired(found["bleu"], found["bleu"], 10)
+
+
+def test_errors_of_transcripts_without_spaces_are_of_characters() -> None:
+    found = metrics.transcripts(["猫在睡觉", "雨 大"], ["猫在睡", "雨很大"])
+    assert found["character_error_rate"].total == 2 / 6
+    assert found["word_error_rate"].total is None
+    assert found["word_error_rate"].about["word_error_rate_reason"] == (
+        "Han has no spaces between words: see character_error_rate"
+    )
 
 
 def test_of_nothing() -> None:

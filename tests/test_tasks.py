@@ -4,22 +4,30 @@ import dataclasses
 import gzip
 import itertools
 import json
+import shutil
 import struct
 import wave
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from transformer.config import Config, override
+from transformer.data.batches.pairs import pair_batch
+from transformer.data.batches.tokens import Tokens, gather
 from transformer.data.sources import recordings, series
+from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.evaluation import baselines
-from transformer.evaluation.splits import evaluate, measured
+from transformer.evaluation.splits import evaluate, measured, report
+from transformer.evaluation.written import JUDGES
 from transformer.runs import load_run
-from transformer.tasks import TASKS, task_class
+from transformer.tasks import TASKS, WritingTask, task_class
+from transformer.tasks.texts import Translation
 from transformer.train import train
 from transformer.writing.lines import generate
 
@@ -166,6 +174,20 @@ def test_every_task_is_here() -> None:
     assert KINDS.keys() == TASKS.keys()
 
 
+@pytest.mark.parametrize("name", [name for name, kind in TASKS.items() if issubclass(kind, WritingTask)])
+def test_every_task_that_writes_names_the_metrics_of_its_text(name: str) -> None:
+    kind = TASKS[name]
+    assert "judged_by" in vars(kind)
+    assert kind.judged_by in JUDGES
+    assert (kind.judged_by == "nothing") == (name in ("language_model", "span_corruption"))
+
+
+def test_a_task_that_writes_and_names_no_metrics_is_none() -> None:
+    with pytest.raises(TypeError, match="Captions writes text and does not say by which metrics it is judged"):
+        type("Captions", (Translation,), {})
+    assert {kind.judged_by for kind in TASKS.values() if issubclass(kind, WritingTask)} == JUDGES.keys()
+
+
 # All lines of prompts are generated, whatever the size of the model.
 SLOW = ("prompts", "summarization", "span_corruption")
 TASKS_HERE = [pytest.param(task, marks=[pytest.mark.slow] * (task in SLOW)) for task in KINDS]
@@ -242,6 +264,101 @@ def test_statistics_are_of_examples_and_not_of_batches(
         assert "no interval of loss, perplexity, token_accuracy: fewer than 10" in capsys.readouterr().err
 
 
+def test_long_examples_are_told_and_treated_alike_in_training_and_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Counted by a loop over the texts; the key names the rule, and without it evaluation reads all pairs."""
+    limit = {"data.max_len": 4, "data.buckets": (4, 8), "data.tokenizer": "words"}
+    train(configured("translation", tmp_path / "data", steps=1, **limit), tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    trained = load_run(tmp_path / "run")
+    noted = json.loads((tmp_path / "run" / "data.json").read_text())
+    long: dict[str, list[bool]] = {}
+    for split, key in (("train", "too_long"), ("validation", "validation_too_long"), ("test", "")):
+        pairs = [(e["it"], e["en"]) for e in trained.source.split(split)]
+        lengths = [max(len(trained.tokenizer.encode(text)) + 1 for text in pair) for pair in pairs]
+        long[split] = [length > 4 for length in lengths]
+        told = {"rule": "drop", "longer": sum(long[split]), "of": len(pairs), "longest": max(lengths), "limit": 4,
+                "noun": "pairs", "unit": "tokens"}  # fmt: skip
+        assert 0 < told["longer"] < len(pairs)
+        if key:
+            assert noted[key] == told
+            said = f"{split}: {told['longer']} of {len(pairs)} pairs are longer than data.max_len=4"
+            assert sum(f"{said} (the longest has {max(lengths)} tokens): left out" in line for line in lines) == 1
+
+    def ruled(rule: str) -> Any:
+        config = override(trained.config, {"data.too_long": rule})
+        return dataclasses.replace(trained, config=config, task=task_class("translation")(config, trained.tokenizer))
+
+    written = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    (in_training,) = [line for line in written if "validation_loss" in line]
+    statistics = {rule: measured(ruled(rule), "validation") for rule in ("", "drop", "cut")}
+    found = {rule: report(ruled(rule), "validation", metrics, 0) for rule, metrics in statistics.items()}
+    assert found["drop"]["loss"] == pytest.approx(json.loads(in_training)["validation_loss"], rel=1e-5)
+    examples = list(trained.source.split("validation"))
+    sizes = [len(trained.tokenizer.encode(example["en"])) + 1 for example in examples]
+    kept = [size for size, is_long in zip(sizes, long["validation"], strict=True) if not is_long]
+    assert found[""]["tokens"] == sum(sizes)
+    assert found["drop"]["tokens"] == sum(kept)
+    assert found["cut"]["tokens"] == sum(min(size, 4) for size in sizes)
+    assert [found[rule]["too_long"]["rule"] for rule in found] == ["keep", "drop", "cut"]
+    err = capsys.readouterr().err
+    for done in ("read whole", "left out", "cut there"):
+        assert f"pairs are longer than data.max_len=4 (the longest has {max(sizes)} tokens): {done}" in err
+    for rule, count in (("", len(sizes)), ("drop", len(kept)), ("cut", len(sizes))):
+        assert {len(metric.statistics) for metric in statistics[rule].values()} == {count}
+    texts = [example["en"] for example in examples]
+    of_bytes = {rule: metrics["bits_per_byte"].statistics[:, 1].tolist() for rule, metrics in statistics.items()}
+    assert of_bytes[""] == [len(text) for text in texts]
+    assert of_bytes["drop"] == [len(t) for t, is_long in zip(texts, long["validation"], strict=True) if not is_long]
+    assert of_bytes["cut"] == [len(" ".join(text.split()[:3])) for text in texts]
+    assert len(ruled("cut").task.prompt([9] * 20)) == 4
+    assert len(ruled("").task.prompt([9] * 20)) == 21
+    with pytest.raises(UserError, match=r"of 20 pairs are longer than data.max_len=4; number \d+ has"):
+        evaluate(ruled("refuse"), "validation")
+
+
+@pytest.mark.parametrize("task", ["translation", "language_model"])
+def test_a_test_split_that_is_the_validation_split_is_told(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(task, tmp_path / "data", steps=1)
+    if task == "translation":
+        for name in ("it", "en"):
+            shutil.copy(tmp_path / "data" / f"validation.{name}", tmp_path / "data" / f"test.{name}")
+    train(config, tmp_path / "run", quiet=True)
+    trained = load_run(tmp_path / "run")
+    capsys.readouterr()
+    assert evaluate(trained, "test")["same_as"] == "validation"
+    assert "has no test part of its own: 'test' holds the examples of 'validation'" in capsys.readouterr().err
+    assert "same_as" not in evaluate(trained, "validation")
+
+
+def test_widths_of_both_sides_change_no_figure_of_a_step(tmp_path: Path) -> None:
+    """A batch whose sides have widths of their own against the same one padded to one width: losses and gradients, with
+    dropout, which depends on the position and not on the width."""
+    changes = {"model.dropout": 0.3, "model.vocab_size": 40, "model.num_layers": 2}
+    config = configured("translation", tmp_path, **changes)
+    task = task_class("translation")(config, Tokenizer.train(iter(["a b"]), 40, "words"))
+    random = np.random.default_rng(0)
+    rows, widths = 4, (17, 6)
+    sides = [[random.integers(3, 40, random.integers(1, width)).tolist() for _ in range(rows)] for width in widths]
+    params = task.init(jax.random.key(0))
+
+    def step(source: int, target: int) -> Any:
+        numbers = np.arange(rows)
+        texts, others = (gather(Tokens.of(s), numbers, w) for s, w in zip(sides, (source, target), strict=True))
+        batch = jax.tree.map(jnp.asarray, pair_batch(*texts, *others, numbers))
+
+        def loss(params: Any) -> Any:
+            return task.loss(params, batch, jnp.uint32(1), jnp.uint32(2))["loss"][0]
+
+        return jax.jit(jax.value_and_grad(loss))(params)
+
+    for a, b in zip(jax.tree.leaves(step(*widths)), jax.tree.leaves(step(32, 32)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.slow
 def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path: Path) -> None:
     written = []
@@ -269,7 +386,11 @@ def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path:
         ("image_classification", {"model.positions": "learned", "model.max_positions": 9}, "16 patches, and .*=9"),
         ("forecasting", {"model.patch_size": 17}, "patch_size=17 is longer than data.max_len=16"),
         ("forecasting", {"data.horizon": 90}, "has 100 steps to look at"),
-        ("speech_classification", {"data.max_len": 20}, "frames of 10 ms, more than data.max_len=20"),
+        ("speech_classification", {"data.max_len": 20}, r"than data.max_len=20; number \d+ has \d+ frames of 10 ms"),
+        ("image_classification", {"data.too_long": "drop"}, "says nothing of images, all of one size"),
+        ("forecasting", {"data.too_long": "refuse"}, "says nothing of windows of series, all of one size"),
+        ("language_model", {"data.too_long": "cut"}, "'cut' is not possible for texts that are read in rows"),
+        ("translation", {"data.too_long": "truncate"}, "data.too_long must be one of '', 'drop', 'cut'"),
         ("masked_language_model", {"data.name": "mnist", "data.dir": ""}, "mnist"),
     ],
 )

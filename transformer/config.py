@@ -73,8 +73,9 @@ class DataConfig:
     tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
     vocab_size: int = 8000  # most pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
-    batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length
-    buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths; the last one is at least max_len
+    too_long: str = ""  # beyond max_len, in all splits: "drop", "cut", "chunk", "refuse"; "": see batches/too_long.py
+    batch_tokens: int = 4096  # positions of a batch, padding included: rows x bucket length of the longer side
+    buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths of a side; the last one is at least max_len
     row_multiple: int = 8  # the rows of a batch are a multiple of this
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
     augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
@@ -331,6 +332,7 @@ def _check(config: Config) -> None:
         "model.cell": ("lstm", "gru"),
         "model.remat": ("none", "full", "dots"),
         "model.dtype": ("float32", "bfloat16"),
+        "data.too_long": ("", "drop", "cut", "chunk", "refuse"),
         "optimizer.schedule": ("inverse_sqrt", "cosine"),
     }
     for key, names in choices.items():

@@ -144,8 +144,9 @@ def sent(config: Config) -> list[str]:
     train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, spike))
     length, rows = longest_batch(config)
     sharding.check_rows(layout, [(rows, length)], config.mesh.accumulate)
-    targets = {"targets": jax.ShapeDtypeStruct((rows, length), np.int32)}
-    batch = jax.eval_shape(lambda: task.example(rows, length)) | targets
+    batch = jax.eval_shape(lambda: task.example(rows, length))
+    written = batch["target_inputs"].shape if "target_inputs" in batch else (rows, length)
+    batch["targets"] = jax.ShapeDtypeStruct(written, np.int32)
     compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()
     kinds: dict[str, list[float]] = {}
     for one in collectives(compiled.as_text(), layout.mesh.size):

@@ -7,6 +7,10 @@ BLEU and chrF2 (translation), ROUGE (summaries), word error rate (speech), share
 runs, --workdir=runs/a,runs/b, only the metrics of what the ensemble generates. --baselines adds simple baselines on the
 same split; --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, on the same
 draws of examples, or of rows where texts are packed. Fewer than ten give null.
+
+A metric without a value for these texts is null, and NAME_reason says why: BLEU where no tokenizer fits the script of
+the references, or none of them has four words. `too_long` says what `data.too_long` did with long examples; `same_as`,
+that the split is the validation split by another name.
 """
 
 import json
@@ -56,7 +60,7 @@ def _against(run: "Run", other: "Run", found: dict[str, "Measured"], manner: Man
     if other.config.task != run.config.task or other.source.fingerprint != run.source.fingerprint:
         raise UserError(f"--against={FLAGS.against} is a run of another task or other data: name one of the same")
     resamples, theirs = FLAGS.bootstrap or RESAMPLES, measured(other, FLAGS.split, manner)
-    shared = [name for name in found if name in theirs]  # an ensemble has no loss
+    shared = [name for name in found if name in theirs and found[name].value]  # an ensemble has no loss
     same = [name for name in shared if metrics.comparable(found[name], theirs[name])]
     if len(same) < len(shared):
         others = ", ".join(name for name in shared if name not in same)

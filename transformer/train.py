@@ -51,7 +51,7 @@ def train(
 ) -> dict[str, float]:
     """Trains a run to `config.steps` and returns its validation metrics (means, without label smoothing).
 
-    Validation pairs longer than `data.max_len` are left out, as in training; `transformer.evaluate` leaves out none.
+    Pairs longer than `data.max_len` are left out of validation, as of training, unless `data.too_long` says otherwise.
     After a signal (`training.processes.SIGNALS`) it saves and raises `errors.Stopped`. `change`: keys that may differ
     when it resumes (see `resuming`).
     """
@@ -152,6 +152,8 @@ def _train(
     with together(stop):
         if first:
             data = {"fingerprint": source.fingerprint, "facts": source.facts} | training.report
+            if validation.too_long is not None:
+                data["validation_too_long"] = validation.too_long._asdict()
             if tokenizer is not None:
                 data["tokenizer"] = tokenizer.fingerprint
                 if old is None or not (workdir / "tokenizer.json").exists():
@@ -173,6 +175,9 @@ def _train(
     resumed = f", resumed at step {start}" if start else ""
     parameters = sum(map(math.prod, shapes.values()))
     writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
+    for split, batches_of in (("train", training), ("validation", validation)):
+        if batches_of.too_long is not None:
+            writer.show(start, f"{split}: {batches_of.too_long}")
     if said:
         writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)

@@ -212,14 +212,20 @@ def _translations(trained: Any, chosen: dict[str, np.ndarray]) -> dict[str, tupl
     return found
 
 
-def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float]:
+def summary(table: np.ndarray, outputs: np.ndarray, references: np.ndarray) -> dict[str, float | None]:
     """The SUMMARY of n examples: table [n, 3] of nll, tokens and right tokens; texts [n]."""
     from transformer.evaluation.metrics import translations
 
     nll, tokens, right = table.sum(axis=0)
     texts = {name: metric.total for name, metric in translations(list(outputs), list(references)).items()}
     loss = float(nll / tokens)
-    values = (texts["exact_match"], texts["bleu"], float(right / tokens), loss, math.exp(loss))
+    values: tuple[float | None, ...] = (
+        texts["exact_match"],
+        texts["bleu"],
+        float(right / tokens),
+        loss,
+        math.exp(loss),
+    )
     return dict(zip(SUMMARY, values, strict=True))
 
 

@@ -288,6 +288,9 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(source: Source, data: Dat
         assert sorted(ids[ids >= 0].tolist()) == list(range(44))
         assert (ids < 0).sum() == 4
     assert (batches.batch(0)["example_ids"] != batches.batch(steps)["example_ids"]).any()
+    assert batches.too_long is None
+    with pytest.raises(UserError, match=r"data.too_long='cut' says nothing of images, all of one size: leave it out"):
+        make(source, "train", dataclasses.replace(data, too_long="cut"))
     assert batches.report == {"kept": 44, "dropped": 0, "fill": 44 / 48, "shapes": [(8, 35)], "steps_per_epoch": 6}
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import threading
 import time
 from pathlib import Path
@@ -55,6 +56,11 @@ def real(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
     lengths = {side: batch[f"{side}_lengths"] for side in ("input", "target") if f"{side}_lengths" in batch}
     padded = [np.arange(batch[f"{side}s"].shape[1]) < each[:, None] for side, each in lengths.items()]
     return padded + [batch[key] > 0 for key in batch if key.endswith("segments")]
+
+
+def shape_of(batch: dict[str, np.ndarray]) -> tuple[int, ...]:
+    """Rows, and the width of each side."""
+    return (*batch["inputs"].shape, batch["targets"].shape[1]) if "inputs" in batch else batch["targets"].shape
 
 
 # --- Both kinds
@@ -123,8 +129,11 @@ def test_the_report_is_what_the_batches_hold(make) -> None:
         places = [array for batch in made for array in real(batch)]
         filled = sum(int(array.sum()) for array in places) / sum(array.size for array in places)
         assert report["fill"] == pytest.approx(filled)
-        assert {batch["targets"].shape for batch in made} == set(report["shapes"])
-    evaluated = {batch["targets"].shape for batch in batches.evaluation(batches.data.max_len)}
+        assert {shape_of(batch) for batch in made} == set(report["shapes"])
+        if "fills" in report:
+            for fill, arrays in zip(report["fills"], zip(*map(real, made), strict=True), strict=True):
+                assert fill == pytest.approx(sum(a.sum() for a in arrays) / sum(a.size for a in arrays))
+    evaluated = {shape_of(batch) for batch in batches.evaluation(batches.data.max_len)}
     assert evaluated == set(batches.evaluation_shapes)
 
 
@@ -150,17 +159,17 @@ def test_rows_are_shared_evenly_or_not_at_all(make) -> None:
 
 
 def check_pair_batch(batch: dict[str, np.ndarray], sources: list[list[int]], targets: list[list[int]]) -> None:
-    width = batch["inputs"].shape[1]
+    (_, source_width), (_, width) = batch["inputs"].shape, batch["targets"].shape
     for row, example in enumerate(batch["example_ids"].tolist()):
         source = [*sources[example], EOS] if example >= 0 else []
         target = targets[example] if example >= 0 else []
         ends = [EOS] if example >= 0 else []
         begins = [BOS] if example >= 0 else []
 
-        def padded(values: list[int]) -> list[int]:
+        def padded(values: list[int], width: int = width) -> list[int]:
             return values + [0] * (width - len(values))
 
-        assert batch["inputs"][row].tolist() == padded(source)
+        assert batch["inputs"][row].tolist() == padded(source, source_width)
         assert batch["input_lengths"][row] == len(source)
         assert batch["targets"][row].tolist() == padded(target + ends)
         assert batch["target_inputs"][row].tolist() == padded(begins + target)
@@ -190,8 +199,9 @@ def test_every_pair_exactly_once_an_epoch(
         assert sorted(ids[ids >= 0].tolist()) == expected
         assert sum(bool((batch["example_ids"] < 0).any()) for batch in made) <= 1
         for batch in made:
-            rows, width = batch["inputs"].shape
-            assert width in (4, 8, 32)
+            rows, *widths = shape_of(batch)
+            assert set(widths) <= {4, 8, 32}
+            width = max(widths)
             assert rows % row_multiple == 0
             assert rows * width <= max(batch_tokens, row_multiple * width)
             check_pair_batch(batch, sources, targets)
@@ -199,7 +209,7 @@ def test_every_pair_exactly_once_an_epoch(
     made = list(batches.evaluation())
     ids = np.concatenate([batch["example_ids"] for batch in made])
     assert sorted(ids[ids >= 0].tolist()) == list(range(count))
-    widths = [batch["inputs"].shape[1] for batch in made]
+    widths = [max(shape_of(batch)[1:]) for batch in made]
     assert widths == sorted(widths)
     for batch in made:
         check_pair_batch(batch, sources, targets)
@@ -217,8 +227,131 @@ def test_long_pairs_are_evaluated_in_wider_buckets_or_as_the_caller_says() -> No
 
     assert widths(None) == {0: 4, 1: 32, 2: 32, 3: 32, 4: 64, 5: 64, 6: 96}
     assert widths(33) == {0: 4, 1: 32, 2: 32, 3: 32, 4: 64}
-    assert batches.too_long(33) == 2
+    assert batches.longer_than(33) == 2
     assert widths(1) == {}
+
+
+# Sources of 4 to 60 tokens and targets of a fifth, as summaries are; texts whose sides are alike; and the other way.
+SHORTER = {"summaries": (1, 5), "alike": (1, 1), "expansions": (5, 1)}
+WIDE = DataConfig(max_len=64, buckets=(8, 16, 32, 64), batch_tokens=256, row_multiple=4)
+
+
+def skewed(kind: str, count: int = 600) -> PairBatches:
+    lengths = np.random.default_rng(0).integers(4, 61, count)
+    sides = [[[5] * int(n) for n in lengths // part] for part in SHORTER[kind]]
+    return PairBatches({"en": Tokens.of(sides[0]), "de": Tokens.of(sides[1])}, seed=3, data=WIDE)
+
+
+@pytest.mark.parametrize("kind", SHORTER)
+def test_each_side_has_a_width_of_its_own_where_that_saves_much(kind: str) -> None:
+    batches = skewed(kind)
+    report = batches.report
+    if kind == "alike":
+        assert report["shapes"] == [(32, 8, 8), (16, 16, 16), (8, 32, 32), (4, 64, 64)], "nothing to save"
+        return
+    long, short = (0, 1) if kind == "summaries" else (1, 0)
+    shapes = [(rows, *(widths if kind == "summaries" else widths[::-1])) for rows, *widths in report["shapes"]]
+    assert shapes == [(32, 8, 8), (16, 16, 16), (8, 32, 8), (4, 64, 16)]
+    assert report["fills"][long] > 0.7
+    assert report["fills"][short] > 0.5  # 0.16 if both had the bucket of the longer
+    for number in range(2):
+        ids = np.concatenate([batch["example_ids"] for batch in epoch(batches, number)])
+        assert sorted(ids[ids >= 0].tolist()) == list(range(600))
+
+
+def test_a_few_long_targets_do_not_widen_the_others() -> None:
+    """One summary in fifty is as long as its text; without shapes of its own it would pad all others."""
+    lengths = np.random.default_rng(0).integers(33, 61, 500)
+    targets = np.where(np.arange(500) % 50, 7, lengths)
+    sides = {"en": lengths, "de": targets}
+    tokens = {name: Tokens.of([[5] * int(n) for n in each]) for name, each in sides.items()}
+    batches = PairBatches(tokens, seed=3, data=WIDE)
+    assert batches.report["shapes"] == [(4, 64, 8), (4, 64, 64)]
+    wide = [batch for batch in epoch(batches) if batch["targets"].shape[1] == 64]
+    assert sum(int((batch["example_ids"] >= 0).sum()) for batch in wide) == pytest.approx(10, abs=3)
+
+
+def test_pairs_that_fill_no_batch_move_to_one_that_holds_them() -> None:
+    """So that only the widest shapes of all have padding rows: one of each that no other holds."""
+    for kind, most in (("alike", 1), ("summaries", 1), ("expansions", 1)):
+        for number in range(3):
+            made = epoch(skewed(kind), number)
+            assert sum(bool((batch["example_ids"] < 0).any()) for batch in made) <= most
+    both = {"en": Tokens.of([[5] * 60] * 41 + [[5] * 3] * 41), "de": Tokens.of([[5] * 3] * 41 + [[5] * 60] * 41)}
+    batches = PairBatches(both, seed=0, data=WIDE)
+    assert batches.report["shapes"] == [(4, 8, 64), (4, 64, 8)]
+    assert sum(bool((batch["example_ids"] < 0).any()) for batch in epoch(batches)) == 2
+
+
+# --- Too long
+
+LONG = [3, 19, 20, 31, 70]  # with EOS, the last three are beyond 20
+
+
+def of_lengths(too_long: str) -> PairBatches:
+    tokens = {"en": Tokens.of([range(5, 5 + n) for n in LONG]), "de": Tokens.of([[6] * 2] * 4 + [[7] * 25])}
+    return PairBatches(tokens, seed=0, data=dataclasses.replace(PAIRS, too_long=too_long))
+
+
+@pytest.mark.parametrize(
+    ("rule", "trained", "evaluated"),
+    [("", [0, 1], [0, 1, 2, 3, 4]), ("drop", [0, 1], [0, 1]), ("cut", [0, 1, 2, 3, 4], [0, 1, 2, 3, 4])],
+)
+def test_what_is_done_with_long_pairs(rule: str, trained: list[int], evaluated: list[int]) -> None:
+    batches = of_lengths(rule)
+    found = batches.too_long
+    assert (found.rule, found.longer, found.of, found.longest, found.limit) == (rule or "drop", 3, 5, 71, 20)
+    assert batches.report["too_long"] == found._asdict()
+    assert (batches.report["kept"], batches.report["dropped"]) == (len(trained), 5 - len(trained))
+    assert batches.evaluated.tolist() == evaluated
+    for made, expected in ((epoch(batches), trained), (list(batches.evaluation()), evaluated)):
+        rows = {int(i): (b, n) for b in made for n, i in enumerate(b["example_ids"]) if i >= 0}
+        assert sorted(rows) == expected
+        for example, (batch, row) in rows.items():
+            source = [*range(5, 5 + LONG[example])]
+            target = [7] * 25 if example == 4 else [6] * 2
+            if rule == "cut":
+                source, target = source[:19], target[:19]
+            lengths = int(batch["input_lengths"][row]), int(batch["target_lengths"][row])
+            assert batch["inputs"][row, : lengths[0]].tolist() == [*source, EOS]
+            assert batch["targets"][row, : lengths[1]].tolist() == [*target, EOS]
+            assert batch["target_inputs"][row, : lengths[1]].tolist() == [BOS, *target]
+
+
+def test_long_pairs_are_told_or_refused() -> None:
+    assert str(of_lengths("").too_long) == (
+        "3 of 5 pairs are longer than data.max_len=20 (the longest has 71 tokens): left out"
+    )
+    assert str(pairs(9, 5).too_long) == "none of 9 pairs is longer than data.max_len=20 (the longest has 6 tokens)"
+    with pytest.raises(
+        UserError, match=r"^3 of 5 pairs .* number 5 has 71 tokens: .* data.too_long to 'drop' or 'cut'"
+    ):
+        of_lengths("refuse")
+    with pytest.raises(UserError, match=r"^data.too_long='chunk' is not possible for pairs: choose 'drop' or 'cut' or"):
+        of_lengths("chunk")
+
+
+@pytest.mark.parametrize("rule", ["", "chunk", "cut", "drop", "refuse"])
+def test_what_is_done_with_long_documents(rule: str) -> None:
+    documents = [[*range(5, 5 + n)] for n in (4, 9, 10, 0, 25)]  # with BOS, 10 tokens fill a row of 11
+    data = dataclasses.replace(PACKED, too_long=rule)
+    if rule == "refuse":
+        with pytest.raises(UserError, match=r"^1 of 5 documents are longer than data.max_len=11; number 5 has 26 tok"):
+            PackedBatches({"text": Tokens.of(documents)}, seed=0, data=data)
+        return
+    batches = PackedBatches({"text": Tokens.of(documents)}, seed=0, data=data)
+    found = batches.too_long
+    assert (found.rule, found.longer, found.of, found.longest) == (rule or "chunk", 1, 5, 26)
+    expected = chunks([document for document in documents if document], 11)
+    if rule == "cut":
+        assert batches.cut_to == 11
+        expected = [each for each in expected if each[0][0] == BOS]
+    elif rule == "drop":
+        expected = chunks(documents[:3], 11)
+    assert batches.evaluated.tolist() == ([0, 1, 2] if rule == "drop" else [0, 1, 2, 4])
+    assert batches.report["dropped"] == (rule == "drop")
+    for made in (epoch(batches), list(batches.evaluation())):
+        assert sorted(found for batch in made for found in sequences(batch)) == sorted(expected)
 
 
 def test_epochs_are_shuffled_within_and_between_buckets() -> None:

@@ -427,11 +427,42 @@ def test_recordings_that_are_too_long(source: Source, data: DataConfig) -> None:
     longest = max(len(example["audio"]) for example in source.split("train"))
     frames = int(np.ceil((longest - 200) / 80)) + 1
     short = dataclasses.replace(data, max_len=frames - 1)
-    with pytest.raises(UserError, match=rf"Recording \d+ of fsdd, split 'train', has {frames} frames of 10 ms, more"):
+    with pytest.raises(UserError, match=rf"1 of 18 recordings of 'train' .* number \d+ has {frames} frames of 10 ms"):
         classes(source, "train", short)
     # Where it just fits, what augmentation adds at the end is cut off.
     batches = classes(source, "train", dataclasses.replace(data, max_len=frames, buckets=(frames,), augment=True))
     assert {batch.shape[1] for batch in (batches.batch(step)["inputs"] for step in range(4))} == {frames}
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("rule", ["drop", "cut"])
+def test_recordings_that_are_left_out_or_cut(source: Source, data: DataConfig, rule: str, augment: bool) -> None:
+    whole = classes(source, "train", data)
+    lengths = [int(n) for b in whole.evaluation() for n in b["input_lengths"][b["example_ids"] >= 0]]
+    limit = sorted(lengths)[-4]
+    batches = classes(source, "train", dataclasses.replace(data, max_len=limit, too_long=rule, augment=augment))
+    longer = sum(length > limit for length in lengths)
+    assert 0 < longer < len(lengths)
+    assert batches.too_long[:5] == (rule, longer, len(lengths), max(lengths), limit)
+    kept = len(lengths) - longer * (rule == "drop")
+    assert (batches.report["kept"], batches.report["dropped"]) == (kept, len(lengths) - kept)
+    steps = range(batches.steps_per_epoch)
+    for made in ([batches.batch(step) for step in steps], list(batches.evaluation())):
+        rows = [(b, n) for b in made for n in np.flatnonzero(b["example_ids"] >= 0)]
+        assert sorted(int(b["example_ids"][n]) for b, n in rows) == batches.evaluated.tolist()
+        assert len(rows) == kept
+        assert max(int(b["input_lengths"][n]) for b, n in rows) == limit
+        if not augment:
+            for batch, row in rows:
+                real = batch["inputs"][row, : batch["input_lengths"][row]]
+                assert (abs(real.mean()), real.std()) == pytest.approx((0, 1), abs=1e-5)
+
+
+def test_a_recording_with_a_text_cannot_be_cut(source: Source, data: DataConfig) -> None:
+    with pytest.raises(
+        UserError, match=r"data.too_long='cut' is not possible for recordings of 'test': choose 'refuse'"
+    ):
+        texts(source, "test", dataclasses.replace(data, too_long="cut"))
 
 
 def test_a_class_that_train_has_never_seen(tmp_path: Path, folder: Path, cache: Path) -> None:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer.config import DataConfig
+from transformer import describe
+from transformer.config import Config, DataConfig, ModelConfig
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
-from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed
+from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed, span_widths
 from transformer.data.batches.labelled import LabelledBatches
 from transformer.data.batches.tokens import Tokens, read_labels
 from transformer.data.sources import load_source
@@ -112,7 +113,8 @@ def test_the_report_is_what_the_batches_hold(make) -> None:
         places = [array for batch in made for array in real(batch)]
         filled = sum(int(array.sum()) for array in places) / sum(array.size for array in places)
         assert report["fill"] == pytest.approx(filled)
-        assert {array.shape for array in places} == set(report["shapes"])
+        sides = [zip(*(array.shape for array in real(batch)), strict=True) for batch in made]
+        assert {(rows[0], *widths) for rows, widths in sides} == set(report["shapes"])
 
 
 # --- Labelled
@@ -132,6 +134,61 @@ def test_every_text_exactly_once_with_its_class_and_cut_where_it_is_too_long() -
                 seen.append(example)
         assert sorted(i for i in seen if i >= 0) == list(range(83))
     assert max(map(len, expected)) > 40
+    long = sum(len(text) > 21 for text in expected)
+    assert batches.too_long[:4] == ("cut", long, 83, max(map(len, expected)) + 2)
+    assert batches.report["dropped"] == 0
+
+
+def test_texts_with_classes_are_left_out_or_refused_where_they_are_too_long() -> None:
+    short = [i for i, text in enumerate(texts()) if len(text) <= 21]
+    batches = labelled(dataclasses.replace(DATA, too_long="drop"))
+    assert (batches.report["kept"], batches.report["dropped"]) == (len(short), 83 - len(short))
+    assert batches.evaluated.tolist() == short
+    for made in (epoch(batches), list(batches.evaluation())):
+        assert sorted(i for batch in made for i in batch["example_ids"].tolist() if i >= 0) == short
+    with pytest.raises(
+        UserError, match=rf"^{83 - len(short)} of 83 texts with classes are longer than data.max_len=23"
+    ):
+        labelled(dataclasses.replace(DATA, too_long="refuse"))
+    with pytest.raises(UserError, match=r"^data.too_long='chunk' is not possible for texts with classes"):
+        labelled(dataclasses.replace(DATA, too_long="chunk"))
+
+
+@pytest.mark.parametrize("make", [masked, spans])
+def test_long_documents_are_chunked_cut_left_out_or_refused(make) -> None:
+    """Of masked texts every token is a target; of spans both sides together are the text."""
+
+    def read(batches: Batches) -> list[int]:
+        if make is masked:
+            return [i for b in batches.evaluation() for text in documents_of(b) for i in text if i not in (BOS, EOS)]
+        return [i for b in batches.evaluation() for _, *both in sides(b) for i in reassembled(*both)[0]]
+
+    fits = 21 if make is masked else 25  # tokens of a row of 23; of spans, 4 are hidden by one piece
+    documents = texts()
+    for rule, expected in {
+        "": [i for text in documents for i in text],
+        "chunk": [i for text in documents for i in text],
+        "cut": [i for text in documents for i in text[: 22 if make is masked and len(text) > 21 else fits]],
+        "drop": [i for text in documents if len(text) <= fits for i in text],
+    }.items():
+        batches = make(dataclasses.replace(DATA, too_long=rule))
+        assert sorted(read(batches)) == sorted(expected), rule
+        assert batches.too_long.rule == (rule or "chunk")
+        assert batches.too_long.longer == sum(len(text) > fits for text in documents)
+        assert batches.too_long.of == 83
+        dropped = rule == "drop"
+        assert batches.evaluated.tolist() == [
+            i for i, t in enumerate(documents) if t and not (dropped and len(t) > fits)
+        ]
+    with pytest.raises(UserError, match=r"of 83 documents are longer than data.max_len=23; number \d+ has"):
+        make(dataclasses.replace(DATA, too_long="refuse"))
+
+
+@pytest.mark.parametrize("rule", ["drop", "cut", "refuse"])
+def test_one_long_text_is_read_in_rows_or_not_at_all(rule: str) -> None:
+    assert contiguous(dataclasses.replace(DATA, too_long="chunk")).too_long == contiguous().too_long
+    with pytest.raises(UserError, match=rf"^data.too_long='{rule}' is not possible for texts .* choose 'chunk'"):
+        contiguous(dataclasses.replace(DATA, too_long=rule))
 
 
 def test_labels_of_the_wrong_length() -> None:
@@ -299,6 +356,21 @@ def test_spans_lie_anywhere() -> None:
     assert counts.sum() == 800  # one span of two in each
     # A span begins at each of nine places equally often: the outer tokens are in one of them, the others in two.
     assert (abs(counts - np.array([1, 2, 2, 2, 2, 2, 2, 2, 2, 1]) * 400 / 9) < 4 * 9.4).all()
+
+
+def test_targets_of_spans_are_as_wide_as_the_longest_of_them() -> None:
+    """By hand: 114 tokens of a full chunk of T5, 77 in inputs of 512 and 26 hole pieces, with EOS; not 512."""
+    data = DataConfig(max_len=512, buckets=(512,))
+    assert span_widths(data) == [(512, 120)]
+    holer = Tokenizer.train(iter([]), 400, "bytes", holes(holes_needed(data)))
+    batches = SpanBatches({"text": Tokens.of([[50] * 5000])}, seed=0, data=data, tokenizer=holer)
+    (batch, *_), report = epoch(batches), batches.report
+    assert (batch["inputs"].shape[1], batch["targets"].shape[1]) == report["shapes"][0][1:] == (512, 120)
+    assert int(batch["target_lengths"].max()) == 114
+    config = Config(task="span_corruption", data=data, model=ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1))
+    assert {name: array.shape for name, array in describe.task_of(config).example(2, 512).items()} == {
+        "inputs": (2, 512), "input_lengths": (2,), "target_inputs": (2, 120), "target_lengths": (2,),
+    }  # fmt: skip
 
 
 def test_spans_change_with_the_epoch() -> None:

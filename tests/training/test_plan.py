@@ -3,6 +3,7 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, MESHES, Made, on, tiny
@@ -10,7 +11,7 @@ from transformer import describe
 from transformer.config import Config, load_file, override
 from transformer.errors import UserError
 from transformer.training.collectives import collectives
-from transformer.training.plan import ACCELERATORS, Accelerator, longest_batch, make_plan, step_flops
+from transformer.training.plan import ACCELERATORS, Accelerator, batch_flops, longest_batch, make_plan, step_flops
 from transformer.training.sharding import Layout, make_layout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,6 +38,23 @@ def test_flops_of_gpt2_are_those_that_nanogpt_counts(gpt2: Config, gpt2_shapes: 
     windowed = override(gpt2, {"model.attention": ["window:63"]})
     attention = 2 * 12 * 128 * 12 * 1024
     assert step_flops(windowed, gpt2_shapes, 1, 1024) == 3 * (291_648_307_200 - attention * (1024 - 127))
+
+
+def test_flops_of_sides_of_different_lengths_by_hand() -> None:
+    """The encoder, and keys and values of cross-attention, are computed for the source; all others for the target."""
+    width, inner, vocabulary = 16, 32, 50
+    small = {"num_layers": 3, "d_model": width, "d_ff": inner, "num_heads": 4, "vocab_size": vocabulary}
+    config = override(Config(), {f"model.{key}": value for key, value in small.items()})
+    shapes, rows, source, target = describe.shapes(config), 5, 7, 11
+    attention, feed = 4 * width**2, 2 * width * inner
+    encoder = source * 2 * (attention + feed) + source * source * 2 * 2 * width
+    decoder = target * 2 * (attention + feed) + target * target * 2 * 2 * width
+    cross = 2 * 2 * width**2 * (source + target) + target * source * 2 * 2 * width
+    expected = 3 * rows * (3 * (encoder + decoder + cross) + target * 2 * vocabulary * width)
+    assert step_flops(config, shapes, rows, target, source) == expected
+    batch = {"inputs": np.zeros((rows, source)), "targets": np.zeros((rows, target))}
+    assert batch_flops(config, shapes, batch) == expected
+    assert step_flops(config, shapes, rows, target) == step_flops(config, shapes, rows, target, target)
 
 
 def test_a_plan_by_hand(gpt2: Config, gpt2_shapes: dict[str, tuple[int, ...]]) -> None:

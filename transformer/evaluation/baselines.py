@@ -8,7 +8,7 @@ import numpy as np
 from transformer import tasks
 from transformer.data.builtin.leads import first_sentence
 from transformer.evaluation.metrics import summaries, translations
-from transformer.evaluation.splits import references
+from transformer.evaluation.written import examples_of, references
 from transformer.tasks.trained import Trained
 
 
@@ -31,21 +31,21 @@ def baselines(trained: Trained, split: str) -> dict[str, Any]:
 def _summaries(trained: Trained, split: str) -> dict[str, Any]:
     """The first sentence, and the whole text."""
     source, target = trained.source.pair(trained.config.data)
-    examples = list(trained.source.split(split))
+    examples = examples_of(trained, split)
     truths = [references(example, target) for example in examples]
     texts = [example[source] for example in examples]
     lead = [first_sentence(text) for text in texts]
     return {name: _totals(summaries(own, truths)) for name, own in (("lead sentence", lead), ("copy", texts))}
 
 
-def _totals(found: dict[str, Any]) -> dict[str, float]:
+def _totals(found: dict[str, Any]) -> dict[str, float | None]:
     return {name: metric.total for name, metric in found.items()}
 
 
 def _translations(trained: Trained, split: str) -> dict[str, Any]:
     """The unchanged source."""
     source, target = trained.source.pair(trained.config.data)
-    examples = list(trained.source.split(split))
+    examples = examples_of(trained, split)
     return {"copy": _totals(translations([e[source] for e in examples], [e[target] for e in examples]))}
 
 
@@ -84,7 +84,9 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
         }
 
         def read(part: str) -> tuple[Any, np.ndarray]:
-            return [example[field] for example in source.split(part)], read_labels(source, part, trained.config.data)
+            numbers = task.batches(source, part).evaluated
+            texts = [example[field] for example in source.split(part).many(numbers.tolist())]
+            return texts, read_labels(source, part, trained.config.data)[numbers]
 
     else:
         speech = isinstance(task, tasks.SpeechClassification)

@@ -1,27 +1,31 @@
 """Metrics of outputs against references, as functions of sums over examples, and their intervals by the bootstrap
 (Koehn 2004, "Statistical significance tests for machine translation evaluation")."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from transformer.evaluation.scripts import bleu_tokenizer, has_spaces, script_of, words
 
 LEVEL = 0.95  # of every interval
 MIN_UNITS = 10  # fewest examples to draw from: with fewer, intervals are too narrow
 
 
 class Measured(NamedTuple):
-    """A metric over n examples: their statistics [n, k] are summed, and `value(sums [k])` is the metric. `units` [n]
-    identifies the examples, where they are not simply all of a split in order."""
+    """A metric over n examples: their statistics [n, k] are summed, and `value(sums [k])` is the metric, None where it
+    has no value for these examples. `units` [n] identifies the examples, where they are not simply all of a split in
+    order. `about` is recorded beside the metric: how it was computed, or why it has no value."""
 
     statistics: np.ndarray
-    value: Callable[[np.ndarray], float]
+    value: Callable[[np.ndarray], float] | None
     units: np.ndarray | None = None
+    about: Mapping[str, str] = {}
 
     @property
-    def total(self) -> float:
+    def total(self) -> float | None:
         """The metric over all examples."""
-        return float(self.value(self.statistics.sum(axis=0)))
+        return None if self.value is None else float(self.value(self.statistics.sum(axis=0)))
 
 
 class Difference(NamedTuple):
@@ -67,6 +71,8 @@ def in_blocks(found: dict[str, Measured], size: int) -> dict[str, Measured]:
 
 def comparable(a: Measured, b: Measured) -> bool:
     """Whether the statistics are of the same examples: losses are not if the tokens or the rows differ."""
+    if a.value is None or b.value is None or a.about != b.about:
+        return False
     if a.statistics.shape != b.statistics.shape:
         return False
     if a.units is not None and b.units is not None and (a.units != b.units).any():
@@ -76,8 +82,8 @@ def comparable(a: Measured, b: Measured) -> bool:
 
 def bootstrap(measured: Measured, resamples: int, seed: int = 0) -> tuple[float, float] | None:
     """The interval of a metric: percentiles of its values on `resamples` draws of n examples, with replacement; None
-    for fewer than MIN_UNITS."""
-    if len(measured.statistics) < MIN_UNITS:
+    for fewer than MIN_UNITS, or where the metric has no value."""
+    if measured.value is None or len(measured.statistics) < MIN_UNITS:
         return None
     values = [measured.value(measured.statistics[drawn].sum(axis=0)) for drawn in _draws(measured, resamples, seed)]
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -90,6 +96,8 @@ def paired(a: Measured, b: Measured, resamples: int, seed: int = 0) -> Differenc
     from 0."""
     if len(a.statistics) != len(b.statistics):
         raise ValueError(f"{len(a.statistics)} examples against {len(b.statistics)}: a pair is of the same ones")
+    if a.value is None or b.value is None or a.total is None or b.total is None:
+        raise ValueError("a metric without a value is compared with nothing")
     real = a.total - b.total
     if len(a.statistics) < MIN_UNITS:
         return Difference(real, None, None, None)
@@ -108,58 +116,105 @@ def _draws(measured: Measured, resamples: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
 
+def undefined(count: int, name: str, reason: str) -> Measured:
+    """A metric without a value for `count` examples, and the reason."""
+    return Measured(np.zeros((count, 1)), None, about={f"{name}_reason": reason})
+
+
 def translations(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """Exact match, BLEU and chrF2 as sacreBLEU computes them (13a, cased, on plain text)."""
-    exact = [output.strip() == reference.strip() for output, reference in zip(outputs, references, strict=True)]
-    return {"exact_match": mean(exact)} | {
-        name: _corpus_metric(scorer, outputs, references) for name, scorer in _sacrebleu().items()
-    }
-
-
-def signatures() -> dict[str, str]:
-    """sacreBLEU's signatures of BLEU and chrF2, for reproduction."""
-    return {f"{name}_signature": str(scorer.get_signature()) for name, scorer in _sacrebleu(told=True).items()}
-
-
-def _sacrebleu(told: bool = False) -> dict[str, Any]:
+    """Exact match, BLEU and chrF2 as sacreBLEU computes them (cased, on plain text), with its signatures. The script of
+    the references chooses BLEU's tokenizer, 13a unless words have no spaces between them."""
     import sacrebleu
 
-    scorers = {"bleu": sacrebleu.BLEU(), "chrf": sacrebleu.CHRF()}
-    if told:  # a signature needs the number of references, known only after a score
-        for scorer in scorers.values():
-            scorer.corpus_score(["a"], [["a"]])
-    return scorers
+    exact = [output.strip() == reference.strip() for output, reference in zip(outputs, references, strict=True)]
+    chrf = _corpus_metric("chrf", sacrebleu.CHRF(), outputs, references)
+    return {"exact_match": mean(exact), "bleu": _bleu(outputs, references), "chrf": chrf}
 
 
-def _corpus_metric(scorer: Any, outputs: Sequence[str], references: Sequence[str]) -> Measured:
+def _bleu(outputs: Sequence[str], references: Sequence[str]) -> Measured:
+    """BLEU; without a value where no tokenizer fits, or no reference is long enough: even a copy would have 0."""
+    import sacrebleu
+
+    script = script_of(references)
+    tokenizer = bleu_tokenizer(script)
+    if tokenizer is None:
+        reason = f"{script} has no spaces between words, and no tokenizer of sacreBLEU for it is here: see chrf"
+        return undefined(len(outputs), "bleu", reason)
+    scorer = sacrebleu.BLEU(tokenize=tokenizer)
+    order = scorer.max_ngram_order
+    if not any(len(scorer._preprocess_segment(reference).split()) >= order for reference in references):
+        reason = f"no reference has the {order} words that BLEU counts runs of: see chrf"
+        return undefined(len(outputs), "bleu", reason)
+    return _corpus_metric("bleu", scorer, outputs, references)
+
+
+def _corpus_metric(name: str, scorer: Any, outputs: Sequence[str], references: Sequence[str]) -> Measured:
     """A metric of sacreBLEU, from the counts that it sums."""
     counts = np.asarray(scorer._extract_corpus_statistics(list(outputs), [list(references)]), np.float64)
-    return Measured(counts, lambda sums: scorer._compute_score_from_stats([int(count) for count in sums]).score)
+    return Measured(
+        counts,
+        lambda sums: scorer._compute_score_from_stats([int(count) for count in sums]).score,
+        about={f"{name}_signature": str(scorer.get_signature())},
+    )
 
 
 def summaries(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Measured]:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`, stemmed), in percent; the best of several references
-    counts, as in the SciTLDR paper."""
+    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L (`rouge-score`), in percent; the best of several references counts, as in
+    the SciTLDR paper.
+
+    `rouge-score` drops all but a to z and digits. So references in Latin script are scored by its own tokenizer,
+    stemmed; others by their words, or by their characters where words have no spaces between them.
+    """
+    from importlib.metadata import version
+
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import Tokenizer
+
+    class Words(Tokenizer):
+        def tokenize(self, text: str) -> list[str]:
+            return words(text)
 
     kinds = ["rouge1", "rouge2", "rougeL"]
-    scorer = RougeScorer(kinds, use_stemmer=True)
-    rows = [scorer.score_multi(targets, text) for targets, text in zip(references, outputs, strict=True)]
-    return {kind: mean([row[kind].fmeasure for row in rows], 100) for kind in kinds}
+    scorers = {True: RougeScorer(kinds, use_stemmer=True), False: RougeScorer(kinds, tokenizer=Words())}
+    scripts = [script_of(targets) for targets in references]
+    rows = [
+        scorers[script in ("Latin", "")].score_multi(targets, text)
+        for targets, text, script in zip(references, outputs, scripts, strict=True)
+    ]
+    used = {
+        "latin-stemmed" if script in ("Latin", "") else "words" if has_spaces(script) else "characters"
+        for script in scripts
+    }
+    about = {"rouge_signature": f"tok:{'+'.join(sorted(used))}|version:rouge-score {version('rouge-score')}"}
+    return {kind: mean([row[kind].fmeasure for row in rows], 100)._replace(about=about) for kind in kinds}
 
 
 def transcripts(outputs: Sequence[str], references: Sequence[str]) -> dict[str, Measured]:
-    """Word error rate (errors over the words of all references), and the share of exact transcripts."""
-    errors = [word_errors(output, reference) for output, reference in zip(outputs, references, strict=True)]
+    """Word error rate (errors over the words of all references), and the share of exact transcripts. Where words have
+    no spaces between them, the character error rate in place of the first."""
     exact = [output == reference for output, reference in zip(outputs, references, strict=True)]
-    return {"word_error_rate": ratio(errors, [len(r.split()) for r in references]), "exact_match": mean(exact)}
+    script = script_of(references)
+    split, name = (str.split, "word_error_rate") if has_spaces(script) else (_characters, "character_error_rate")
+    errors = [_errors(split(output), split(reference)) for output, reference in zip(outputs, references, strict=True)]
+    found = {name: ratio(errors, [len(split(r)) for r in references]), "exact_match": mean(exact)}
+    if name == "character_error_rate":
+        reason = f"{script} has no spaces between words: see character_error_rate"
+        found["word_error_rate"] = undefined(len(outputs), "word_error_rate", reason)
+    return found
+
+
+def _characters(text: str) -> list[str]:
+    return list("".join(text.split()))
 
 
 def word_errors(output: str, reference: str) -> int:
     """Fewest words to replace, insert or delete in the output to get the reference (Levenshtein 1966)."""
-    target = reference.split()
+    return _errors(output.split(), reference.split())
+
+
+def _errors(output: Sequence[str], target: Sequence[str]) -> int:
     row = list(range(len(target) + 1))
-    for i, word in enumerate(output.split(), start=1):
+    for i, word in enumerate(output, start=1):
         before, row[0] = row[0], i
         for j, other in enumerate(target, start=1):
             before, row[j] = row[j], min(before + (word != other), row[j] + 1, row[j - 1] + 1)
@@ -177,13 +232,13 @@ def answers(outputs: Sequence[str], references: Sequence[str], kinds: Sequence[s
 
 
 def classes(right: np.ndarray, guessed: np.ndarray, count: int) -> dict[str, Measured]:
-    """Accuracy, and macro F1: the mean over `count` classes of 2 TP / (2 TP + FP + FN), 1 for a class that never occurs
-    and is never predicted. `right` and `guessed` are class indices [n]."""
+    """Accuracy, and macro F1: the mean of 2 TP / (2 TP + FP + FN) over those of `count` classes that occur among the
+    labels or the guesses. `right` and `guessed` are class indices [n]."""
     of, said = (np.eye(count)[labels] for labels in (right, guessed))
 
     def macro_f1(sums: np.ndarray) -> float:
         hits, either = sums[:count], sums[count:]
-        return float(np.where(either > 0, 2 * hits / np.where(either > 0, either, 1), 1.0).mean())
+        return float(np.mean(2 * hits[either > 0] / either[either > 0])) if either.any() else 0.0
 
     statistics = np.concatenate([of * said, of + said], axis=1)
     return {"accuracy": mean(right == guessed), "macro_f1": Measured(statistics, macro_f1)}

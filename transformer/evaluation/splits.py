@@ -10,14 +10,16 @@ import jax
 import numpy as np
 
 from transformer.data.batches.base import Batch
+from transformer.data.sources.source import Source
 from transformer.errors import UserError
 from transformer.evaluation import metrics
 from transformer.evaluation.metrics import Measured
+from transformer.evaluation.scripts import has_spaces, script_of
+from transformer.evaluation.written import written_metrics
 from transformer.tasks import Classification, Forecasting, LanguageModel, SpanCorruption, TokenTask, Translation
 from transformer.tasks.trained import Trained
 from transformer.training import step
 from transformer.training.sharding import make_layout
-from transformer.writing.lines import generate, transcribe
 from transformer.writing.manner import GREEDY, Manner
 
 BLOCK = 2  # horizons of a bootstrap block: windows less than one horizon apart forecast some of the same values
@@ -34,7 +36,9 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     if not len(trained.source.split(split)):
         raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
     batches = task.batches(trained.source, split)
-    if task.limit is not None and (long := batches.too_long(task.limit)):
+    if not len(batches.evaluated):
+        raise UserError(f"no example of {split!r} fits into data.max_len: name another --split, or train with a larger")
+    if task.limit is not None and (long := batches.longer_than(task.limit)):
         raise UserError(
             f"{long} examples of {split!r} are longer than the {task.limit} positions of the learned table: train "
             "with a larger model.max_positions, or evaluate another --split"
@@ -62,21 +66,24 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     }
     found = metrics.in_order(found, units)
     of_text = isinstance(task, LanguageModel | Translation) and not isinstance(task, SpanCorruption)
-    return found | _by_size(found["loss"], *text_sizes(trained, split)) if of_text else found
+    return found | _by_size(found["loss"], batches.evaluated, evaluated_texts(trained, split)) if of_text else found
 
 
-def _by_size(loss: Measured, sizes: np.ndarray, words: np.ndarray) -> dict[str, Measured]:
+def _by_size(loss: Measured, numbers: np.ndarray, texts: list[str]) -> dict[str, Measured]:
     """Bits per byte and perplexity per word: for examples, by their own sizes; for rows, which hold parts of texts, by
-    those of the whole split, divided in proportion to tokens."""
+    those of the whole split, divided in proportion to tokens. `texts` are those of the examples `numbers`."""
     assert loss.units is not None, "they were put in order"
+    sizes, words = _sizes(texts)
     (nll, tokens), units = loss.statistics.T, loss.units >> 32
-    if not np.array_equal(units, np.arange(len(sizes))):
+    if not np.array_equal(units, numbers):
         units = loss.units
         sizes, words = (tokens * (each.sum() / tokens.sum()) for each in (sizes, words))
-    return {
-        "bits_per_byte": metrics.ratio(nll, sizes, lambda x: x / math.log(2))._replace(units=units),
-        "word_perplexity": metrics.ratio(nll, words, _perplexity)._replace(units=units),
-    }
+    found = {"bits_per_byte": metrics.ratio(nll, sizes, lambda x: x / math.log(2))._replace(units=units)}
+    script = script_of(texts)
+    if has_spaces(script):
+        return found | {"word_perplexity": metrics.ratio(nll, words, _perplexity)._replace(units=units)}
+    reason = f"{script} has no spaces between words: see bits_per_byte"
+    return found | {"word_perplexity": metrics.undefined(len(nll), "word_perplexity", reason)._replace(units=units)}
 
 
 def _units(task: Any, batch: Batch) -> np.ndarray:
@@ -97,9 +104,25 @@ def _perplexity(nats: float) -> float:
 def text_sizes(trained: Trained, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Bytes of UTF-8, and words between white space, of each text: units that do not depend on the tokenizer. The loss
     of EOS counts, but adds no bytes or words."""
-    field = trained.source.field(trained.config.data.target)
-    texts = [example[field] for example in trained.source.split(split)]
+    return _sizes(evaluated_texts(trained, split))
+
+
+def _sizes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([len(text.encode()) for text in texts]), np.array([len(text.split()) for text in texts])
+
+
+def evaluated_texts(trained: Trained, split: str) -> list[str]:
+    """The texts whose loss is evaluated: without those that `data.too_long` leaves out, and cut where it cuts."""
+    batches = trained.task.batches(trained.source, split)
+    field = trained.source.field(trained.config.data.target)
+    texts = [example[field] for example in trained.source.split(split).many(batches.evaluated.tolist())]
+    if batches.cut_to is None:
+        return texts
+    tokens = trained.tokenizer.encode_batch(texts)
+    return [
+        trained.tokenizer.decode(ids[: batches.cut_to]) if len(ids) > batches.cut_to else text
+        for text, ids in zip(texts, tokens, strict=True)
+    ]
 
 
 def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
@@ -113,31 +136,6 @@ def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     count = trained.task.model_config.num_classes
     found = metrics.classes(np.concatenate(labels), np.concatenate(guesses), count)
     return metrics.in_order(found, np.concatenate(numbers))
-
-
-def written_metrics(trained: Trained, split: str, manner: Manner = GREEDY) -> dict[str, Measured]:
-    """The metrics of generated outputs; empty for tasks that generate none."""
-    source, data, task = trained.source, trained.config.data, trained.config.task
-    if task not in ("translation", "summarization", "speech_recognition", "prompts"):
-        return {}
-    examples = list(source.split(split))
-    if task == "speech_recognition":
-        truths = [example[source.field(data.target)] for example in examples]
-        return metrics.transcripts(transcribe(trained, split, manner), truths)
-    if task == "prompts":
-        outputs = generate(trained, [example["prompt"] for example in examples], manner)
-        kinds = ["sums" if "+" in e["prompt"] else "words" for e in examples]
-        return metrics.answers(outputs, [e["answer"] for e in examples], kinds)
-    text, target = source.pair(data)
-    outputs = generate(trained, [example[text] for example in examples], manner)
-    if task == "translation":
-        return metrics.translations(outputs, [example[target] for example in examples])
-    return metrics.summaries(outputs, [references(example, target) for example in examples])
-
-
-def references(example: dict[str, Any], target: str) -> list[str]:
-    """All reference summaries of an example; some datasets have several, one per line."""
-    return example["references"].splitlines() if "references" in example else [example[target]]
 
 
 def measured(trained: Trained, split: str = "test", manner: Manner = GREEDY) -> dict[str, Measured]:
@@ -167,13 +165,41 @@ def report(trained: Trained, split: str, found: dict[str, Measured], resamples: 
     if "loss" in found:
         counted = "tokens" if isinstance(trained.task, TokenTask) else "examples"
         told[counted] = int(found["loss"].statistics[:, 1].sum())
-    if "bleu" in found:
-        told |= metrics.signatures()
+    for metric in found.values():
+        told |= metric.about
+    told |= _told_of(trained, split)
     if resamples:
         told["intervals"] = {name: metrics.bootstrap(metric, resamples) for name, metric in found.items()}
-        few = [name for name, metric in found.items() if len(metric.statistics) < metrics.MIN_UNITS]
+        few = [name for name, metric in found.items() if metric.value and len(metric.statistics) < metrics.MIN_UNITS]
         if few:
             names = ", ".join(few)
             why = f"fewer than {metrics.MIN_UNITS} examples, rows or blocks to draw from"
             print(f"no interval of {names}: {why}", file=sys.stderr, flush=True)
     return told
+
+
+def _told_of(trained: Trained, split: str) -> dict[str, Any]:
+    """What a reader of a split's figures has to know, also printed: `too_long`, where examples are too long, and
+    `same_as`, where the split is the one that the checkpoint and the settings were chosen on."""
+    told: dict[str, Any] = {}
+    batches = trained.task.batches(trained.source, split)
+    long = batches.too_long
+    if long is not None and long.longer:
+        if len(batches.evaluated) == long.of:  # training leaves them out, and this does not
+            long = long._replace(rule="keep" if long.rule == "drop" else long.rule)
+        told["too_long"] = long._asdict()
+        print(f"{split}: {long}", file=sys.stderr, flush=True)
+    if split == "test" and "validation" in trained.source.splits and _same(trained.source, split, "validation"):
+        told["same_as"] = "validation"
+        said = f"{trained.source.name} has no test part of its own: {split!r} holds the examples of 'validation', so "
+        print(said + "that its figures flatter what was chosen there", file=sys.stderr, flush=True)
+    return told
+
+
+def _same(source: Source, one: str, other: str) -> bool:
+    """Whether two splits hold the same examples, in the same order."""
+    first, second = source.split(one), source.split(other)
+    return len(first) == len(second) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+        for a, b in zip(first, second, strict=True)
+    )

@@ -180,9 +180,16 @@ class TokenTask(Task):
 
 
 class WritingTask(TokenTask):
-    """A task that generates text, token by token."""
+    """A task that generates text, token by token. Every such class names the metrics of its text itself, so that none
+    has no metrics, or those of another task, unnoticed."""
 
     reads_lines = True  # its input is a line of text
+    judged_by: str  # the metrics of what it writes: a row of transformer.evaluation.written.JUDGES
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "judged_by" not in vars(cls):
+            raise TypeError(f"{cls.__name__} writes text and does not say by which metrics it is judged: set judged_by")
 
     @abc.abstractmethod
     def prompt(self, ids: list[int]) -> list[int]:

@@ -1,6 +1,6 @@
 """Tasks whose model predicts a token at each position: text to text, speech to text, language models."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int
@@ -8,7 +8,7 @@ from jaxtyping import Array, Int
 from transformer.config import Config
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
-from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed
+from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed, span_widths
 from transformer.data.batches.packed import PackedBatches
 from transformer.data.batches.pairs import PairBatches
 from transformer.data.batches.recordings import SpeechBatches
@@ -22,6 +22,7 @@ from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, fra
 class Translation(WritingTask):
     """Text to text with an encoder-decoder: `data.source` to `data.target`."""
 
+    judged_by = "translations"
     families: tuple[str, ...] = ("encoder_decoder", "recurrent_encoder_decoder")
 
     @staticmethod
@@ -43,7 +44,8 @@ class Translation(WritingTask):
         return padded("inputs", "target_inputs", rows=rows, length=length)
 
     def prompt(self, ids: list[int]) -> list[int]:
-        return [*ids, Tokenizer.eos_id]
+        most = self.config.data.max_len - 1 if self.config.data.too_long == "cut" else None
+        return [*ids[:most], Tokenizer.eos_id]
 
     def room(self, width: int) -> int:
         """The most tokens that an output may have, for padded inputs of this width."""
@@ -61,12 +63,15 @@ class Translation(WritingTask):
 class Summarization(Translation):
     """A text to its summary: `data.source` to `data.target`, judged by ROUGE."""
 
+    judged_by = "summaries"
+
 
 class SpanCorruption(Translation):
     """T5's objective (Raffel et al. 2020, section 3.1.4): predict the spans of a text that its input hides."""
 
     families = ("encoder_decoder",)
     reads_lines = False
+    judged_by = "nothing"
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
@@ -75,6 +80,11 @@ class SpanCorruption(Translation):
     @staticmethod
     def extra_pieces(config: Config) -> tuple[str, ...]:
         return holes(holes_needed(config.data))
+
+    def example(self, rows: int = 1, length: int = 8) -> Batch:
+        """Of the length of a bucket, the targets are as wide as its longest chunk needs."""
+        needed = dict(cast(list[tuple[int, int]], span_widths(self.config.data)))
+        return super().example(rows, length) | padded("target_inputs", rows=rows, length=needed.get(length, length))
 
     def batches(self, source: Source, split: str) -> Batches:
         return SpanBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
@@ -86,6 +96,7 @@ class SpeechRecognition(Translation):
     families = ("encoder_decoder",)
     inputs = "frames"
     reads_lines = False
+    judged_by = "transcripts"
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
@@ -106,6 +117,7 @@ class LanguageModel(WritingTask):
     """Predicts the next token of the text field `data.target` with a decoder."""
 
     families = ("decoder_only", "recurrent_language_model")
+    judged_by = "nothing"
 
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
@@ -139,6 +151,8 @@ class LanguageModel(WritingTask):
 
 class Prompts(LanguageModel):
     """A language model of lines such as "37+48=85", evaluated by its answers to unseen prompts."""
+
+    judged_by = "answers"
 
 
 class MaskedLanguageModel(TokenTask):

@@ -68,30 +68,40 @@ def longest_batch(config: Config) -> tuple[int, int]:
     return length, max(multiple, config.data.batch_tokens // length // multiple * multiple)
 
 
-def step_flops(config: Config, shapes: dict[str, tuple[int, ...]], rows: int, length: int) -> float:
-    """FLOPs of the forward and backward pass over [rows, length] tokens (on each side of an encoder-decoder). Forward:
-    2 per weight and position, and for attention 2 S (K + M) per query and head, with S the keys that a query may see in
-    either direction. Backward: twice that. A table counts as the output product only, not for the lookup; heads of
-    classes, which read one vector per row, are not counted. UserError: the model is of another kind."""
-    model, positions = config.model, rows * length
+def step_flops(
+    config: Config, shapes: dict[str, tuple[int, ...]], rows: int, length: int, source: int | None = None
+) -> float:
+    """FLOPs of the forward and backward pass over [rows, length] tokens; an encoder reads `source` tokens a row, as
+    many by default. Forward: 2 per weight and position, and for attention 2 S (K + M) per query and head, with S the
+    keys that a query may see in either direction. Backward: twice that. A table counts as the output product only, not
+    for the lookup; heads of classes, which read one vector per row, are not counted. UserError: the model is of another
+    kind."""
+    model, source = config.model, length if source is None else source
     if model.inputs != "tokens" or model.family not in ("encoder_decoder", "decoder_only", "encoder_only"):
         raise UserError(f"a plan counts Transformers of texts, not model.family={model.family!r} of {model.inputs}")
+    both = model.family == "encoder_decoder"
+
+    def tokens(path: str) -> int:
+        """How many a matrix is applied to: keys and values of cross-attention are those of the encoder's outputs."""
+        reads_source = path.startswith("encoder/") or "cross_attention/key/" in path or "cross_attention/value/" in path
+        return source if both and reads_source else length
+
     matrices = sum(
-        math.prod(shape)
+        tokens(path) * math.prod(shape)
         for path, shape in shapes.items()
         if path.endswith("kernel") and not path.startswith(("head/", "pooler/"))
     )
-    output = 0 if model.num_classes else math.prod(output_shape(shapes))
+    output = 0 if model.num_classes else length * math.prod(output_shape(shapes))
     width = head_width(model)
-    stacks = 2 if model.family == "encoder_decoder" else 1
-    seen = 0
+    seen = 0  # keys, over all queries
     for layer in range(model.num_layers):
         window = parse_pattern(model.attention[layer % len(model.attention)])
-        seen += stacks * min(length, length if window is None else 2 * window + 1)
-    if stacks == 2:
-        seen += model.num_layers * length  # cross-attention
+        for size in (length, source) if both else (length,):
+            seen += size * min(size, size if window is None else 2 * window + 1)
+    if both:
+        seen += model.num_layers * length * source  # cross-attention
     attention = 2 * model.num_heads * (width + (model.value_dim or width)) * seen
-    return 3.0 * positions * (2 * (matrices + output) + attention)
+    return 3.0 * rows * (2 * (matrices + output) + attention)
 
 
 def output_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
@@ -101,9 +111,10 @@ def output_shape(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
 
 def batch_flops(config: Config, shapes: dict[str, tuple[int, ...]], batch: Mapping[str, Any]) -> float | None:
     """`step_flops` of a batch; None for a model that it does not support."""
-    tokens = batch["targets"] if "targets" in batch else batch["inputs"]
+    rows, length = (batch["targets"] if "targets" in batch else batch["inputs"]).shape[:2]
+    source = batch["inputs"].shape[1] if "inputs" in batch else None
     try:
-        return step_flops(config, shapes, *tokens.shape[:2])
+        return step_flops(config, shapes, rows, length, source)
     except UserError:
         return None
 

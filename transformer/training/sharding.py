@@ -149,14 +149,15 @@ def make_layout(
     return Layout(made, frozenset(whole), axes or {})
 
 
-def check_rows(layout: Layout, shapes: Iterable[tuple[int, int]], accumulate: int = 1) -> None:
-    """UserError: batches of these (rows, length) do not divide over the devices and micro-batches."""
+def check_rows(layout: Layout, shapes: Iterable[tuple[int, ...]], accumulate: int = 1) -> None:
+    """UserError: batches of these (rows, length of each side) do not divide over the devices and micro-batches."""
     shards = math.prod(layout.mesh.shape[axis] for axis in ROW_AXES)
-    for rows, length in shapes:
+    for rows, *lengths in shapes:
         if rows % (shards * accumulate):
             each = f" and {accumulate} micro-batches" if accumulate > 1 else ""
             raise UserError(
-                f"a batch of {rows} rows of length {length} does not divide over data x fsdp = {shards} devices{each}: "
+                f"a batch of {rows} rows of length {max(lengths)} does not divide over data x fsdp = {shards} "
+                f"devices{each}: "
                 f"make data.row_multiple a multiple of {shards * accumulate}, or change data.batch_tokens or the mesh"
             )
 

@@ -15,6 +15,7 @@ import grain
 import numpy as np
 
 from transformer.config import DataConfig
+from transformer.data.batches.too_long import TooLong
 from transformer.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -26,7 +27,11 @@ EVALUATION = 2**64 - 2
 
 class Batches(abc.ABC):
     """Batches of one split. Subclasses plan the steps of an epoch (`_epoch`) and build a batch from rows (`_make`). A
-    row is a number, -1 for padding; a plan is a list of (width, rows), one entry per step."""
+    row is a number, -1 for padding; a plan is a list of (width, rows), one entry per step; where examples have sides, a
+    width is one number for each."""
+
+    too_long: TooLong | None = None  # what is done with examples beyond data.max_len; None: all have one size
+    cut_to: int | None = None  # tokens of a text that are left where it is cut; None: none is cut
 
     def __init__(self, *, data: DataConfig, seed: int, process_index: int = 0, process_count: int = 1) -> None:
         _check(data, process_index, process_count)
@@ -44,25 +49,33 @@ class Batches(abc.ABC):
     @property
     @abc.abstractmethod
     def report(self) -> dict[str, Any]:
-        """Facts of the training batches: examples `kept` and `dropped` for length, `fill` (the share of positions that
-        are not padding), `shapes` (rows, width) over all processes, and `steps_per_epoch`."""
+        """Facts of the training batches: examples `kept` and `dropped` for length, `too_long` in numbers, `fill` (the
+        share of positions that are not padding; `fills` of each side), `shapes` (rows, width of each side) over all
+        processes, and `steps_per_epoch`."""
+        return {} if self.too_long is None else {"too_long": self.too_long._asdict()}
 
     @property
-    def evaluation_shapes(self) -> list[tuple[int, int]]:
-        """(rows, width), over all processes, of the batches of `evaluation(data.max_len)`."""
+    def evaluation_shapes(self) -> list[tuple[int, ...]]:
+        """(rows, width of each side), over all processes, of the batches of `evaluation(data.max_len)`."""
         return self.report["shapes"]
 
     @abc.abstractmethod
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]: ...
+    def _epoch(self, epoch: int) -> list[tuple[Any, np.ndarray]]: ...
 
     @abc.abstractmethod
-    def _make(self, width: int, rows: np.ndarray) -> Batch: ...
+    def _make(self, width: Any, rows: np.ndarray) -> Batch: ...
+
+    @property
+    @abc.abstractmethod
+    def evaluated(self) -> np.ndarray:
+        """The indices of the split's examples that `evaluation` holds, in order."""
 
     @abc.abstractmethod
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, in a few fixed shapes; the last batch of a shape may have padding rows."""
+        """Every example that is `evaluated` exactly once, in a few fixed shapes; the last batch of a shape may have
+        padding rows."""
 
-    def too_long(self, max_len: int) -> int:
+    def longer_than(self, max_len: int) -> int:
         """The number of examples in `evaluation` longer than `max_len`, special tokens included."""
         return 0
 
@@ -80,7 +93,7 @@ class Batches(abc.ABC):
         steps = grain.MapDataset.range(start, stop).map(self.batch).map(place)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
-    def _local(self, width: int, rows: np.ndarray) -> Batch:
+    def _local(self, width: Any, rows: np.ndarray) -> Batch:
         return self._make(width, self._share(rows))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:

@@ -8,40 +8,81 @@ import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch, Batches, cut, permutation, philox, widths_needed
+from transformer.data.batches.shapes import choose_shapes, contains, fitting
+from transformer.data.batches.too_long import TooLong, decide
 from transformer.errors import UserError
+
+Widths = tuple[int, ...]  # the padded length of each side
 
 
 class BucketedBatches(Batches):
-    """A batch holds examples of similar length, padded to the width of their bucket.
+    """A batch holds examples of similar length, padded to one width for each side: one of `data.buckets`.
 
-    `lengths` are those of the longest side of each example, special tokens included; `filled` counts the tokens of all
-    its `sides`. Training leaves out examples longer than max_len; `evaluation` does not. Examples that do not fill a
-    batch move to the next bucket, so that only one batch of an epoch has padding rows.
+    `lengths` [n, sides], special tokens included, are those of each example; its bucket is that of its longest side,
+    which also gives the rows of a batch. The other side is padded to the same bucket, or to a narrower one where this
+    saves much (`choose_shapes`). `widths` are the padded lengths of the sides in each bucket, if not the bucket's own.
+    Examples that do not fill a batch move to the next shape that holds them, so that few batches of an epoch have
+    padding rows: one of the widest shape, or of each, where none holds the other.
+
+    Examples longer than max_len are treated as `data.too_long` says, here and in `evaluation`; where it says nothing,
+    "drop" leaves them out of training only. `told`: what was done with them already.
     """
 
     noun = "examples"
-    sides = 1
+    unit = "tokens"
+    rules: tuple[str, ...] = ("drop", "cut", "refuse")
 
-    def __init__(self, lengths: np.ndarray, filled: np.ndarray, data: DataConfig, **others: int) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        data: DataConfig,
+        widths: list[Widths] | None = None,
+        told: TooLong | None = None,
+        **others: int,
+    ) -> None:
         super().__init__(data=data, **others)
-        self._widths = widths_needed(data)
-        self._lengths, self._filled = lengths, filled
-        self._kept = np.flatnonzero(self._lengths <= data.max_len)
-        self._bucket_of = np.searchsorted(self._widths, self._lengths)
-        # (width, batches) of the buckets in use, the same in every epoch.
-        self._counts: list[tuple[int, int]] = []
-        carried = 0
-        sizes = np.bincount(self._bucket_of[self._kept], minlength=len(self._widths))
-        self._used = np.flatnonzero(sizes)
-        for bucket in self._used:
-            size, rows = carried + int(sizes[bucket]), self._rows_of(self._widths[bucket])
-            last = bucket == self._used[-1]
-            self._counts.append((self._widths[bucket], -(-size // rows) if last else size // rows))
-            carried = size % rows
+        self._buckets = widths_needed(data)
+        self.too_long = told or decide(lengths.max(axis=1, initial=0), data, self.rules, self.noun, self.unit)
+        self._rule = self.too_long.rule
+        if self._rule == "cut":
+            lengths = np.minimum(lengths, data.max_len)
+        sides = lengths.shape[1]
+        self._lengths = lengths
+        self._widths = widths or [(width,) * sides for width in self._buckets]
+        self._kept = np.flatnonzero(lengths.max(axis=1, initial=0) <= data.max_len)
+        if self._rule == "drop" and data.too_long:
+            self._evaluated = self._kept
+        else:
+            self._evaluated = np.arange(len(lengths))
+
+        columns = [[each[side] for each in self._widths] for side in range(sides)]
+        cells = np.stack([np.searchsorted(own, lengths[:, side]) for side, own in enumerate(columns)], axis=1)
+        self._shapes = choose_shapes(cells[self._kept], self._widths)
+        self._shape_of = np.full(len(lengths), -1)  # of each example; -1: none holds it
+        inside = np.flatnonzero(np.isin(cells.max(axis=1, initial=0), [max(shape) for shape in self._shapes]))
+        for cell in np.unique(cells[inside], axis=0):
+            alike = inside[(cells[inside] == cell).all(axis=1)]
+            if any(max(shape) == cell.max() and contains(shape, tuple(cell)) for shape in self._shapes):
+                self._shape_of[alike] = fitting(tuple(cell), self._shapes, self._widths)
+        # Of each shape: the batches of an epoch, equal for all epochs, and where examples that fill none move to.
+        self._counts: list[int] = []
+        self._next: list[int | None] = []
+        sizes = np.bincount(self._shape_of[self._kept], minlength=len(self._shapes))
+        for number, shape in enumerate(self._shapes):
+            wider = [n for n in range(number + 1, len(self._shapes)) if contains(self._shapes[n], shape)]
+            size, rows = int(sizes[number]), self._rows_of_shape(number)
+            self._counts.append(size // rows if wider else -(-size // rows))
+            self._next.append(wider[0] if wider else None)
+            if wider:
+                sizes[wider[0]] += size % rows
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        return self._evaluated
 
     @property
     def steps_per_epoch(self) -> int:
-        steps = sum(count for _, count in self._counts)
+        steps = sum(self._counts)
         if not steps:
             raise UserError(
                 f"None of {len(self._lengths)} {self.noun} fits into data.max_len={self.data.max_len}: raise it, or "
@@ -51,49 +92,78 @@ class BucketedBatches(Batches):
 
     @property
     def report(self) -> dict[str, Any]:
-        positions = sum(self.sides * width * self._rows_of(width) * count for width, count in self._counts)
-        return {
+        shapes = [
+            (count, (self._rows_of_shape(number), *self._widths_of(number)))
+            for number, count in enumerate(self._counts)
+            if count
+        ]
+        positions = np.sum([np.multiply(count * rows, widths) for count, (rows, *widths) in shapes], axis=0)
+        filled = self._lengths[self._kept].sum(axis=0)
+        return super().report | {
             "kept": len(self._kept),
             "dropped": len(self._lengths) - len(self._kept),
-            "fill": int(self._filled[self._kept].sum()) / max(positions, 1),
-            "shapes": [(self._rows_of(width), width) for width, count in self._counts if count],
-            "steps_per_epoch": sum(count for _, count in self._counts),
+            "fill": int(filled.sum()) / max(int(np.sum(positions)), 1),
+            "fills": (filled / np.maximum(positions, 1)).tolist(),
+            "shapes": [shape for _, shape in shapes],
+            "steps_per_epoch": sum(self._counts),
         }
 
     @property
-    def evaluation_shapes(self) -> list[tuple[int, int]]:
-        return [(self._rows_of(self._widths[bucket]), self._widths[bucket]) for bucket in self._used]
+    def evaluation_shapes(self) -> list[tuple[int, ...]]:
+        numbers = sorted(set(self._shape_of[self._kept].tolist()))
+        return [(self._rows_of_shape(number), *self._widths_of(number)) for number in numbers]
 
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
+    def _widths_of(self, number: int) -> Widths:
+        """The padded lengths of a shape."""
+        return tuple(self._widths[bucket][side] for side, bucket in enumerate(self._shapes[number]))
+
+    def _rows_of_shape(self, number: int) -> int:
+        return self._rows_of(self._buckets[max(self._shapes[number])])
+
+    def _epoch(self, epoch: int) -> list[tuple[Widths, np.ndarray]]:
         bits = philox(self.seed, epoch)
         examples = self._kept[permutation(bits, len(self._kept))]
-        buckets = self._bucket_of[examples]
-        plan: list[tuple[int, np.ndarray]] = []
-        carried = examples[:0]
-        for bucket, (width, count) in zip(self._used, self._counts, strict=True):
-            rows = self._rows_of(width)
-            members = np.concatenate([carried, examples[buckets == bucket]])
-            plan.extend((width, batch) for batch in cut(members[: count * rows], rows))
-            carried = members[count * rows :]
+        shapes = self._shape_of[examples]
+        plan: list[tuple[Widths, np.ndarray]] = []
+        moved = [[examples[:0]] for _ in self._shapes]
+        for number, (count, following) in enumerate(zip(self._counts, self._next, strict=True)):
+            rows = self._rows_of_shape(number)
+            members = np.concatenate([*moved[number], examples[shapes == number]])
+            plan.extend((self._widths_of(number), batch) for batch in cut(members[: count * rows], rows))
+            if following is not None:
+                moved[following].append(members[count * rows :])
         return [plan[i] for i in permutation(bits, len(plan))]
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
-        """Every example exactly once, from short to long; widths beyond the last bucket are multiples of it. With
-        `max_len`, longer examples are left out, for a model that cannot take them; `too_long` counts them."""
-        limit = int(self._lengths.max(initial=0)) if max_len is None else max_len
-        last = self._widths[-1]
-        widths = np.where(
-            self._bucket_of < len(self._widths),
-            np.asarray(self._widths)[np.minimum(self._bucket_of, len(self._widths) - 1)],
-            -(-self._lengths // last) * last,
-        )
-        for width in np.unique(widths[self._lengths <= limit]).tolist():
-            for rows in cut(np.flatnonzero((widths == width) & (self._lengths <= limit)), self._rows_of(width)):
-                yield self._local(width, rows)
+        """Every example that is evaluated exactly once, from short to long; widths beyond the last bucket are multiples
+        of it, each with one width of the other side. With `max_len`, longer examples are left out, for a model that
+        cannot take them; `longer_than` counts them."""
+        chosen = self._evaluated
+        if max_len is not None:
+            chosen = chosen[self._lengths[chosen].max(axis=1, initial=0) <= max_len]
+        groups = [
+            (self._rows_of_shape(number), self._widths_of(number), chosen[self._shape_of[chosen] == number])
+            for number in range(len(self._shapes))
+        ]
+        others = chosen[self._shape_of[chosen] < 0]
+        padded = self._padded(self._lengths[others])
+        for longest in np.unique(padded.max(axis=1, initial=0)).tolist():
+            alike = padded.max(axis=1) == longest
+            widths = tuple(padded[alike].max(axis=0).tolist())
+            groups.append((self._rows_of(longest), widths, others[alike]))
+        for rows, widths, members in sorted(groups, key=lambda group: (max(group[1]), sum(group[1]))):
+            for batch in cut(members, rows):
+                yield self._local(widths, batch)
 
-    def too_long(self, max_len: int) -> int:
-        """The number of examples with a side longer than `max_len`, special tokens included."""
-        return int((self._lengths > max_len).sum())
+    def _padded(self, lengths: np.ndarray) -> np.ndarray:
+        """The bucket that each length fits into, or a multiple of the last one."""
+        last = self._buckets[-1]
+        bucket = np.searchsorted(self._buckets, lengths)
+        within = np.asarray(self._buckets)[np.minimum(bucket, len(self._buckets) - 1)]
+        return np.where(bucket < len(self._buckets), within, -(-lengths // last) * last)
+
+    def longer_than(self, max_len: int) -> int:
+        return int((self._lengths[self._evaluated].max(axis=1, initial=0) > max_len).sum())
 
     @abc.abstractmethod
-    def _make(self, width: int, rows: np.ndarray) -> Batch: ...
+    def _make(self, width: Widths, rows: np.ndarray) -> Batch: ...

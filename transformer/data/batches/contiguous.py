@@ -8,6 +8,7 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch, Batches, cut, permutation, philox
 from transformer.data.batches.tokens import Tokens
+from transformer.data.batches.too_long import decide
 from transformer.errors import UserError
 
 
@@ -22,6 +23,7 @@ class ContiguousBatches(Batches):
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
+        self.too_long = decide(self._tokens.lengths, data, ("chunk",), "texts that are read in rows")
         self._targets = len(self._tokens.flat) - 1
         # One row fewer than fit leaves room for max_len different offsets.
         self._rows = max(1, self._targets // data.max_len - 1)
@@ -35,10 +37,14 @@ class ContiguousBatches(Batches):
         return -(-self._rows // self._rows_of(self.data.max_len))
 
     @property
+    def evaluated(self) -> np.ndarray:
+        return np.arange(len(self._tokens))
+
+    @property
     def report(self) -> dict[str, Any]:
         width, steps = self.data.max_len, self.steps_per_epoch
         rows = self._rows_of(width)
-        return {
+        return super().report | {
             "kept": len(self._tokens),
             "dropped": 0,
             "fill": min(self._targets, self._rows * width) / (steps * rows * width),

@@ -2,15 +2,17 @@
 
 import abc
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import EVALUATION, Batch, Batches
-from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.base import EVALUATION, Batch, Batches, widths_needed
+from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.packed import Packed
 from transformer.data.batches.pairs import pair_batch
 from transformer.data.batches.tokens import Tokens
+from transformer.data.batches.too_long import decide
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
@@ -21,14 +23,14 @@ class Corrupted(Batches):
     """The tokens hidden in a row depend on (seed, epoch, row) only; in `evaluation` they are always the same."""
 
     @abc.abstractmethod
-    def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch: ...
+    def _corrupted(self, width: Any, rows: np.ndarray, epoch: int) -> Batch: ...
 
     def batch(self, step: int) -> Batch:
         epoch, index = divmod(step, self.steps_per_epoch)
         width, rows = self._plan(epoch)[index]
         return self._corrupted(width, self._share(rows), epoch)
 
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
+    def _make(self, width: Any, rows: np.ndarray) -> Batch:
         return self._corrupted(width, rows, EVALUATION)
 
     def _draws(self, epoch: int, row: int, count: int) -> np.ndarray:
@@ -105,12 +107,12 @@ class SpanBatches(Corrupted, BucketedBatches):
     Of a chunk of n tokens, n * data.corruption are hidden, in spans of three on average. In the inputs, hole piece i
     replaces span i; the targets are hole piece 0, span 0, hole piece 1, span 1, ... T5's code always hides the last
     token and never the first; here spans may be anywhere, at least one token apart. Documents, of one field, are cut
-    into consecutive chunks whose inputs and targets fit into max_len; none is dropped. Keys: those of `PairBatches`;
+    into consecutive chunks whose inputs and targets fit into max_len, unless `data.too_long` says otherwise: "cut"
+    keeps the first. Each side has the width that the longest chunk of a bucket needs. Keys: those of `PairBatches`;
     `example_ids` are chunk numbers.
     """
 
     noun = "chunks"
-    sides = 2
 
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
         (self._tokens,) = tokens.values()
@@ -121,22 +123,33 @@ class SpanBatches(Corrupted, BucketedBatches):
                 f"spans, and the tokenizer has {len(self._holes)} hole pieces: train it with as many, or lower either."
             )
         size = _longest_chunk(data)
+        whole = np.where(self._tokens.lengths, _longer_side(self._tokens.lengths, data.corruption), 0)
+        told = decide(whole, data, ("chunk", "cut", "drop", "refuse"), "documents")
         counts = -(-self._tokens.lengths // size)
+        if told.rule == "cut":
+            counts = np.minimum(counts, 1)
+        elif told.rule == "drop":
+            counts = np.where(counts > 1, 0, counts)
+        self._documents = np.flatnonzero(counts)
         document = np.repeat(np.arange(len(self._tokens)), counts)
         number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
         self._starts = self._tokens.offsets[document] + number * size
         self._sizes = np.minimum(size, self._tokens.lengths[document] - number * size)
         hidden, spans = hidden_and_spans(self._sizes, data.corruption)
-        inputs, targets = self._sizes - hidden + spans + 1, hidden + spans + 1
-        super().__init__(np.maximum(inputs, targets), inputs + targets, data, **others)
+        lengths = np.stack([self._sizes - hidden + spans + 1, hidden + spans + 1], axis=1)
+        super().__init__(lengths, data, span_widths(data), told, **others)
 
-    def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
-        sides = np.zeros((2, len(rows), width), np.int32)
+    @property
+    def evaluated(self) -> np.ndarray:
+        return self._documents
+
+    def _corrupted(self, width: Widths, rows: np.ndarray, epoch: int) -> Batch:
+        sides = [np.zeros((len(rows), each), np.int32) for each in width]
         lengths = np.zeros((2, len(rows)), np.int64)
         for index, row in enumerate(rows.tolist()):
             if row >= 0:
                 for side, text in enumerate(self._spans_of(row, epoch)):
-                    sides[side, index, : len(text)], lengths[side, index] = text, len(text)
+                    sides[side][index, : len(text)], lengths[side, index] = text, len(text)
         return pair_batch(sides[0], lengths[0], sides[1], lengths[1], rows)
 
     def _spans_of(self, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -174,8 +187,26 @@ def _longest_chunk(data: DataConfig) -> int:
             f"data.max_len={data.max_len} has no room for a hidden token, its hole piece and EOS: make it 3 or more."
         )
     sizes = np.arange(1, 2 * data.max_len)
+    return int(sizes[_longer_side(sizes, data.corruption) <= data.max_len].max())
+
+
+def _longer_side(sizes: np.ndarray, corruption: float) -> np.ndarray:
+    """The length of the longer side, EOS included, of chunks of these sizes."""
+    hidden, spans = hidden_and_spans(sizes, corruption)
+    return np.maximum(sizes - hidden, hidden) + spans + 1
+
+
+def span_widths(data: DataConfig) -> list[Widths]:
+    """For each bucket, the padded lengths of inputs and targets: what its longest chunk needs, in multiples of 8."""
+    sizes = np.arange(1, _longest_chunk(data) + 1)
     hidden, spans = hidden_and_spans(sizes, data.corruption)
-    return int(sizes[np.maximum(sizes - hidden, hidden) + spans + 1 <= data.max_len].max())
+    lengths = np.stack([sizes - hidden, hidden]) + spans + 1
+    widths = []
+    for bucket in widths_needed(data):
+        fit = lengths[:, lengths.max(axis=0) <= bucket]
+        needed = np.minimum(bucket, -(-fit.max(axis=1, initial=1) // 8) * 8)
+        widths.append(tuple(needed.tolist()))
+    return widths
 
 
 def _composition(draws: np.ndarray, parts: int) -> np.ndarray:

@@ -24,6 +24,8 @@ class ImageBatches(RowBatches):
     -1. UserErrors: images of another size than `image_size` and `channels`, a class that `train` does not have.
     """
 
+    noun = "images"
+
     def __init__(
         self,
         source: Source,

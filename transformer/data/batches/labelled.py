@@ -1,12 +1,13 @@
 """Batches of texts with classes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch
-from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.tokens import Tokens, gather
 from transformer.data.tokenizers import Tokenizer
 
@@ -14,26 +15,25 @@ from transformer.data.tokenizers import Tokenizer
 class LabelledBatches(BucketedBatches):
     """Texts of one field with their classes: BOS + tokens + EOS, in buckets of similar length.
 
-    A text longer than max_len is cut (its EOS stays), in training and in `evaluation`: none is left out. Keys: inputs
-    [B, S], S = the bucket; input_lengths [B]; labels [B]; example_ids [B]. Padding rows have label 0 and example_id -1.
+    A text longer than max_len is cut (its EOS stays) unless `data.too_long` says otherwise. Keys: inputs [B, S], S =
+    the bucket; input_lengths [B]; labels [B]; example_ids [B]. Padding rows have label 0 and example_id -1.
     """
 
-    noun = "texts"
+    noun = "texts with classes"
+    rules = ("cut", "drop", "refuse")
 
-    def __init__(self, tokens: Mapping[str, Tokens], labels: np.ndarray, *, data: DataConfig, **others: int) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], labels: np.ndarray, *, data: DataConfig, **others: Any) -> None:
         (self._tokens,) = tokens.values()
         if labels.shape != (len(self._tokens),):
             raise ValueError(f"{len(self._tokens)} texts with labels of shape {labels.shape}")
         self._labels = labels.astype(np.int32)
-        lengths = np.minimum(self._tokens.lengths + 2, data.max_len)
-        super().__init__(lengths, lengths, data, **others)
+        super().__init__(self._tokens.lengths[:, None] + 2, data, **others)
 
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
-        room = min(width, self.data.max_len) - 2
-        text, lengths = gather(self._tokens, rows, room)
-        lengths = np.minimum(lengths, room)
+    def _make(self, width: Widths, rows: np.ndarray) -> Batch:
+        room = min(*width, self.data.max_len) - 2
+        text, lengths = gather(self._tokens, rows, room, room)
         real = np.flatnonzero(rows >= 0)
-        inputs = np.zeros((len(rows), width), np.int32)
+        inputs = np.zeros((len(rows), *width), np.int32)
         inputs[:, 1 : room + 1] = text
         inputs[real, 0] = Tokenizer.bos_id
         inputs[real, lengths[real] + 1] = Tokenizer.eos_id

@@ -8,6 +8,7 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.data.batches.base import PACKING, Batch, Batches, cut, permutation, philox
 from transformer.data.batches.tokens import Tokens
+from transformer.data.batches.too_long import decide
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
@@ -15,7 +16,8 @@ from transformer.errors import UserError
 class Packed(Batches):
     """Documents packed into rows of max_len; each takes `added` positions more than it has tokens.
 
-    A document longer than max_len is cut into consecutive chunks. The chunks of a row are numbered 1, 2, ... by its
+    A document longer than max_len is cut into consecutive chunks, unless `data.too_long` says otherwise: "cut" keeps
+    the first. The chunks of a row are numbered 1, 2, ... by its
     segments; positions restart in each. `tokens` are those of one field; empty documents are left out. The packing
     depends on the seed only, the order of the rows on (seed, epoch).
     """
@@ -25,8 +27,13 @@ class Packed(Batches):
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
-        documents = np.flatnonzero(self._tokens.lengths)
-        lengths = self._tokens.lengths[documents] + self.added
+        whole = np.where(self._tokens.lengths, self._tokens.lengths + self.added, 0)
+        self.too_long = decide(whole, data, ("chunk", "cut", "drop", "refuse"), "documents")
+        kept = (whole > 0) & ((whole <= data.max_len) | (self.too_long.rule != "drop"))
+        self._evaluated = documents = np.flatnonzero(kept)
+        lengths = whole[documents]
+        if self.too_long.rule == "cut":
+            lengths, self.cut_to = np.minimum(lengths, data.max_len), data.max_len
         chunks = -(-lengths // data.max_len)
         number = np.arange(chunks.sum()) - np.repeat(np.cumsum(chunks) - chunks, chunks)
         document, start = np.repeat(documents, chunks), number * data.max_len
@@ -36,21 +43,30 @@ class Packed(Batches):
         self._document, self._start, self._length = document[by_row], start[by_row], length[by_row]
         # The chunks of row r are first[r], ..., first[r + 1] - 1.
         self._first = np.concatenate([[0], np.cumsum(np.bincount(rows))]) if len(rows) else np.zeros(1, np.int64)
-        self._kept = len(documents)
+        self._dropped = int((whole > 0).sum()) - len(documents)
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        return self._evaluated
 
     @property
     def steps_per_epoch(self) -> int:
         rows = len(self._first) - 1
         if not rows:
+            if self._dropped:
+                raise UserError(
+                    f"None of {len(self._tokens)} documents fits into data.max_len={self.data.max_len}: raise it, or "
+                    "leave out data.too_long='drop'."
+                )
             raise UserError(f"None of {len(self._tokens)} documents holds a token: give some text.")
         return -(-rows // self._rows_of(self.data.max_len))
 
     @property
     def report(self) -> dict[str, Any]:
         rows, steps = self._rows_of(self.data.max_len), self.steps_per_epoch
-        return {
-            "kept": self._kept,
-            "dropped": 0,
+        return super().report | {
+            "kept": len(self._evaluated),
+            "dropped": self._dropped,
             "fill": int(self._length.sum()) / (steps * rows * self.data.max_len),
             "shapes": [(rows, self.data.max_len)],
             "steps_per_epoch": steps,

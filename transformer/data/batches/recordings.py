@@ -1,7 +1,7 @@
 """Batches of recordings as log-mel frames, with classes or texts."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -9,9 +9,10 @@ from transformer.config import DataConfig
 from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
 from transformer.data.batches.base import Batch
-from transformer.data.batches.bucketed import BucketedBatches
+from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.targets import target_arrays
 from transformer.data.batches.tokens import tokenize
+from transformer.data.batches.too_long import decide
 from transformer.data.caching import Key, cache_root, cached, load_array
 from transformer.data.sources.source import Source, check_classes
 from transformer.data.tokenizers import Tokenizer
@@ -29,10 +30,12 @@ class SpeechBatches(BucketedBatches):
     tokenizer, for the field `data.target`, target_inputs (BOS first) and targets (EOS last) [B, L], with one L for the
     split, and target_lengths [B], int32; example_ids [B], -1 on padding rows.
 
-    UserErrors: a recording longer than max_len, a silent one, a class that `train` does not have.
+    A recording longer than max_len is refused unless `data.too_long` says otherwise; one that has a text cannot be cut.
+    UserErrors: such a recording, a silent one, a class that `train` does not have.
     """
 
     noun = "recordings"
+    unit = "frames of 10 ms"
 
     def __init__(
         self,
@@ -42,17 +45,13 @@ class SpeechBatches(BucketedBatches):
         data: DataConfig,
         mels: int,
         tokenizer: Tokenizer | None = None,
-        **others: int,
+        **others: Any,
     ) -> None:
         self._frames = read_frames(source, split, data, mels)
         self._examples, self._mels = source.split(split), mels
         lengths = np.diff(self._frames.offsets)
-        longest = int(lengths.argmax())
-        if lengths[longest] > data.max_len:
-            raise UserError(
-                f"Recording {longest} of {source.name}, split {split!r}, has {lengths[longest]} frames of 10 ms, more "
-                f"than data.max_len={data.max_len}: raise it, and data.buckets with it."
-            )
+        rules = ("refuse", "drop") if tokenizer is not None else ("refuse", "drop", "cut")
+        told = decide(lengths, data, rules, f"{self.noun} of {split!r}", self.unit)._replace(noun=self.noun)
         self._texts = None
         if tokenizer is not None:
             (self._texts,) = tokenize(source, split, (data.target,), tokenizer, data).values()
@@ -61,9 +60,10 @@ class SpeechBatches(BucketedBatches):
             raise UserError(f"{source.name} has no field 'label': choose a dataset of recordings with classes.")
         else:
             check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
-        if data.augment:
-            lengths = np.minimum(data.max_len, log_mel.frame_count(longest_augmented(self._frames.samples)))
-        super().__init__(lengths, lengths, data, **others)
+        if data.augment:  # what is within the limit stays within it
+            most = np.maximum(lengths, data.max_len)
+            lengths = np.minimum(most, log_mel.frame_count(longest_augmented(self._frames.samples)))
+        super().__init__(lengths[:, None], data, told=told, **others)
 
     def batch(self, step: int) -> Batch:
         made = super().batch(step)
@@ -80,10 +80,13 @@ class SpeechBatches(BucketedBatches):
             made |= _padded(frames, made["inputs"].shape[1])
         return made
 
-    def _make(self, width: int, rows: np.ndarray) -> Batch:
+    def _make(self, width: Widths, rows: np.ndarray) -> Batch:
         flat, offsets, labels, _ = self._frames
         frames = [flat[offsets[row] : offsets[row + 1]] if row >= 0 else flat[:0] for row in rows.tolist()]
-        batch = _padded(frames, width) | {"example_ids": rows.astype(np.int32)}
+        if self._rule == "cut":
+            most = self.data.max_len
+            frames = [log_mel.normalised(own[:most]) if len(own) > most else own for own in frames]
+        batch = _padded(frames, width[0]) | {"example_ids": rows.astype(np.int32)}
         if self._texts is not None:
             return batch | target_arrays(self._texts, rows, self._target_width)
         return batch | {"labels": np.where(rows >= 0, labels[rows], 0).astype(np.int32)}

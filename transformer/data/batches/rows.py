@@ -7,16 +7,20 @@ import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch, Batches, cut, permutation, philox
+from transformer.data.batches.too_long import refuse_rule
 
 
 class RowBatches(Batches):
-    """`count` examples of one shape, one per row: each once an epoch, in an order given by (seed, epoch).
+    """`count` examples (`noun`) of one shape, one per row: each once an epoch, in an order given by (seed, epoch).
 
     `data.batch_tokens` counts rows: the rows of a batch, rounded down to a multiple of `data.row_multiple`. Only the
     last batch of the plan has padding rows. `width` is the size of a row in the report.
     """
 
+    noun = "examples"
+
     def __init__(self, count: int, width: int, data: DataConfig, **others: int) -> None:
+        refuse_rule(data, self.noun)
         super().__init__(data=data, **others)
         self._count, self._width = count, width
         self._rows = self._rows_of(1)
@@ -35,6 +39,10 @@ class RowBatches(Batches):
             "shapes": [(self._rows, self._width)],
             "steps_per_epoch": steps,
         }
+
+    @property
+    def evaluated(self) -> np.ndarray:
+        return np.arange(self._count)
 
     def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
         order = permutation(philox(self.seed, epoch), self._count)

@@ -21,6 +21,8 @@ class SeriesBatches(RowBatches):
     value that is not finite.
     """
 
+    noun = "windows of series"
+
     def __init__(self, source: Source, split: str, *, data: DataConfig, **others: int) -> None:
         field = source.array("values")
         own = source.split(split)[0][field]
