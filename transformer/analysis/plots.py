@@ -135,8 +135,7 @@ def against_length(
     axes.grid(visible=False, axis="x")
     if percent:
         axes.set_ylim(-3, 103)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -200,8 +199,7 @@ def front(
     axes.plot(*zip(*corners, strict=True), color="#555555", linewidth=1, drawstyle="steps-post", zorder=0.5)
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -220,8 +218,7 @@ def cost(
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -311,9 +308,8 @@ def lines(
         )
     for name, at in (marked or {}).items():
         axes.axvline(at, color="#555555", linewidth=1)
-        axes.text(
-            at, 1.01, _plain(name), color="#555555", fontsize=9, ha="center", transform=axes.get_xaxis_transform()
-        )
+        over = axes.get_xaxis_transform()
+        axes.text(at, 1.01, _plain(name), color="#555555", fontsize=9, ha="center", transform=over)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.margins(x=0.01)
     if len(series) > 1:
