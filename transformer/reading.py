@@ -18,7 +18,7 @@ from transformer.model.tokens import Tokens
 from transformer.tasks import TextClassification
 from transformer.tasks.texts import LanguageModel, MaskedLanguageModel, Translation
 from transformer.tasks.trained import Trained
-from transformer.writing.lines import generate
+from transformer.writing.lines import classified, generate
 
 
 class Reading(NamedTuple):
@@ -52,7 +52,9 @@ def of_run(trained: Trained, text: str, target: str | None) -> Reading:
         raise UserError(f"task {name!r} has no output to look at: leave out --target")
     elif isinstance(task, LanguageModel):
         sides = {"decoder": task.prompt(tokenizer.encode(text))}
-    elif isinstance(task, (MaskedLanguageModel, TextClassification)):
+    elif isinstance(task, TextClassification):
+        sides = {"encoder": classified(trained, [text])[0]}
+    elif isinstance(task, MaskedLanguageModel):
         sides = {"encoder": tokenizer.encode_with_ends(text)}
     else:
         raise UserError(f"task {name!r} reads no line of text: take a run of a translation or a language model")
