@@ -92,6 +92,94 @@ def test_weights_of_bert(bert: Path) -> None:
     (bert / "tokenizer_config.json").unlink()
 
 
+SETTINGS: list[tuple[dict[str, Any], str, list[str]]] = [
+    ({}, "Möchte", ["mochte"]),
+    ({"do_lower_case": None}, "A", ["a"]),
+    ({"do_lower_case": True, "strip_accents": False}, "Möchte", ["möchte"]),
+    ({"do_lower_case": False}, "möchte A", ["möchte", "A"]),
+    ({"do_lower_case": False, "strip_accents": True}, "möchte", ["mochte"]),
+    ({"do_lower_case": True, "strip_accents": False}, "が", ["が"]),
+    ({}, "任务", ["任", "务"]),
+    ({"tokenize_chinese_chars": False}, "任务", ["任", "##务"]),
+    ({"split_special_tokens": True}, "a [MASK]", ["a", "[UNK]", "[UNK]", "[UNK]"]),
+    (
+        {"never_split": ["[CLS]"], "model_max_length": int(1e30), "add_prefix_space": False, "do_basic_tokenize": True,
+         "cls_token": {"content": "[CLS]", "lstrip": False}, "unk_token": "[UNK]", "tokenizer_class": "BertTokenizer",
+         "added_tokens_decoder": {"2": {"content": "[CLS]"}}, "extra_special_tokens": {}, "padding_side": "left",
+         "additional_special_tokens": [], "special_tokens_map_file": None, "name_or_path": "x", "max_length": 128},
+        "a", ["a"],
+    ),
+]  # fmt: skip
+REFUSED: list[tuple[str, str]] = [
+    ("{", r"tokenizer_config\.json' cannot be read as JSON"),
+    ("[]", "holds list, not settings"),
+    ('{"do_lower_case": "false"}', "do_lower_case='false', which is no bool"),
+    ('{"strip_accents": 1}', "strip_accents=1, which is no bool"),
+    ('{"never_split": ["mochte"]}', r"names special tokens besides \[CLS\], \[MASK\]"),
+    ('{"additional_special_tokens": ["<e1>"]}', "names special tokens besides"),
+    ('{"added_tokens_decoder": {"9": {"content": "[CLS]"}}}', "names special tokens besides"),
+    ('{"mask_token": "<mask>"}', r"mask_token='<mask>', and we know only '\[MASK\]'"),
+    ('{"model_max_length": 2}', r"--text has 3 tokens, and .* sets model_max_length=2: shorten"),
+    ('{"add_prefix_space": true}', "add_prefix_space=True"),
+    ('{"do_basic_tokenize": false}', "do_basic_tokenize=False"),
+    ('{"tokenizer_class": "RobertaTokenizer"}', "tokenizer_class='RobertaTokenizer', and of that we have only Bert"),
+    ('{"of_tomorrow": 1}', "of_tomorrow=1, which we do not know"),
+]
+
+
+@pytest.fixture(scope="module")
+def accents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A vocabulary that tells the settings of a tokenizer apart, beside weights that are not looked at."""
+    pieces = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "mochte",
+        "möchte",
+        "か",
+        "が",
+        "任",
+        "务",
+        "##务",
+        "a",
+        "A",
+    ]
+    folder = tmp_path_factory.mktemp("accents")
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n", encoding="utf-8")
+    return folder
+
+
+def read_as(folder: Path, settings: str, text: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    config = ModelConfig(family="encoder_only", positions="learned", max_positions=9)
+    model = type("Model", (), {"config": config})
+    monkeypatch.setattr(reading, "load", lambda folder: (model, {}))
+    (folder / "tokenizer_config.json").write_text(settings, encoding="utf-8")
+    return reading.of_folder(folder, text).tokens["encoder"][1:-1]
+
+
+@pytest.mark.parametrize(("settings", "text", "tokens"), SETTINGS)
+def test_settings_of_the_tokenizer_are_followed(
+    settings: dict[str, Any], text: str, tokens: list[str], accents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert read_as(accents, json.dumps(settings), text, monkeypatch) == tokens
+
+
+@pytest.mark.parametrize(("settings", "said"), REFUSED)
+def test_settings_of_the_tokenizer_are_refused(
+    settings: str, said: str, accents: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        read_as(accents, settings, "a", monkeypatch)
+    assert "\n" not in str(error.value)
+
+
+def test_a_special_token_in_the_text_is_refused(accents: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"--text holds '\[MASK\]', which the model's own tokenizer reads as one token"):
+        read_as(accents, "{}", "a [MASK]", monkeypatch)
+
+
 def test_what_cannot_be_looked_into(bert: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--text has 7 tokens, and the model's position table ends after 6: shorten"):
         reading.of_folder(bert, "the the the the the")

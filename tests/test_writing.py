@@ -16,14 +16,17 @@ import pytest
 
 from transformer.analysis.alignment import alignment_layer, looks, pairs
 from transformer.config import Config, MeshConfig, override
+from transformer.data.batches.labelled import LabelledBatches
+from transformer.data.batches.tokens import Tokens as Encoded
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.model.tokens import Tokens
+from transformer.reading import of_run
 from transformer.tasks import TASKS
 from transformer.tasks.trained import Trained
 from transformer.writing import lines as lines_module
 from transformer.writing import slices, writer
-from transformer.writing.lines import answer, generate, outputs
+from transformer.writing.lines import answer, classified, generate, outputs
 from transformer.writing.manner import Manner, Output
 
 LINES = ["ab", "", "abc abc abd", "c", "   ", "a b c d e f g h", "ab", "日本 Ж", "dd", "b a", "a" * 20, "cab", "bad"]
@@ -208,6 +211,27 @@ def test_lines_beyond_the_learned_positions_are_refused() -> None:
         outputs(dataclasses.replace(trained(), others=(run,)), ["x" * 50])
 
 
+def test_a_classifier_reads_a_long_line_as_evaluation_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """Cut to data.max_len, and told; in all verbs."""
+    run = dataclasses.replace(trained("text_classification", num_classes=2), facts={"classes": ["x", "y"]})
+    line = "abcd" * 15
+    text = Encoded.of(run.tokenizer.encode_batch([line]))
+    (batch,) = LabelledBatches({"text": text}, np.zeros(1, int), data=run.config.data, seed=0).evaluation()
+    ids = batch["inputs"][0][batch["inputs"][0] > 0].tolist()
+    assert len(ids) == 32
+    assert classified(run, ["ab", line]) == [[1, *run.tokenizer.encode("ab"), 2], ids]
+    assert capsys.readouterr().err == "1 of 2 lines are cut to data.max_len=32 tokens, as in evaluation: line 2\n"
+    np.testing.assert_array_equal(of_run(run, line, None).arguments[0], [ids])
+    assert "line 1" in capsys.readouterr().err
+    whole, cut = (next(outputs(run, [text]))[0] for text in (line, line[:30]))
+    assert whole == cut, "and not of 62 tokens"
+    assert capsys.readouterr().err.count("lines are cut") == 1
+    classified(run, ["ab"])
+    assert capsys.readouterr().err == ""
+    learned = trained("text_classification", num_classes=2, positions="learned", max_positions=32)
+    assert len(classified(learned, [line])[0]) == 32
+
+
 @pytest.mark.parametrize("manner", MANNERS)
 def test_a_model_that_diverged_is_named(manner: str) -> None:
     broken = jax.tree.map(lambda x: x * np.nan, trained().params)
@@ -222,8 +246,13 @@ MISTAKES = [
     ({"beam": 4, "sample": True}, "exclude each other"),
     ({"alpha": float("nan")}, "--alpha must be a finite number, not nan"),
     ({"temperature": 0.0}, "--temperature must be above 0"),
+    ({"temperature": -1.0}, "--temperature must be above 0 and finite, not -1.0"),
+    ({"temperature": float("inf")}, "--temperature must be above 0 and finite, not inf"),
+    ({"temperature": float("nan")}, "--temperature must be above 0 and finite, not nan"),
     ({"top_k": -1}, "--top_k must be 0"),
     ({"top_p": 0.0}, "--top_p must be above 0"),
+    ({"top_p": 1.01}, "--top_p must be above 0 and at most 1, not 1.01"),
+    ({"top_p": float("nan")}, "--top_p must be above 0 and at most 1, not nan"),
     ({"seed": -1}, "--seed must be a whole number"),
     ({"max_new": -1}, "--max_new must be 0 or more, not -1"),
     ({"max_new": 3, "min_new": 4}, "--min_new=4"),

@@ -1,6 +1,6 @@
 """One text as a model reads it, for analysis: of a trained task, or of a folder with the weights of a BERT model."""
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +13,12 @@ from transformer.data.tokenizers.words import read_vocab_txt
 from transformer.errors import UserError
 from transformer.model.positions import longest
 from transformer.model.pretrained import load
+from transformer.model.pretrained.files import Settings, read_json
 from transformer.model.tokens import Tokens
 from transformer.tasks import TextClassification
 from transformer.tasks.texts import LanguageModel, MaskedLanguageModel, Translation
 from transformer.tasks.trained import Trained
-from transformer.writing.lines import generate
+from transformer.writing.lines import classified, generate
 
 
 class Reading(NamedTuple):
@@ -51,7 +52,9 @@ def of_run(trained: Trained, text: str, target: str | None) -> Reading:
         raise UserError(f"task {name!r} has no output to look at: leave out --target")
     elif isinstance(task, LanguageModel):
         sides = {"decoder": task.prompt(tokenizer.encode(text))}
-    elif isinstance(task, (MaskedLanguageModel, TextClassification)):
+    elif isinstance(task, TextClassification):
+        sides = {"encoder": classified(trained, [text])[0]}
+    elif isinstance(task, MaskedLanguageModel):
         sides = {"encoder": tokenizer.encode_with_ends(text)}
     else:
         raise UserError(f"task {name!r} reads no line of text: take a run of a translation or a language model")
@@ -77,12 +80,75 @@ def of_folder(folder: Path, text: str) -> Reading:
     model, params = load(folder)
     if model.config.family != "encoder_only" or model.config.inputs != "tokens":
         raise UserError(f"{str(folder)!r} holds no model of BERT's kind: name another, or give --workdir")
-    settings = folder / "tokenizer_config.json"
-    lowercase = not settings.is_file() or json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case", True)
-    ids = Tokenizer.from_vocab_txt(vocab, lowercase).encode_with_ends(text)
-    _check({"encoder": ids}, longest(model.config))
+    path = folder / "tokenizer_config.json"
+    settings = read_json(path) if path.is_file() else Settings({}, str(path))
+    tokenizer, most = _tokenizer(vocab, settings, text)
+    ids = tokenizer.encode_with_ends(text)
+    limit = longest(model.config)
+    if most < len(ids) and (limit is None or most < limit):
+        raise UserError(
+            f"--text has {len(ids)} tokens, and {settings.source} sets model_max_length={most:.0f}: shorten"
+        )
+    _check({"encoder": ids}, limit)
     pieces = {number: piece for piece, number in read_vocab_txt(vocab, ()).items()}
     return Reading(model, params, (_row(ids), Tokens()), {"encoder": [pieces[i] for i in ids]}, f"weights of {folder}")
+
+
+# Settings of a tokenizer that change no token of a text: where it came from, how batches are padded and cut, how text
+# is made of tokens, and which programs use it.
+_UNUSED = """
+    name_or_path special_tokens_map_file tokenizer_file backend is_local local_files_only processor_class padding_side
+    truncation_side max_length stride truncation_strategy pad_to_multiple_of pad_token_type_id model_input_names
+    clean_up_tokenization_spaces chat_template bos_token eos_token
+""".split()
+_ROLES = {
+    "unk_token": "[UNK]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "mask_token": "[MASK]",
+}
+
+
+def _tokenizer(vocab: Path, settings: Settings, text: str) -> tuple[Tokenizer, float]:
+    """The tokenizer of a vocab.txt as tokenizer_config.json sets it, and the most tokens that it says the model takes.
+    UserError: a setting that is not supported, or not known; or the text holds a special token."""
+    for key, piece in _ROLES.items():  # a piece, or an object with its `content`
+        if settings.values.get(key) is not None and _piece(settings.values[key]) != piece:
+            raise UserError(f"{settings.source} sets {key}={settings.values[key]!r}, and we know only {piece!r}")
+    never = {_piece(each) for each in settings.get("never_split", [])}
+    vocabulary = {piece: str(number) for piece, number in read_vocab_txt(vocab, ()).items()}
+    added = {_piece(each): number for number, each in settings.get("added_tokens_decoder", {}).items()}
+    more = [settings.values.get(f"{kind}_special_tokens") for kind in ("additional", "extra")]
+    known = set(_ROLES.values())
+    if any(more) or (never | added.keys()) - known or any(vocabulary[piece] != added[piece] for piece in added):
+        raise UserError(
+            f"{settings.source} names special tokens besides {', '.join(sorted(known))} of vocab.txt, and we know only "
+            "these"
+        )
+    settings.only(
+        do_basic_tokenize=True,
+        add_prefix_space=False,
+        wordpieces_prefix="##",
+        auto_map=None,
+    )
+    settings.one_of("tokenizer_class", dict.fromkeys(("BertTokenizer", "BertTokenizerFast"), ""), "BertTokenizer")
+    lowercase = settings.get("do_lower_case", True)
+    # Null: accents are removed where letters are made small.
+    accents = None if settings.values.get("strip_accents") is None else settings.get("strip_accents", False)
+    chinese = settings.get("tokenize_chinese_chars", True)
+    most = settings.get("model_max_length", math.inf)
+    splits = settings.get("split_special_tokens", False)
+    settings.finish({*_ROLES, *_UNUSED, "additional_special_tokens", "extra_special_tokens"})
+    held = [piece for piece in sorted(known) if piece in text]
+    if held and not splits:
+        raise UserError(f"--text holds {held[0]!r}, which the model's own tokenizer reads as one token: leave it out")
+    tokenizer = Tokenizer.from_vocab_txt(vocab, lowercase, strip_accents=accents, handle_chinese_chars=chinese)
+    return tokenizer, most
+
+
+def _piece(token: Any) -> str:
+    return str(token.get("content") if isinstance(token, dict) else token)
 
 
 def _row(ids: Sequence[int]) -> Any:

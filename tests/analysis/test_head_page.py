@@ -135,6 +135,23 @@ def test_more_tokens_than_a_page_holds(monkeypatch: pytest.MonkeyPatch) -> None:
         pages.head_page(watched(), TOKENS, "")
 
 
+def test_attention_of_a_run_that_diverged() -> None:
+    seen = watched()
+    seen["decoder"]["cross"].weights[1, 0, 2, 0, 0] = np.nan
+    with pytest.raises(UserError, match=r"attention is not a number \(NaN\), as after a training run that diverged"):
+        pages.head_page(seen, TOKENS, "")
+
+
+def test_no_token_ends_the_script() -> None:
+    tokens = ["</script><script>alert(1)</script>", "<!--", "@DATA@", "\u2028\x00\\u003c"]
+    page = pages.head_page({"encoder": {"self": attention(S, S, 0)}}, {"encoder": tokens}, "</script> @DATA@")
+    assert page.lower().count("</script>") == page.lower().count("<script")
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    data = json.loads(found[1])
+    assert (data["views"][0]["queries"], data["about"]) == (tokens, "</script> @DATA@")
+
+
 def test_tokens_that_do_not_fit_the_weights() -> None:
     with pytest.raises(ValueError, match="3 and 3 tokens for weights"):
         pages.head_page({"encoder": watched()["encoder"]}, {"encoder": ["a", "b", "c"]}, "")

@@ -56,3 +56,26 @@ def test_a_tree_puts_parents_beside_the_middle_of_their_children(late: bool) -> 
     assert widths == {2.4, 0.9}
     heavy = [line for line in axes.lines if line.get_linewidth() == 2.4]
     assert sorted(tuple(line.get_xdata()) for line in heavy) == [(0, 1), (1, 2)]
+
+
+TOKENS = ["$$", "$", "$5 and $10", "$\\frac{a}$", "\\$", "a_b^c", "\x00\x1b", "\ud800", "猫"]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_tokens_are_drawn_as_they_are() -> None:
+    """Whatever they hold: a dollar begins no formula."""
+    square = np.eye(len(TOKENS))
+    x = np.arange(3.0)
+    figures = [
+        plots.matrix(square, "x", "y", "z", rows=TOKENS, columns=TOKENS),
+        plots.heat_map(square, TOKENS, [1] * len(TOKENS), "x", "y", "z"),
+        plots.tree([plots.Node(-1, token, True) for token in TOKENS]),
+        plots.lines(dict.fromkeys(TOKENS, (x, x)), "x", "y", dict.fromkeys(TOKENS, 1.0)),
+    ]
+    for figure in figures:
+        plots.to_svg(figure)
+        for text in figure.findobj(mpl.text.Text):
+            assert not text._preprocess_math(text.get_text())[1], text.get_text()
+    names = [tick.get_text() for tick in figures[0].axes[0].get_yticklabels()]
+    drawn = [mpl.text.Text(text=name)._preprocess_math(name)[0] for name in names]
+    assert drawn == [*TOKENS[:6], "\ufffd\ufffd", "\ufffd", "猫"]

@@ -17,10 +17,10 @@ LOGITS = np.array([0.4, -1.0, -2.0, 2.0, 1.1, 0.4, -0.3])
 DRAWS = 4000
 
 
-def draws(logits: np.ndarray, seed: int = 0, **options: Any) -> np.ndarray:
+def draws(logits: np.ndarray, seed: int = 0, dtype: Any = jnp.float32, **options: Any) -> np.ndarray:
     """One token for each of many sentences, all with the same logits."""
     keys = sentence_keys(seed, jnp.arange(DRAWS))
-    row = jnp.asarray(logits, jnp.float32)
+    row = jnp.asarray(logits, dtype)
     zeros = jnp.zeros(DRAWS, jnp.int32)
 
     def step(tokens: jax.Array, positions: jax.Array, state: Any) -> tuple[jax.Array, Any]:
@@ -62,8 +62,57 @@ def test_supports_are_exact_and_shares_are_right(temperature: float, top_k: int,
         assert chisquare(found[support], expected[support]).pvalue > 1e-3
 
 
-def test_a_cold_sample_is_the_most_likely_token() -> None:
-    assert (draws(LOGITS, temperature=1e-3) == 3).all()
+@pytest.mark.parametrize(
+    ("probabilities", "top_p", "kept"),
+    [([0.3, 0.1, 0.1, 0.5], 0.8, 2), ([0.5, 0.3, 0.1, 0.1], 0.8, 2), ([0.4, 0.3, 0.2, 0.1], 0.9, 3),
+     ([0.25] * 4, 0.75, 3), ([0.1] * 10, 0.6, 6), ([0.1] * 10, 0.7, 7), ([0.99, 0.01], 0.99, 1),
+     ([0.5, 0.3, 0.1, 0.1], 0.801, 3), ([0.5, 0.3, 0.1, 0.1], 1e-300, 1), ([0.25] * 4, 0.9999999, 4)],
+)  # fmt: skip
+def test_the_smallest_set_whose_total_is_top_p(probabilities: list[float], top_p: float, kept: int) -> None:
+    """Also where it is exactly top_p: their float32 total may be above or below it."""
+    assert len(set(draws(np.log(probabilities), top_p=top_p))) == kept
+
+
+def drawn(rows: list[Any], most: int = 3, **options: Any) -> Decoded:
+    """A few tokens of each row of logits."""
+    zeros, keys = jnp.zeros(len(rows), jnp.int32), sentence_keys(0, jnp.arange(len(rows)))
+    logits = jnp.asarray(rows, jnp.float32)
+    return sample(lambda t, p, s: (logits, s), (), zeros, zeros, most, None, 99, keys=keys, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}], ids=["all", "top_k", "top_p"])
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 5e-324])
+def test_a_cold_sample_is_the_most_likely_token(temperature: float, options: dict[str, float]) -> None:
+    """However small, also where it is 0 in float32."""
+    found = drawn([LOGITS, LOGITS + 60, LOGITS - 60], 8, temperature=temperature, **options)
+    assert (found.tokens == 3).all()
+    assert found.ok.all()
+
+
+def test_a_cold_sample_of_a_tie_takes_both() -> None:
+    found = np.bincount(draws(np.array([1.0, 2.0, 2.0]), temperature=1e-40), minlength=3)
+    assert found[0] == 0
+    assert chisquare(found[1:]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1e300])
+@pytest.mark.parametrize("options", [{}, {"top_k": 99, "top_p": 0.9999}], ids=["all", "some"])
+def test_what_cannot_come_does_not(temperature: float, options: dict[str, float]) -> None:
+    """Logits of -inf, at any heat."""
+    logits = np.where(np.arange(7) % 2, -np.inf, LOGITS)
+    assert set(draws(logits, temperature=temperature, **options)) == {0, 2, 4, 6}
+
+
+def test_logits_in_bfloat16_are_drawn_as_in_float32() -> None:
+    rounded = np.asarray(jnp.asarray(LOGITS, jnp.bfloat16), np.float64)
+    options = {"temperature": 0.7, "top_p": 0.95}
+    np.testing.assert_array_equal(draws(LOGITS, dtype=jnp.bfloat16, **options), draws(rounded, **options))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2, "temperature": 1e-40}], ids=["all", "cold"])
+def test_rows_with_invalid_logits_are_not_ok(options: dict[str, float]) -> None:
+    rows = [[1.0, 2.0, 3.0], [1.0, np.nan, 2.0], [1.0, np.inf, 2.0], [-np.inf] * 3]
+    assert drawn(rows, **options).ok.tolist() == [True, False, False, False]
 
 
 def test_a_tie_at_the_border_goes_to_the_lowest_id() -> None:
@@ -112,8 +161,10 @@ def test_scores_are_the_models_own() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"temperature": 0.0}, "temperature must be above 0, not 0.0"), ({"top_k": -1}, "top_k must be 0"),
-     ({"temperature": float("nan")}, "not nan"), ({"top_p": 0.0}, "top_p must be above 0"), ({"top_p": 1.5}, "1.5")],
+    [({"temperature": 0.0}, "above 0 and finite, not 0.0"), ({"top_k": -1}, "top_k must be 0"),
+     ({"temperature": float("nan")}, "not nan"), ({"top_p": 0.0}, "top_p must be above 0"), ({"top_p": 1.5}, "1.5"),
+     ({"temperature": -1.0}, "not -1.0"), ({"temperature": float("inf")}, "finite, not inf"),
+     ({"top_p": float("nan")}, "not nan"), ({"top_p": -0.1}, "not -0.1")],
 )  # fmt: skip
 def test_mistakes_are_sentences(options: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):

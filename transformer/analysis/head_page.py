@@ -31,8 +31,13 @@ def head_page(watched: Mapping[str, Mapping[str, Attention]], tokens: Mapping[st
         tokens: stack -> the text of each of its tokens.
         about: a sentence on model and text, shown at the top.
 
-    Raises UserError for more weights than MAX_BYTES.
+    Raises UserError for more weights than MAX_BYTES, or weights with NaN.
     """
+    if any(np.isnan(found.weights).any() for kinds in watched.values() for found in kinds.values()):
+        raise UserError(
+            "the model's attention is not a number (NaN), as after a training run that diverged: use an earlier "
+            "checkpoint"
+        )
     size = sum(2 * found.weights[:, 0].size for kinds in watched.values() for found in kinds.values())
     if size > MAX_BYTES:
         longest = max(map(len, tokens.values()))

@@ -135,8 +135,7 @@ def against_length(
     axes.grid(visible=False, axis="x")
     if percent:
         axes.set_ylim(-3, 103)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -200,8 +199,7 @@ def front(
     axes.plot(*zip(*corners, strict=True), color="#555555", linewidth=1, drawstyle="steps-post", zorder=0.5)
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -220,8 +218,7 @@ def cost(
     axes.set_yscale("log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     _legend(figure, axes)
     return figure
 
@@ -249,10 +246,9 @@ def heat_map(
     for row, end in enumerate(ends):
         if end < columns:
             axes.plot([end + 0.5] * 2, [row - 0.5, row + 0.5], color="#D55E00", linewidth=2.5)
-    axes.set_yticks(range(len(labels)), list(labels))
+    axes.set_yticks(range(len(labels)), map(_plain, labels))
     axes.grid(visible=False)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     with mpl.rc_context(SETTINGS):
         figure.colorbar(picture, ax=axes, label=scale)
     return figure
@@ -287,16 +283,15 @@ def matrix(
     else:
         picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     if rows:
-        axes.set_yticks(range(height), list(rows))
+        axes.set_yticks(range(height), map(_plain, rows))
     if columns:
-        axes.set_xticks(range(width), list(columns), rotation=0 if max(map(len, columns)) < 4 else 60)
+        axes.set_xticks(range(width), map(_plain, columns), rotation=0 if max(map(len, columns)) < 4 else 60)
     if numbers:
         for (row, column), value in np.ndenumerate(values):
             dark = value > 0.6 * top and np.nanmin(values) >= 0
             axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color="w" if dark else "k")
     axes.grid(visible=False)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     with mpl.rc_context(SETTINGS):
         figure.colorbar(picture, ax=axes, label=scale)
     return figure
@@ -313,9 +308,9 @@ def lines(
         )
     for name, at in (marked or {}).items():
         axes.axvline(at, color="#555555", linewidth=1)
-        axes.text(at, 1.01, name, color="#555555", fontsize=9, ha="center", transform=axes.get_xaxis_transform())
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
+        over = axes.get_xaxis_transform()
+        axes.text(at, 1.01, _plain(name), color="#555555", fontsize=9, ha="center", transform=over)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.margins(x=0.01)
     if len(series) > 1:
         _legend(figure, axes)
@@ -357,9 +352,9 @@ def tree(nodes: Sequence[Node]) -> Figure:
         if node.parent >= 0:
             x, y = (depths[node.parent], depths[i]), (heights[node.parent], heights[i])
             axes.plot(x, y, color=colour, linewidth=2.4 if node.best else 0.9, zorder=1)
-        axes.text(depths[i], heights[i], node.label, ha="center", va="center", fontsize=9, color=colour, zorder=2,
+        axes.text(depths[i], heights[i], _plain(node.label), ha="center", va="center", fontsize=9, color=colour,
                   weight="bold" if node.best else "normal", bbox={"facecolor": "white", "edgecolor": colour, "pad": 2.5,
-                  "linestyle": "-" if node.kept else ":"})  # fmt: skip
+                  "linestyle": "-" if node.kept else ":"}, zorder=2)  # fmt: skip
     axes.set_xlim(-0.5, max(depths) + 0.5)
     axes.set_ylim(leaves - 0.4, -0.6)
     axes.set_axis_off()
@@ -382,6 +377,11 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def _plain(text: str) -> str:
+    """A text as it is: a dollar would begin a formula, and not every character can be drawn."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text).replace("$", r"\$")
+
+
 def _panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -394,4 +394,6 @@ def _legend(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         with mpl.rc_context(SETTINGS):
-            figure.legend(handles, labels, loc="outside lower center", ncols=2 if len(labels) in (2, 4) else 3)
+            figure.legend(
+                handles, map(_plain, labels), loc="outside lower center", ncols=2 if len(labels) in (2, 4) else 3
+            )

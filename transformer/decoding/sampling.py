@@ -1,5 +1,6 @@
 """Sampling with one random key per row."""
 
+import math
 from typing import Any
 
 import jax
@@ -9,6 +10,10 @@ from jaxtyping import Array, Float, Int, Key, UInt32
 from transformer.decoding.greedy import write
 from transformer.decoding.hypotheses import Decoded, Step
 from transformer.errors import UserError
+
+# Totals of probabilities are compared with top_p up to this: in float32 they are rounded, over any vocabulary, by less.
+ROUNDING = 1e-6
+COLDEST, HOTTEST = 1e-30, 1e30  # what is beyond draws the same, and its reciprocal need not be a float32
 
 
 def sentence_keys(seed: int, numbers: Int[Array, " B"]) -> Key[Array, " B"]:
@@ -33,11 +38,14 @@ def sample(
 ) -> Decoded:
     """Token n of a row is drawn with fold_in(its key, n), from softmax(logits / temperature) restricted first to the
     `top_k` most likely tokens (0 = all; ties to the lowest id), then to the fewest most likely ones with a total
-    probability of at least `top_p` (nucleus; Holtzman et al. 2020, section 3.1). Scores are the model's
-    log-probabilities, at temperature 1 over the whole vocabulary. `write` says when a row ends. UserError: a
-    temperature of 0 or below, a negative top_k, a top_p outside of (0, 1]."""
-    if not temperature > 0:
-        raise UserError(f"temperature must be above 0, not {temperature}: for the most likely token, decode greedily")
+    probability of at least `top_p` (nucleus; Holtzman et al. 2020, section 3.1). A tiny temperature gives the most
+    likely token, and equally likely ones with equal shares. Scores are the model's log-probabilities, at temperature 1
+    over the whole vocabulary. `write` says when a row ends. UserError: a temperature of 0 or below, or infinite, a
+    negative top_k, a top_p outside of (0, 1]."""
+    if not 0 < temperature < math.inf:
+        raise UserError(
+            f"temperature must be above 0 and finite, not {temperature}: for the most likely token, decode greedily"
+        )
     if top_k < 0:
         raise UserError(f"top_k must be 0 (all tokens) or more, not {top_k}")
     if not 0 < top_p <= 1:
@@ -46,12 +54,15 @@ def sample(
     def choose(logits: Float[Array, "B V"], count: Int[Array, ""]) -> Int[Array, " B"]:
         now = jax.vmap(jax.random.fold_in, (0, None))(keys, count)
         draw = jax.vmap(jax.random.categorical)
+        # Relative to the largest, so that a tiny divisor makes the others -inf and nothing +inf.
+        logits = (logits - logits.max(axis=1, keepdims=True)) / min(max(temperature, COLDEST), HOTTEST)
         if not top_k and top_p == 1:
-            return draw(now, logits / temperature)
-        values, ids = jax.lax.top_k(logits / temperature, min(top_k or logits.shape[1], logits.shape[1]))
+            return draw(now, logits)
+        values, ids = jax.lax.top_k(logits, min(top_k or logits.shape[1], logits.shape[1]))
         shares = jax.nn.softmax(values)
         before = jnp.cumsum(shares, axis=1) - shares  # of the more likely tokens: 0 for the first
-        values = jnp.where((before < top_p) | (top_p == 1), values, -jnp.inf)
+        first = jnp.arange(values.shape[1]) == 0
+        values = jnp.where(first | (before < top_p - ROUNDING) | (top_p == 1), values, -jnp.inf)
         return jnp.take_along_axis(ids, draw(now, values)[:, None], axis=1)[:, 0]
 
     return write(step, state, first_tokens, first_positions, max_new, limit, eos_id, min_new, choose)

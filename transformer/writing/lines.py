@@ -1,7 +1,11 @@
-"""Outputs of lines (`generate`, `outputs`), streamed output of a single line, and transcripts of recordings."""
+"""Outputs of lines (`generate`, `outputs`), streamed output of a single line, and transcripts of recordings.
+
+A line is read as evaluation reads an example: the text of a classifier is cut to `data.max_len`, and a line on stderr
+says so; other lines are read whole. What is longer than a learned position table is refused, by its number."""
 
 import itertools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from transformer.errors import UserError
@@ -43,16 +47,14 @@ def _prepared(
 ) -> tuple[Writer | Classifier, list[list[int]]]:
     """The writer, and the input tokens of each line."""
     task, limit = trained.task, trained.limit
-    write: Writer | Classifier
     if isinstance(task, TextClassification):
         if manner != GREEDY or alignments or trained.others:
             raise UserError("a classifier of texts names one class a line: leave out what shapes written text")
-        write, prompt = Classifier(trained), lambda ids: [trained.tokenizer.bos_id, *ids, trained.tokenizer.eos_id]
-    elif isinstance(task, WritingTask) and task.reads_lines:
-        write, prompt = Writer(trained, manner, alignments), task.prompt
-    else:
+        return Classifier(trained), classified(trained, lines)
+    if not (isinstance(task, WritingTask) and task.reads_lines):
         raise UserError(f"task {trained.config.task!r} turns no line into another: see python -m transformer.evaluate")
-    ids = [prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
+    write = Writer(trained, manner, alignments)
+    ids = [task.prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
     for number, (line, tokens) in enumerate(zip(lines, ids, strict=True), start=1):
         if limit is not None and len(tokens) > limit:
             raise UserError(
@@ -60,6 +62,18 @@ def _prepared(
                 f"shorten it ({line[:40]!r}...), or train with a larger model.max_positions"
             )
     return write, ids
+
+
+def classified(trained: Trained, lines: Sequence[str]) -> list[list[int]]:
+    """The tokens of lines as a classifier of texts reads them, cut to `data.max_len`; stderr says which were cut."""
+    most, tokenizer = trained.config.data.max_len, trained.tokenizer
+    ids = tokenizer.encode_batch(lines)
+    long = [number for number, tokens in enumerate(ids, start=1) if len(tokens) > most - 2]
+    if long:
+        first = ", ".join(map(str, long[:6])) + (", ..." if len(long) > 6 else "")
+        told = f"{len(long)} of {len(ids)} lines are cut to data.max_len={most} tokens, as in evaluation: line {first}"
+        print(told, file=sys.stderr, flush=True)
+    return [[tokenizer.bos_id, *tokens[: most - 2], tokenizer.eos_id] for tokens in ids]
 
 
 def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:

@@ -78,15 +78,16 @@ class Tokenizer:
         return cls(kind, pieces, {name: number for number, name in enumerate(specials)})
 
     @classmethod
-    def from_vocab_txt(cls, path: str | Path, lowercase: bool = True) -> "Self":
+    def from_vocab_txt(cls, path: str | Path, lowercase: bool = True, **normal: Any) -> "Self":
         """BERT's own WordPiece vocabulary, for its weights: all ids are those of the file, special tokens included.
+        `normal`: further options of `tokenizers.normalizers.BertNormalizer`.
 
         `bos_id` is [CLS], `eos_id` [SEP] and `mask_id` [MASK]. Batches assume the ids 0, 1 and 2 of a trained tokenizer
         and cannot use this one: see `encode_with_ends`.
         """
         roles = dict(zip((*SPECIALS, MASK), ("[PAD]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
         vocab = read_vocab_txt(Path(path), roles.values())
-        pieces = WordPiece.of(vocab, BERT_UNKNOWN, lowercase)
+        pieces = WordPiece.of(vocab, BERT_UNKNOWN, lowercase=lowercase, **normal)
         return cls("wordpiece", pieces, {role: vocab[name] for role, name in roles.items()})
 
     @property

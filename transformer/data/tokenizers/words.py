@@ -95,10 +95,10 @@ class WordPiece(Library):
         return cls.of(model_of(learner)["vocab"], UNKNOWN)
 
     @classmethod
-    def of(cls, vocab: dict[str, int], unknown: str, lowercase: bool = True) -> "Self":
-        """From a map piece -> id, and the name of the unknown piece."""
+    def of(cls, vocab: dict[str, int], unknown: str, **normal: Any) -> "Self":
+        """From a map piece -> id, the name of the unknown piece, and options of `normalizers.BertNormalizer`."""
         library = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unknown, max_input_chars_per_word=100))
-        library.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        library.normalizer = normalizers.BertNormalizer(**normal)
         library.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         library.decoder = decoders.WordPiece(prefix="##", cleanup=False)
         return cls(library)

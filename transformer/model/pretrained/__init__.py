@@ -3,11 +3,14 @@
     model, params = load("bert-base-uncased")  # config.json and model.safetensors
     save("somewhere", model, params)           # a folder that the reference implementation reads
 
-Both use one table per architecture (`rows`), in either direction.
+Both use one table per architecture (`rows`), in either direction. Every key of config.json is followed, or known to
+have no effect here (`keys`), or refused.
 """
 
 import dataclasses
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +20,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from transformer.config import ModelConfig, head_width
+from transformer.config import ModelConfig, from_dict, head_width
 from transformer.errors import UserError
 from transformer.model.families import build
 from transformer.model.layers import key_heads, value_width
 from transformer.model.pretrained.bert import BERT
-from transformer.model.pretrained.files import Settings, Weights, listed, read_settings, write_folder
+from transformer.model.pretrained.files import (
+    GENERATION,
+    Settings,
+    Weights,
+    listed,
+    read_json,
+    read_settings,
+    write_folder,
+)
 from transformer.model.pretrained.gpt2 import GPT2
+from transformer.model.pretrained.keys import NAMES, NEEDED, SPECIAL_IDS, UNUSED
 from transformer.model.pretrained.llama import LLAMA
 from transformer.model.pretrained.marian import MARIAN
 from transformer.model.pretrained.rows import Architecture, Row
@@ -42,17 +54,32 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class LoadedConfig(ModelConfig):
+    """The configuration of a loaded model, with what its folder says besides. `save` writes that again."""
+
+    told: str = "{}"  # the keys SPECIAL_IDS and NAMES of config.json, as JSON
+    generation: str = ""  # the text of generation_config.json
+
+
 def load(folder: str | Path) -> tuple[nn.Module, Any]:
-    """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards.
-    UserError, before any weight is read: no config.json or safetensors, an unsupported setting, a truncated file, or
-    tensors that are missing, unexpected or of another shape."""
+    """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards; its
+    configuration keeps the special tokens' ids. UserError, before any weight is read: no config.json or safetensors, an
+    unsupported or unknown setting, a truncated file, or tensors that are missing, unexpected, of another shape or
+    quantised; and a tensor with NaN."""
     folder = Path(folder)
     settings = read_settings(folder)
     name, architecture = _architecture(settings)
     weights = Weights(folder)
     theirs = {_known_as(architecture, name): name for name in weights.shapes}
-    config = architecture.to_config(settings, frozenset(theirs))
-    model, rows = build(config), architecture.rows(config)
+    config = _config(settings, architecture, frozenset(theirs))
+    rows = architecture.rows(config)
+    needed = {row.theirs for row in rows}
+    for copy, original in architecture.copies.items():  # of tied tables, a file may hold either name
+        if needed & theirs.keys() and original in needed - theirs.keys() and copy in theirs.keys() - needed:
+            theirs[original] = theirs.pop(copy)
+    told, generation = _told(settings, folder)
+    model: Any = build(LoadedConfig(**vars(config), told=told, generation=generation))
     _check(name, architecture, rows, parameter_shapes(model), weights, theirs, folder)
     params: dict[tuple[str, ...], Any] = {}
     for row in rows:
@@ -62,30 +89,76 @@ def load(folder: str | Path) -> tuple[nn.Module, Any]:
     return model, {"params": unflatten_dict(params)}
 
 
-def save(folder: str | Path, model: Any, params: Any) -> None:
+def save(folder: str | Path, model: Any, params: Any, special_ids: Mapping[str, Any] | None = None) -> None:
     """Writes config.json and model.safetensors in the format that `load` and the reference implementation read.
-    UserError: no architecture of ARCHITECTURES supports the model's configuration; it names the keys."""
+    `special_ids`: such as {"eos_token_id": 2}; default: those that the model was loaded with, otherwise none is named
+    (a Marian has those of OPUS-MT). UserError: no architecture of ARCHITECTURES supports the model's configuration; it
+    names the keys."""
     config: ModelConfig = model.config
     name, architecture = _fitting(config)
     if config.scan_layers:
         params = unstacked(params, config.num_layers)
     flat = flatten_dict(jax.tree.map(np.asarray, params["params"]), sep="/")
+    told, generation = dict[str, Any](), ""
     settings = {"model_type": name, **architecture.to_settings(config), "dtype": "float32"}
+    if isinstance(config, LoadedConfig):
+        told, generation = json.loads(config.told), config.generation
+        if len(told.get("id2label", ())) != config.num_classes:
+            told = {key: value for key, value in told.items() if key not in NAMES}
+    elif config.inputs == "tokens":  # null: otherwise the reference assumes ids of the released models
+        settings = dict.fromkeys(SPECIAL_IDS[:3]) | settings
+    if special_ids is not None:
+        given, generation = Settings(dict(special_ids), "special_ids"), ""
+        given.finish(SPECIAL_IDS)
+        told |= _checked_ids(given)
+    settings |= told
     prefix = "" if settings["architectures"][0] in architecture.bare else architecture.prefix
     tensors = {}
     for row in architecture.rows(config):
         own = row.theirs.startswith(architecture.heads)
         whole = row.form.write(_joined([flat[path] for path in row.ours]))
         tensors[row.theirs if own else prefix + row.theirs] = whole
-    write_folder(Path(folder), settings, tensors)
+    write_folder(Path(folder), settings, tensors, generation)
 
 
 def model_config(values: dict[str, Any], names: frozenset[str] = frozenset()) -> ModelConfig:
     """The configuration that the values of a config.json describe. `names` are the tensors' names without prefix; they
     show whether there is a pooler (BERT, ViT) or a separate output table (newer T5). UserError: an unsupported
-    setting."""
+    or unknown setting."""
     settings = Settings(values, "config.json")
-    return _architecture(settings)[1].to_config(settings, names)
+    return _config(settings, _architecture(settings)[1], names)
+
+
+def _config(settings: Settings, architecture: Architecture, names: frozenset[str]) -> ModelConfig:
+    """The configuration, after every key has been looked at."""
+    settings.only(**NEEDED)
+    config = architecture.to_config(settings, names)
+    settings.finish({"model_type", "architectures", *SPECIAL_IDS, *NAMES, *UNUSED, *architecture.unused.split()})
+    try:
+        from_dict({"model": dataclasses.asdict(config)})
+    except UserError as error:
+        raise UserError(f"{settings.source} describes a model that cannot be: {error}") from error
+    return config
+
+
+def _told(settings: Settings, folder: Path) -> tuple[str, str]:
+    """The fields of LoadedConfig."""
+    ids = _checked_ids(settings)
+    names = {key: settings.values[key] for key in NAMES if settings.values.get(key)}
+    path = folder / GENERATION
+    if path.is_file():
+        _checked_ids(read_json(path))
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return json.dumps(ids | names, sort_keys=True), text
+
+
+def _checked_ids(settings: Settings) -> dict[str, Any]:
+    """The ids of special tokens. UserError: a value is neither an id, nor a list of ids, nor null."""
+    ids = {key: value for key, value in settings.values.items() if key in SPECIAL_IDS}
+    for key, value in ids.items():
+        if not all(type(each) is int for each in (value if isinstance(value, list) else [value])) and value is not None:
+            raise UserError(f"{settings.source} sets {key}={value!r}: it must be the id of a token, or a list of ids")
+    return ids
 
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -147,6 +220,7 @@ def _check(
         found = [f"{what} {listed(names)}" for what, names in (("lacks", missing), ("has besides", extra)) if names]
         raise UserError(f"{str(folder)!r} does not hold what its config.json describes: it {' and '.join(found)}")
     for known, row in needed.items():
+        weights.check_type(theirs[known])
         # The expected shapes come from writing a broadcast zero, which takes no memory.
         blank = [np.broadcast_to(np.float32(0), ours[path]) for path in row.ours]
         shape, stored = row.form.write(_joined(blank)).shape, weights.shapes[theirs[known]]
@@ -165,8 +239,18 @@ def _check(
             )
 
 
-# Keys that files do not hold, because a trained model's function does not depend on them.
-_NOT_HELD = ("initialization", "dropout", "remat", "scan_layers", "cell", "recurrent_attention", "patch_stride")
+# Keys that files do not hold, because a trained model's function does not depend on them but for rounding.
+_NOT_HELD = (
+    "initialization",
+    "dropout",
+    "remat",
+    "scan_layers",
+    "cell",
+    "recurrent_attention",
+    "patch_stride",
+    "dtype",
+)
+_TOLD = ("told", "generation")  # of LoadedConfig
 
 
 def _function(config: ModelConfig) -> dict[str, Any]:
@@ -174,7 +258,7 @@ def _function(config: ModelConfig) -> dict[str, Any]:
     values = dataclasses.asdict(config)
     values |= {"head_dim": head_width(config), "value_dim": value_width(config), "num_kv_heads": key_heads(config)}
     values["attention"] = tuple(dict.fromkeys(config.attention))
-    unused = set(_NOT_HELD)
+    unused = {*_NOT_HELD, *_TOLD}
     if config.positions != "learned":
         unused |= {"max_positions"}
     if config.inputs != "image":
@@ -195,7 +279,7 @@ def _fitting(config: ModelConfig) -> tuple[str, Architecture]:
         names = frozenset(row.theirs for row in architecture.rows(config))
         written = Settings(architecture.to_settings(config), name)
         try:
-            again = _function(architecture.to_config(written, names))
+            again = _function(_config(written, architecture, names))
         except UserError as error:  # a value that it cannot express
             refusals.append(str(error))
             continue

@@ -16,9 +16,13 @@ from transformer.model.pretrained.rows import (
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
     settings.only(
-        position_embedding_type="absolute", is_decoder=False, add_cross_attention=False, tie_word_embeddings=True
+        position_embedding_type="absolute",
+        is_decoder=False,
+        is_encoder_decoder=False,
+        tie_word_embeddings=True,
+        directionality="bidi",
     )
-    masked = settings.values.get("architectures") == ["BertForMaskedLM"]
+    masked = settings.get("architectures", []) == ["BertForMaskedLM"]
     return ModelConfig(
         family="encoder_only",
         positions="learned",
@@ -97,6 +101,8 @@ BERT = Architecture(
         "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
     },
+    # Of the first release in TensorFlow; no version of the model reads them.
+    unused="pooler_fc_size pooler_num_attention_heads pooler_num_fc_layers pooler_size_per_head pooler_type",
     # Position numbers, and the next-sentence prediction head in released files of the masked language model.
     ignored=r"embeddings\.position_ids|cls\.seq_relationship\..*|pooler\.dense\..*",
 )

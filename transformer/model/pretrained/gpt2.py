@@ -3,18 +3,25 @@
 from typing import Any
 
 from transformer.config import ModelConfig
+from transformer.errors import UserError
 from transformer.model.pretrained.files import Settings
 from transformer.model.pretrained.rows import ACTIVATION_NAMES, THEIR_ACTIVATIONS, Architecture, Row, norm
 
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
-    settings.only(scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    positions, dropout = settings.size("n_positions", 1024), settings.get("resid_pdrop", 0.1)
+    settings.only(scale_attn_by_inverse_layer_idx=False, n_ctx=positions, is_encoder_decoder=False)
+    if settings.get("embd_pdrop", 0.1) != dropout:
+        raise UserError(
+            f"{settings.source} sets embd_pdrop={settings.get('embd_pdrop', 0.1)} and resid_pdrop={dropout}, and our "
+            "modules have one rate: set both to it (without training, no output depends on them)"
+        )
     width = settings.size("n_embd")
     return ModelConfig(
         family="decoder_only",
         positions="learned",
         vocab_size=settings.size("vocab_size"),
-        max_positions=settings.size("n_positions", 1024),
+        max_positions=positions,
         num_layers=settings.size("n_layer"),
         d_model=width,
         d_ff=settings.size("n_inner", 4 * width),
@@ -26,7 +33,7 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         activation=settings.one_of("activation_function", ACTIVATION_NAMES, "gelu_new"),
         scale_embedding=False,
         tied=settings.get("tie_word_embeddings", True),
-        dropout=settings.get("resid_pdrop", 0.1),
+        dropout=dropout,
         initialization="depth_scaled",
     )
 
@@ -82,5 +89,8 @@ GPT2 = Architecture(
     to_settings=_to_settings,
     rows=_rows,
     copies={"lm_head.weight": "wte.weight"},
+    # Of a head that these classes do not have; older sizes; and scores in float32, as ours are.
+    unused="summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout is_decoder "
+    "reorder_and_upcast_attn",
     ignored=r"h\.\d+\.attn\.(masked_)?bias",  # causal masks, which older versions stored
 )

@@ -21,10 +21,17 @@ def _theta(settings: Settings) -> float:
     settings.only(partial_rotary_factor=1.0)
     found = settings.get("rope_theta", 10_000.0)
     for group in ("rope_scaling", "rope_parameters"):
-        for name, value in settings.get(group, {}).items():
-            if name == "rope_theta" and isinstance(value, (int, float)):
-                found = float(value)
-            elif value is not None and not (name in ("rope_type", "type") and value == "default"):
+        inner = Settings(settings.get(group, {}), settings.source)
+        found = inner.get("rope_theta", found)
+        plain: dict[str, tuple[Any, ...]] = {
+            "rope_type": ("default",),
+            "type": ("default",),
+            "partial_rotary_factor": (1.0,),
+        }
+        if inner.get("factor", 0.0) == 1.0:  # linear scaling by 1 scales nothing
+            plain |= {"rope_type": ("default", "linear"), "type": ("default", "linear"), "factor": (1.0,)}
+        for name, value in inner.values.items():
+            if value is not None and name != "rope_theta" and value not in plain.get(name, ()):
                 raise UserError(
                     f"{settings.source} sets {group}.{name}={value!r}, and our modules know only rope_type='default' "
                     "with a rope_theta"
@@ -34,6 +41,7 @@ def _theta(settings: Settings) -> float:
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
     width, heads = settings.size("hidden_size"), settings.size("num_attention_heads")
+    settings.only(is_encoder_decoder=False)
     return ModelConfig(
         family="decoder_only",
         positions="rotary-half",
@@ -105,5 +113,6 @@ LLAMA = Architecture(
     to_settings=_to_settings,
     rows=_rows,
     copies={"lm_head.weight": "embed_tokens.weight"},
+    unused="pretraining_tp is_decoder",  # the same products in slices; it always is one
     ignored=r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq",  # the angles, which are a formula
 )

@@ -29,7 +29,13 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         normalize_before=False,
         normalize_embedding=False,
         add_final_layer_norm=False,
-        extra_pos_embeddings=None,
+        add_bias_logits=False,
+        encoder_layerdrop=0.0,
+        decoder_layerdrop=0.0,
+        activation_dropout=0.0,
+        num_hidden_layers=layers,
+        is_encoder_decoder=True,
+        is_decoder=False,
     )
     return ModelConfig(
         family="encoder_decoder",
@@ -73,7 +79,7 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
         "static_position_embeddings": True,
         "share_encoder_decoder_embeddings": True,
         "dropout": config.dropout,
-        # As in OPUS-MT: the last piece is padding and begins the output, piece 0 is EOS.
+        # The reference needs numbers; as in OPUS-MT, the last piece is padding and begins the output, piece 0 is EOS.
         "pad_token_id": last,
         "decoder_start_token_id": last,
         "eos_token_id": 0,
@@ -116,5 +122,6 @@ MARIAN = Architecture(
     copies=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
     ),
+    unused="extra_pos_embeddings classif_dropout",  # released files have them, and no version of the model reads them
     ignored=r"(encoder|decoder)\.embed_positions\.weight",  # the sinusoids, which are a formula
 )

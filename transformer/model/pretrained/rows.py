@@ -41,6 +41,7 @@ class Architecture(NamedTuple):
     to_config: Callable[[Settings, frozenset[str]], ModelConfig]  # from config.json and the tensors' names
     to_settings: Callable[[ModelConfig], dict[str, Any]]  # config.json of a model, without `model_type`
     rows: Callable[[ModelConfig], list[Row]]  # names without the prefix
+    unused: str = ""  # keys of config.json without effect here, besides `keys.UNUSED`
     copies: dict[str, str] = {}  # name of a tensor that some files hold twice -> the name that rows use
     ignored: str = r"(?!)"  # pattern of the names of tensors that no output depends on
 

@@ -14,6 +14,9 @@ from transformer.model.pretrained.rows import (
     norm,
 )
 
+# Names of the input table.
+_TABLES = {"shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
+
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
     layers, width = settings.size("num_layers"), settings.size("d_model")
@@ -21,16 +24,20 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         num_decoder_layers=layers,
         relative_attention_num_buckets=T5_BUCKETS,
         relative_attention_max_distance=T5_FARTHEST,
+        is_encoder_decoder=True,
+        is_decoder=False,
     )
     # "gated-gelu" is the tanh form.
     forward = {f"{gate}{name}": name for gate in ("", "gated-") for name in ACTIVATION_NAMES}
     forward["gated-gelu"] = "gelu_new"
     inner = settings.one_of("feed_forward_proj", forward, "relu")
+    gated = settings.get("feed_forward_proj", "relu").startswith("gated-")
+    settings.only(is_gated_act=gated, dense_act_fn=inner)  # newer files say it again
     tied = settings.get("tie_word_embeddings", True)
     # Tied logits are scaled. Newer files have a separate key for that; there, the tensors show whether they are tied.
     scaled = settings.get("scale_decoder_outputs", tied)
     if "scale_decoder_outputs" in settings.values:
-        tied = "lm_head.weight" not in names
+        tied = "lm_head.weight" not in names or not names & _TABLES
     return ModelConfig(
         family="encoder_decoder",
         positions="t5",
@@ -45,7 +52,7 @@ def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
         norm_type="rms",
         norm_eps=settings.get("layer_norm_epsilon", 1e-6),
         activation=ACTIVATION_NAMES[inner],
-        gated=settings.get("feed_forward_proj", "relu").startswith("gated-"),
+        gated=gated,
         feed_forward_bias=False,
         scale_embedding=False,
         tied=tied,
@@ -73,9 +80,6 @@ def _to_settings(config: ModelConfig) -> dict[str, Any]:
         "relative_attention_max_distance": T5_FARTHEST,
         "tie_word_embeddings": config.tied,
         "dropout_rate": config.dropout,
-        "pad_token_id": 0,
-        "decoder_start_token_id": 0,
-        "eos_token_id": 1,
     }
 
 
@@ -118,6 +122,7 @@ T5 = Architecture(
     copies=dict.fromkeys(
         ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"), "shared.weight"
     ),
+    unused="n_positions",  # of the first files; positions are relative
     # A table in the first released files that no version of the model reads.
     ignored=r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",
 )

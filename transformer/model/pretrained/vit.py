@@ -19,10 +19,11 @@ from transformer.model.pretrained.rows import (
 
 def _to_config(settings: Settings, names: frozenset[str]) -> ModelConfig:
     settings.only(qkv_bias=True, pooler_act="tanh", pooler_output_size=settings.size("hidden_size"))
+    settings.only(is_encoder_decoder=False, is_decoder=False)
     side, patch = settings.size("image_size", 224), settings.size("patch_size", 16)
     if side % patch:
         raise UserError(f"{settings.source} sets image_size={side}, which patch_size={patch} does not divide")
-    classifier = settings.values.get("architectures") == ["ViTForImageClassification"]
+    classifier = settings.get("architectures", []) == ["ViTForImageClassification"]
     return ModelConfig(
         family="encoder_only",
         inputs="image",
@@ -109,5 +110,6 @@ VIT = Architecture(
     to_config=_to_config,
     to_settings=_to_settings,
     rows=_rows,
+    unused="encoder_stride tie_word_embeddings",  # of masked images; it has no tokens
     ignored=r"pooler\.dense\..*|embeddings\.mask_token",  # of a classifier, which does not use them
 )
