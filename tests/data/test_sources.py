@@ -345,10 +345,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tfds_by_name(prepared: Path, tmp_path: Path) -> None:
     data = config(tmp_path, "tiny_translate/de-en", dir=str(prepared), source="en", target="translation/de")
     source = load_source(data)
-    assert source.splits == ("train", "test")
+    assert source.splits == ("train", "validation", "test")
     assert set(source.fields) == {"translation/de", "en", "about/de"}
     assert source.pair(data) == ("en", "translation/de")
-    examples = sorted(source.split("train"), key=lambda example: example["id"])
+    examples = sorted([*source.split("train"), *source.split("validation")], key=lambda example: example["id"])
     assert [example["translation/de"] for example in examples] == [f"ß{i}" for i in range(20)]
     assert examples[3] == {"translation/de": "ß3", "en": "s3", "about/de": "über", "label": 1, "id": 3}
     assert load_source(data).fingerprint == source.fingerprint
@@ -386,15 +386,16 @@ def test_a_dataset_by_name_is_read_for_its_fingerprint_once(
     assert load_source(data).fingerprint == first.fingerprint
 
 
-def test_a_fingerprint_of_a_sample_is_not_compared(prepared: Path, tmp_path: Path) -> None:
+def test_fingerprints_of_an_older_form_are_not_compared(prepared: Path, tmp_path: Path) -> None:
     of_all = load_source(config(tmp_path, "tiny_translate/de-en", dir=str(prepared))).fingerprint
-    write_multi30k(tmp_path)
-    of_files = load_source(config(tmp_path, "multi30k")).fingerprint
+    write(tmp_path / "input.txt", "One text, and no names of classes.")
+    of_text = load_source(config(tmp_path, "text")).fingerprint
     stored = hashlib.sha256(b"100 examples").hexdigest()
     assert not comparable(stored, of_all)
-    assert comparable(stored, of_files)
+    assert not comparable(f"all:{stored}", of_all)
+    assert comparable(stored, of_text)
     assert comparable(of_all, of_all)
-    assert comparable(of_all, of_files)
+    assert comparable(of_all, of_text)
 
 
 def test_tfds_names_that_cannot_be_read(prepared: Path, tmp_path: Path) -> None:
@@ -477,7 +478,7 @@ def test_importing_the_data_room_stays_light() -> None:
 def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
     write_multi30k(tmp_path)
     fingerprint = load_source(config(tmp_path, "multi30k")).fingerprint
-    assert len(fingerprint) == hashlib.sha256().digest_size * 2
+    assert len(fingerprint) == len("2:") + hashlib.sha256().digest_size * 2
     assert fingerprint != load_source(config(tmp_path, "multi30k", source="de", target="en")).fingerprint
 
 

@@ -55,7 +55,7 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             builder = _prepare(data)
         except Exception as error:  # any error of a dataset's own code or of the network
             raise UserError(
-                f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
+                f"{data.name} is not prepared on this machine and could not be downloaded and prepared ({_brief(error)}): prepare "
                 'it where that works, with file_format="array_record", and name its folder in data.dir.'
             ) from error
     return surveyed(from_builder(data.name, builder, fingerprint=""), data)

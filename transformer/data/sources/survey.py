@@ -59,7 +59,7 @@ def surveyed(source: Source, data: DataConfig) -> Source:
                 f"another split in data.validation, of {', '.join(source.splits)}."
             )
         if cut:
-            told = "%s has no split 'validation': %d of the %d examples of train are kept for it"
+            told = "%s has no split 'validation': %d of the %d examples of train are kept for it (see data.validation)"
             logger.warning(told, source.name, len(found.kept), training)
         np.save(folder / "kept.npy", found.kept)
         (folder / "survey.json").write_text(json.dumps({"fingerprint": found.fingerprint, "facts": found.facts}))
