@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
     "runs": ("evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
     "": ("runs",),
-    "command_line": ("runs",),
+    "command_line": ("runs", "data.caching"),
 }
 VERBS = ("train", "evaluate", "generate", "describe", "heads", "convert", "tokenize")
 NEVER = ("configs", "experiments", "notebooks", "tests")

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import prepare, quiet
-from transformer.data.caching import cache_root, locked, remove
+from transformer.data.caching import cache_root, locked, remove, writable
 from transformer.data.sources.source import Source, from_builder
 from transformer.data.sources.survey import surveyed
 from transformer.errors import UserError
@@ -38,6 +38,8 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             builder = tfds.builder(data.name, data_dir=data.dir or None)
             if not data.dir and not builder.is_prepared():
                 builder = tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
+            if not data.dir and not builder.is_prepared():
+                builder = tfds.builder(data.name, data_dir=writable(cache_root(data) / "tfds"))
             prepared = builder.is_prepared()
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(_no_such_dataset(data, list(own))) from error
@@ -52,25 +54,22 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
         try:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
-            builder = _prepare(data)
+            builder = _prepare(data.name, builder)
         except Exception as error:  # any error of a dataset's own code or of the network
             raise UserError(
-                f"{data.name} is not prepared on this machine and could not be downloaded and prepared ({_brief(error)}): prepare "
-                'it where that works, with file_format="array_record", and name its folder in data.dir.'
+                f"{data.name} is not prepared on this machine and could not be downloaded and prepared "
+                f'({_brief(error)}): prepare it where that works, with file_format="array_record", and name its '
+                "folder in data.dir."
             ) from error
     return surveyed(from_builder(data.name, builder, fingerprint=""), data)
 
 
-def _prepare(data: DataConfig) -> tfds.core.DatasetBuilder:
-    """Prepares a dataset in TFDS's folder layout, where it is found again by name; other processes wait meanwhile."""
-
-    def make() -> tfds.core.DatasetBuilder:
-        return tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
-
-    with quiet():
-        path = Path(make().data_path)
+def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Prepares a dataset in its folder, where it is found again by name; other processes wait meanwhile."""
+    path = Path(builder.data_path)
     with locked(path), quiet():
-        builder = make()  # reads what another process has prepared while this one waited
+        # Reads what another process has prepared while this one waited.
+        builder = tfds.builder(name, data_dir=builder.data_dir_root)
         if not builder.is_prepared():
             for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # left by killed processes
                 remove(stale)
