@@ -5,10 +5,13 @@ token accuracy of the reference; for texts also bits per byte and perplexity per
 macro F1. For forecasts: MSE and MAE on the scaled series. For generated text, by greedy or beam search: exact match,
 BLEU and chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). For several
 runs, --workdir=runs/a,runs/b, only the metrics of what the ensemble generates. --baselines adds simple baselines on the
-same split; --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, on the same
-draws of examples, or of rows where texts are packed. Fewer than ten give null.
+same split; --data_dir=FOLDER evaluates on other files than those of training; --bootstrap=1000 an interval of each
+metric; --against=runs/b the differences from another run, on the same draws of examples, or of rows where texts are
+packed. Fewer than ten give null.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -35,6 +38,8 @@ def main() -> None:
     from transformer.runs import load_run
 
     other = None if FLAGS.against is None else load_run(FLAGS.against, FLAGS.average, FLAGS.best)
+    if FLAGS.data_dir is not None:
+        run, other = on_other_files(run, FLAGS.data_dir), other and on_other_files(other, FLAGS.data_dir)
     found = measured(run, FLAGS.split, manner)
     told = report(run, FLAGS.split, found, FLAGS.bootstrap)
     if other is not None:
@@ -44,6 +49,31 @@ def main() -> None:
 
         told["baselines"] = baselines(run, FLAGS.split)
     print(json.dumps(told))
+
+
+def on_other_files(run: "Run", folder: str) -> "Run":
+    """The run with the files of another folder in place of those of `data.dir`, and with what it learned from its own.
+    UserErrors: it had no `data.dir`; it reads a series, whose scale is its own; the files have other classes."""
+    from transformer.data.sources import load_source
+    from transformer.data.sources.source import Source
+
+    facts, series = run.facts or {}, run.config.task == "forecasting"
+    if not run.config.data.dir or series:
+        why = "reads a series, scaled by its own training part" if series else "has no data.dir"
+        raise UserError(f"--data_dir={folder} is not for the run {str(run.workdir)!r}, which {why}: leave it out")
+
+    @functools.cache
+    def opened() -> Source:
+        source = load_source(dataclasses.replace(run.config.data, dir=folder))
+        for name in ("classes", "labels"):
+            if name in facts and source.facts.get(name) != facts[name]:
+                raise UserError(
+                    f"--data_dir={folder} has the {name} {source.facts.get(name)}, and {str(run.workdir)!r} was "
+                    f"trained on {facts[name]}: give files with the same"
+                )
+        return dataclasses.replace(source, facts={**source.facts, **facts})
+
+    return dataclasses.replace(run, data=opened)
 
 
 def _against(run: "Run", other: "Run", found: dict[str, "Measured"], manner: Manner) -> dict[str, dict[str, float]]:
@@ -70,5 +100,6 @@ if __name__ == "__main__":
         "bootstrap", 0, "Draw the examples anew so often, for an interval of each metric.", lower_bound=0
     )
     flags.DEFINE_string("against", None, "Another run of the task: differences on the same examples, with intervals.")
+    flags.DEFINE_string("data_dir", None, "Evaluate on the files of this folder, which need not be those of training.")
     flags.DEFINE_boolean("baselines", False, "Also what a majority class, a linear model or a copy reach.")
     command_line.run(main)
