@@ -380,7 +380,9 @@ def test_a_dataset_by_name_is_read_for_its_fingerprint_once(
         patch.setattr(type(first), "split", lambda *args: pytest.fail("read again"))
         assert load_source(data).fingerprint == first.fingerprint
         shard = next((tmp_path / "copy").rglob("*train*array_record*"))
-        os.utime(shard, (0, 0))  # as of a file that was changed in place
+        before = shard.stat()
+        shard.write_bytes(shard.read_bytes())  # as of a file that was changed in place, with its old time put back
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(pytest.fail.Exception):
             load_source(data)
     assert load_source(data).fingerprint == first.fingerprint
@@ -424,6 +426,20 @@ def test_tfds_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     with pytest.raises(UserError, match=r"lm1b is not prepared on this machine .* data\.dir"):
         load_source(config(tmp_path, "lm1b", dir=""))
+
+
+def test_code_that_needs_tensorflow_is_named_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_network(builder: object) -> None:
+        raise ConnectionError("none here")
+
+    monkeypatch.setattr(named, "_check_network", no_network)
+    for name, told in (("lm1b", True), ("imdb_reviews", False)):
+        caplog.clear()
+        with pytest.raises(UserError, match=f"{name} is not prepared on this machine"):
+            load_source(config(tmp_path, name, dir=""))
+        assert ("lm1b's own code uses TensorFlow" in caplog.text) == told
 
 
 def test_other_file_formats(prepared: Path, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import difflib
-import importlib
+import importlib.util
+import inspect
 import logging
 import re
 import socket
@@ -51,6 +52,8 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             "to download it."
         )
     if not prepared:
+        if hasattr(inspect.getmodule(type(builder)), "tf") and not importlib.util.find_spec("tensorflow"):
+            logger.warning("%s's own code uses TensorFlow, which is not installed: preparing it may fail", data.name)
         try:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
