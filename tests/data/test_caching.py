@@ -152,6 +152,13 @@ def set_mode(folder: Path, mode: int) -> None:
         path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
+def open_up(folder: Path) -> None:
+    folder.chmod(0o700)
+    for path in folder.iterdir():
+        if path.is_dir():
+            open_up(path)
+
+
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder that every user can read, with a folder for temporary files in it."""
@@ -163,7 +170,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for known in (caching._tell, caching._spare_of_process):
         known.cache_clear()
     yield folder
-    set_mode(folder, 0o700)
+    open_up(folder)
     shutil.rmtree(folder)
 
 
