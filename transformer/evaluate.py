@@ -5,9 +5,10 @@ token accuracy of the reference; for texts also bits per byte and perplexity per
 macro F1. For forecasts: MSE and MAE on the scaled series. For generated text, by greedy or beam search: exact match,
 BLEU and chrF2 (translation), ROUGE (summaries), word error rate (speech), share of right answers (prompts). For several
 runs, --workdir=runs/a,runs/b, only the metrics of what the ensemble generates. --baselines adds simple baselines on the
-same split; --data_dir=FOLDER evaluates on other files than those of training; --bootstrap=1000 an interval of each
-metric; --against=runs/b the differences from another run, on the same draws of examples, or of rows where texts are
-packed. Fewer than ten give null.
+same split; --bootstrap=1000 an interval of each metric; --against=runs/b the differences from another run, on the same
+draws of examples, or of rows where texts are packed. Fewer than ten give null.
+
+Data that changed since training are refused; --data_dir=FOLDER evaluates on other files on purpose.
 """
 
 import dataclasses
