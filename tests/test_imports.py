@@ -20,7 +20,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data": (),
     "training": ("platforms",),
     "data.caching": (),
-    "data.builder": ("data.caching",),
+    "data.sorting": (),
+    "data.builder": ("data.caching", "data.sorting"),
     "data.tokenizers": ("data.caching", "data.sources"),
     "data.sources": ("data.caching", "data.builder", "data.builtin"),
     "data.builtin": ("data.builder",),
@@ -35,7 +36,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
     "runs": ("paths", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
     "": ("runs",),
-    "command_line": ("runs", "paths"),
+    "command_line": ("runs", "paths", "data.caching"),
 }
 VERBS = ("train", "evaluate", "generate", "describe", "heads", "convert", "tokenize")
 NEVER = ("configs", "experiments", "notebooks", "tests")

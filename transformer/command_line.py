@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from absl import app, flags, logging
 
 from transformer.config import Config, check_key, from_config_dict, load_file
+from transformer.data.caching import DEFAULT, writable
 from transformer.errors import Stopped, UserError
 from transformer.paths import expanded, for_checkpoints, local
 
@@ -66,7 +67,9 @@ def run_from_flags() -> "Run":
 
 def use_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that later starts are fast; JAX_COMPILATION_CACHE_DIR sets the folder."""
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/transformer/xla").expanduser()))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        with contextlib.suppress(UserError):  # no folder can be written: nothing is kept
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(writable(Path(f"{DEFAULT}/xla")))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 

@@ -68,6 +68,7 @@ class DataConfig:
     name: str = "quantities"  # a row of transformer.data.sources.SOURCES, or the name of any TFDS dataset
     dir: str = ""  # folder of the raw files or of prepared TFDS datasets; "" = generated or downloaded
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
+    validation: str = ""  # the split to validate on; "" = `validation`, which TFDS datasets without one cut from train
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
     tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved

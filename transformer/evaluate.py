@@ -10,9 +10,12 @@ draws of examples, or of rows where texts are packed. Fewer than ten give null.
 
 A metric without a value for these texts is null, and NAME_reason says why: BLEU where no tokenizer fits the script of
 the references, or none of them has four words. `too_long` says what `data.too_long` did with long examples; `same_as`,
-that the split is the validation split by another name.
+that the split is the validation split by another name. Data that changed since training are refused;
+--data_dir=FOLDER evaluates on other files on purpose.
 """
 
+import dataclasses
+import functools
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
-from transformer.paths import for_checkpoints
+from transformer.paths import expanded, for_checkpoints
 from transformer.writing.manner import Manner
 
 if TYPE_CHECKING:
@@ -41,6 +44,8 @@ def main() -> None:
     from transformer.runs import load_run
 
     other = None if against is None else load_run(against, FLAGS.average, FLAGS.best)
+    if FLAGS.data_dir is not None:
+        run, other = on_other_files(run, FLAGS.data_dir), other and on_other_files(other, FLAGS.data_dir)
     found = measured(run, FLAGS.split, manner)
     told = report(run, FLAGS.split, found, FLAGS.bootstrap)
     if other is not None:
@@ -50,6 +55,32 @@ def main() -> None:
 
         told["baselines"] = baselines(run, FLAGS.split)
     print(json.dumps(told))
+
+
+def on_other_files(run: "Run", folder: str) -> "Run":
+    """The run with the files of another folder in place of those of `data.dir`, and with what it learned from its own.
+    UserErrors: it had no `data.dir`; it reads a series, whose scale is its own; the files have other classes."""
+    from transformer.data.sources import load_source
+    from transformer.data.sources.source import Source
+
+    folder = expanded(folder, "--data_dir")
+    facts, series = run.facts or {}, run.config.task == "forecasting"
+    if not run.config.data.dir or series:
+        why = "reads a series, scaled by its own training part" if series else "has no data.dir"
+        raise UserError(f"--data_dir={folder} is not for the run {str(run.workdir)!r}, which {why}: leave it out")
+
+    @functools.cache
+    def opened() -> Source:
+        source = load_source(dataclasses.replace(run.config.data, dir=folder))
+        for name in ("classes", "labels"):
+            if name in facts and source.facts.get(name) != facts[name]:
+                raise UserError(
+                    f"--data_dir={folder} has the {name} {source.facts.get(name)}, and {str(run.workdir)!r} was "
+                    f"trained on {facts[name]}: give files with the same"
+                )
+        return dataclasses.replace(source, facts={**source.facts, **facts})
+
+    return dataclasses.replace(run, data=opened)
 
 
 def _against(run: "Run", other: "Run", found: dict[str, "Measured"], manner: Manner) -> dict[str, dict[str, float]]:
@@ -76,5 +107,6 @@ if __name__ == "__main__":
         "bootstrap", 0, "Draw the examples anew so often, for an interval of each metric.", lower_bound=0
     )
     flags.DEFINE_string("against", None, "Another run of the task: differences on the same examples, with intervals.")
+    flags.DEFINE_string("data_dir", None, "Evaluate on the files of this folder, which need not be those of training.")
     flags.DEFINE_boolean("baselines", False, "Also what a majority class, a linear model or a copy reach.")
     command_line.run(main)

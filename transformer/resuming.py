@@ -7,6 +7,7 @@ both values of every key that differs and, where the schedule now gives another 
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,13 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
 
 
 def check_data(workdir: Path, config: Config, fingerprint: str) -> None:
-    """UserError: the run in the workdir was trained on other data. Fingerprints that an older version computed
-    differently cannot be compared."""
+    """UserError: the run in the workdir was trained on other data. Where an older version computed the fingerprint
+    differently, a line says that they cannot be compared."""
     old = _written(workdir).get("fingerprint", fingerprint)
-    if fingerprint != old and comparable(old, fingerprint):
+    if not comparable(old, fingerprint):
+        said = f"whether {config.data.name!r} changed since {str(workdir)!r} was begun is not known: its fingerprint is"
+        print(f"{said} of an older version", file=sys.stderr, flush=True)
+    elif fingerprint != old:
         raise UserError(
             f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
             "differ): bring back that data, or choose another --workdir"

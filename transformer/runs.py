@@ -168,6 +168,6 @@ def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
     elif old != source.fingerprint:
         raise UserError(
             f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
-            "differ): bring back that data, or train anew"
+            "differ): bring back that data, train anew, or name other files on purpose with evaluate --data_dir"
         )
     return dataclasses.replace(source, facts=noted["facts"]) if "facts" in noted else source

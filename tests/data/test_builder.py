@@ -10,8 +10,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.builder import Dataset, array_feature, at_once, of_arrays, of_texts, prepared
-from transformer.data.sources import load_source
+from transformer.data.builder import Dataset, add_example, array_feature, at_once, of_arrays, of_texts, prepared
+from transformer.data.sources import load_source, parallel, series
 from transformer.data.sources.source import Source, from_builder
 from transformer.errors import UserError
 
@@ -38,7 +38,8 @@ def test_texts_in_their_order(tmp_path: Path) -> None:
     splits = {split: rows.__iter__ for split, rows in ROWS.items()}
     source = opened(of_texts("toy", ("text",), splits, ("no", "yes")), tmp_path)
     assert {split: list(source.split(split)) for split in source.splits} == ROWS
-    assert source.fingerprint == sha256(json.dumps(ROWS, sort_keys=True))
+    named = json.dumps([sha256(json.dumps(ROWS, sort_keys=True)), {"classes": {"label": ["no", "yes"]}}])
+    assert source.fingerprint == f"2:{sha256(named)}"
     assert source.facts == {"classes": ["no", "yes"]}
     assert source.classes == ("no", "yes")
 
@@ -54,7 +55,7 @@ def test_generated_data_are_made_when_their_code_or_versions_change(tmp_path: Pa
         return of_texts("toy", ("text",), at_once(ROWS, make), "ab", code=(code,), versions={"babel": version})
 
     first = opened(dataset("1"), tmp_path)
-    assert opened(dataset("1"), tmp_path).fingerprint == first.fingerprint == sha256(json.dumps(ROWS, sort_keys=True))
+    assert opened(dataset("1"), tmp_path).fingerprint == first.fingerprint
     assert len(made) == 1
     assert opened(dataset("2"), tmp_path).fingerprint == first.fingerprint
     assert len(made) == 2
@@ -77,6 +78,13 @@ def test_an_empty_split_of_arrays(tmp_path: Path) -> None:
 # --- The digests that runs have stored: a run is resumed only while they stay what they are
 
 
+def test_the_digest_of_rows(tmp_path: Path) -> None:
+    """Of the built-in texts, too, whose figures name it."""
+    rows = {split: [{"text": row["text"]} for row in ROWS[split]] for split in ROWS}
+    source = opened(of_texts("toy", ("text",), {split: rows[split].__iter__ for split in rows}), tmp_path)
+    assert source.fingerprint == sha256(json.dumps(rows, sort_keys=True))
+
+
 def test_the_digest_of_arrays(tmp_path: Path) -> None:
     arrays = [np.arange(6, dtype=np.int16).reshape(2, 3), np.ones((1, 3), np.int16)]
 
@@ -86,10 +94,11 @@ def test_the_digest_of_arrays(tmp_path: Path) -> None:
     features = {"x": array_feature((None, 3), np.int16), "label": np.int64, "who": tfds.features.Text()}
     expected = hashlib.sha256(b'["toy", ["x", "label", "who"]]')
     for number, array in enumerate(arrays):
-        expected.update(f"x <i2 {array.shape} ".encode() + array.tobytes() + f"label {number} who 'é' ".encode())
+        described = json.dumps([{"label": number, "who": "é"}, {"x": ["<i2", array.shape]}])
+        expected.update(described.encode() + array.tobytes())
     expected.update(b'["train", 2]')
     source = opened(of_arrays("toy", features, {"train": examples}), tmp_path)
-    assert source.fingerprint == expected.hexdigest()
+    assert source.fingerprint == f"2:{expected.hexdigest()}"
 
 
 def test_the_digest_of_parallel_text(tmp_path: Path) -> None:
@@ -98,8 +107,111 @@ def test_the_digest_of_parallel_text(tmp_path: Path) -> None:
         lines = {language: [f"{split} {language} ü {i}" for i in range(3)] for language in ("en", "de")}
         for language in lines:
             (tmp_path / f"{split}.{language}").write_text("\n".join(lines[language]) + "\n")
-        text += json.dumps(split) + "".join(f"{en}\n{de}\n" for en, de in zip(*lines.values(), strict=True))
-    assert load_source(config(tmp_path, "files")).fingerprint == sha256(text)
+        text += "".join(json.dumps([split, en, de]) for en, de in zip(*lines.values(), strict=True))
+    assert load_source(config(tmp_path, "files")).fingerprint == f"2:{sha256(text)}"
+
+
+# --- What a digest tells apart
+
+
+def added(*examples: dict) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        add_example(digest, example)
+    return digest.hexdigest()
+
+
+INTEGERS = np.array([1, 2, 3, 4], np.int16)
+ALIKE: dict[str, tuple[list[dict], list[dict]]] = {
+    "texts run together": ([{"a": "ab", "b": "c"}], [{"a": "a", "b": "bc"}]),
+    "texts of two examples": ([{"a": "x"}, {"a": ""}], [{"a": ""}, {"a": "x"}]),
+    "a text that quotes": ([{"a": 'x", "b": "y', "b": ""}], [{"a": "x", "b": 'y", "b": "'}]),
+    "nothing and an empty text": ([{"a": None}], [{"a": ""}]),
+    "a word for nothing": ([{"a": None}], [{"a": "None"}]),
+    "a number and a text": ([{"a": 1}], [{"a": "1"}]),
+    "a truth and a number": ([{"a": True}], [{"a": 1}]),
+    "numbers of two kinds": ([{"a": 1}], [{"a": 1.0}]),
+    "two zeros": ([{"a": np.float32(0)}], [{"a": np.float32(-0.0)}]),
+    "scalars of two types": ([{"a": np.int32(1)}], [{"a": np.int64(1)}]),
+    "arrays of two types": ([{"a": INTEGERS}], [{"a": INTEGERS.view(np.uint16)}]),
+    "arrays of two shapes": ([{"a": INTEGERS}], [{"a": INTEGERS.reshape(2, 2)}]),
+    "arrays run together": ([{"a": INTEGERS[:1], "b": INTEGERS[1:]}], [{"a": INTEGERS[:2], "b": INTEGERS[2:]}]),
+    "an array transposed": ([{"a": INTEGERS.reshape(2, 2)}], [{"a": INTEGERS.reshape(2, 2).T}]),
+    "names of fields": ([{"a": "x", "b": "y"}], [{"a": "y", "b": "x"}]),
+    "two accents": ([{"a": "\u00e9"}], [{"a": "e\u0301"}]),
+    "order": ([{"a": 1}, {"a": 2}], [{"a": 2}, {"a": 1}]),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_examples_that_differ_are_added_differently(name: str) -> None:
+    first, second = ALIKE[name]
+    assert added(*first) != added(*second)
+    assert added(*first) == added(*(dict(reversed(example.items())) for example in first))
+
+
+def of_kind(kind: str, rows: dict[str, list[int]], names: tuple[str, ...] = ("no", "yes")) -> str:
+    """The fingerprint of a dataset of texts or arrays whose examples are these numbers, with the classes 0 and 1."""
+    if kind == "texts":
+        texts = {s: [{"text": f"t{i // 2}", "label": i % 2} for i in found] for s, found in rows.items()}
+        return of_texts("toy", ("text",), {s: texts[s].__iter__ for s in texts}, names).fingerprint
+    arrays = {s: [{"x": np.full(2, i // 2, np.int16), "label": i % 2} for i in found] for s, found in rows.items()}
+    features = {"x": array_feature((2,), np.int16), "label": tfds.features.ClassLabel(names=list(names))}
+    return of_arrays("toy", features, {s: arrays[s].__iter__ for s in arrays}).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["texts", "arrays"])
+def test_order_splits_labels_and_names_of_classes_are_in_the_fingerprint(kind: str) -> None:
+    plain = of_kind(kind, {"train": [0, 3, 4], "test": [7]})
+    assert of_kind(kind, {"train": [0, 3, 4], "test": [7]}) == plain
+    others = {
+        "order": of_kind(kind, {"train": [3, 0, 4], "test": [7]}),
+        "a label": of_kind(kind, {"train": [0, 3, 5], "test": [7]}),
+        "of the other split": of_kind(kind, {"train": [0, 3], "test": [4, 7]}),
+        "names of splits": of_kind(kind, {"train": [0, 3, 4], "validation": [7]}),
+        "swapped splits": of_kind(kind, {"train": [7], "test": [0, 3, 4]}),
+        "twice": of_kind(kind, {"train": [0, 3, 4, 4], "test": [7]}),
+        "names of classes": of_kind(kind, {"train": [0, 3, 4], "test": [7]}, ("nein", "ja")),
+        "order of classes": of_kind(kind, {"train": [0, 3, 4], "test": [7]}, ("yes", "no")),
+    }
+    assert len({plain, *others.values()}) == 1 + len(others)
+
+
+def test_lines_that_look_like_the_name_of_a_split(tmp_path: Path) -> None:
+    found = set()
+    name, first, second = '"validation"', ("x", "x"), ("z", "z")
+    parts = {"a": ([first, (f"{name}y", "y")], [second]), "b": ([first], [("y", "y"), (f"{name}z", "z")])}
+    for folder, (train, validation) in parts.items():
+        (tmp_path / folder).mkdir()
+        for stem, pairs in {"train": train, "validation": validation, "test": [first]}.items():
+            for number, language in enumerate(("en", "de")):
+                (tmp_path / folder / f"{stem}.{language}").write_text("".join(f"{pair[number]}\n" for pair in pairs))
+        found.add(load_source(config(tmp_path / folder, "files")).fingerprint)
+    assert len(found) == 2
+
+
+def test_another_rule_of_splitting_is_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "all").write_text("".join(f"line {i}\n" for i in range(300)))
+    data = config(tmp_path, "files", dir="", source="", target=str(tmp_path / "all"))
+    plain = load_source(data).fingerprint
+    rule = parallel.TextFiles._split_of
+    monkeypatch.setattr(parallel.TextFiles, "_split_of", lambda self, part, lines: rule(self, part, (lines[0] + ".",)))
+    assert load_source(data).fingerprint != plain
+
+
+def test_renamed_labels_and_columns_are_other_data(tmp_path: Path) -> None:
+    def of_series(*columns: str) -> str:
+        values = np.arange(20.0)[:, None] ** np.arange(1, 3)
+        return series.series_data("s", list(columns), values, {"train": 10, "test": 5}).fingerprint
+
+    assert of_series("a", "b") == of_series("a", "b") != of_series("a", "c")
+    found = {}
+    for labels in ("01", "ab", "ba"):
+        (tmp_path / labels).mkdir()
+        for stem in ("train", "dev", "test"):
+            (tmp_path / labels / f"{stem}.tsv").write_text(f"x\t{labels[0]}\ny\t{labels[1]}\n")
+        found[labels] = load_source(config(tmp_path / labels, "sst2")).fingerprint
+    assert len(set(found.values())) == 3
 
 
 # --- Facts

@@ -1,16 +1,29 @@
-"""The cache: what changes a key, made once, whole or not at all."""
+"""The cache: what changes a key, made once, whole or not at all, and what is done where it cannot be written."""
 
+import contextlib
+import errno
 import importlib.util
+import os
+import pwd
+import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from transformer import command_line
+from transformer.config import DataConfig
 from transformer.data import caching
-from transformer.data.caching import Key, cached, load_array
+from transformer.data.batches.tokens import tokenize
+from transformer.data.caching import Key, cache_root, cached, load_array, spare, usable, writable, writing
+from transformer.data.sources import load_source, multi30k, named
+from transformer.data.tokenizers.training import load_or_train
+from transformer.errors import UserError
 
 
 def module(folder: Path, code: str, name: str = "maker") -> ModuleType:
@@ -116,3 +129,261 @@ def test_large_arrays_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(caching, "MAP_ABOVE", 0)
     assert isinstance(load_array(tmp_path / "a.npy"), np.memmap)
     assert load_array(tmp_path / "a.npy").tolist() == list(range(7))
+
+
+# --- Caches that cannot be written
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Within, permissions hold: root may do everything."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def set_mode(folder: Path, mode: int) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(mode if path.is_dir() else mode & 0o666)
+
+
+def open_up(folder: Path) -> None:
+    folder.chmod(0o700)
+    for path in folder.iterdir():
+        if path.is_dir():
+            open_up(path)
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder that every user can read, with a folder for temporary files in it."""
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)
+    (folder / "temporary").mkdir()
+    (folder / "temporary").chmod(0o1777)
+    monkeypatch.setattr(tempfile, "tempdir", str(folder / "temporary"))
+    for known in (caching._tell, caching._spare_of_process):
+        known.cache_clear()
+    yield folder
+    open_up(folder)
+    shutil.rmtree(folder)
+
+
+def made_once(folder: Path) -> None:
+    (folder / "x").write_text("made")
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("made again")
+
+
+def test_what_is_prepared_is_read_from_a_read_only_cache(room: Path) -> None:
+    key = Key(room / "cache" / "things", ["a"], [one])
+    cached(key, made_once)
+    set_mode(room / "cache", 0o555)
+    with unprivileged():
+        assert (cached(key, never) / "x").read_text() == "made"
+    assert not list((room / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o000])  # read-only; of another user who lets nobody in
+def test_what_a_read_only_cache_lacks_is_made_elsewhere(
+    room: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = Key(room / "cache" / "things", ["b"], [one])
+    (room / "cache" / "things").mkdir(parents=True)
+    set_mode(room / "cache", mode)
+    with unprivileged():
+        (first, again) = (cached(key, make) for make in (made_once, never))
+        assert first == again
+        assert (first / "x").read_text() == "made"
+        assert room / "temporary" in first.parents
+        assert spare().stat().st_mode & 0o077 == 0
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 1
+    assert f"{room}/cache/things cannot be written" in told[0]
+
+
+def test_an_entry_that_cannot_be_read_is_made_elsewhere(room: Path) -> None:
+    key = Key(room / "cache" / "things", ["c"], [one])
+    set_mode(cached(key, made_once), 0o000)
+    (room / "cache" / "things").chmod(0o777)
+    with unprivileged():
+        assert room / "temporary" in cached(key, made_once).parents
+
+
+def test_a_run_on_a_read_only_cache(room: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("en", "de"):
+            (room / f"{split}.{language}").write_text("".join(f"{split} {language} {i}\n" for i in range(9)))
+    data = DataConfig(name="multi30k", dir=str(room), cache=str(room / "cache"), vocab_size=280)
+
+    def read(split: str) -> list[int]:
+        source = load_source(data)
+        return tokenize(source, split, ("en",), load_or_train(source, data), data)["en"].flat.tolist()
+
+    expected = read("train")
+    set_mode(room / "cache", 0o555)
+    with unprivileged():
+        assert read("train") == expected
+        assert not caplog.records
+        assert len(read("test")) > 0
+    assert "tokens cannot be written" in caplog.text
+
+
+def test_a_download_into_a_read_only_cache(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, missing = (room / "cache" / "downloads" / "multi30k" / name for name in ("there.gz", "missing.gz"))
+    there.parent.mkdir(parents=True)
+    there.write_bytes(b"before")
+    set_mode(room / "cache", 0o555)
+    opened = lambda url, timeout: contextlib.closing(tempfile.SpooledTemporaryFile())  # noqa: E731, SIM115
+    monkeypatch.setattr(multi30k.urllib.request, "urlopen", opened)
+    data = DataConfig(cache=str(room / "cache"))
+    with unprivileged():
+        assert multi30k._downloaded(data, "there.gz") == there
+        assert room / "temporary" in multi30k._downloaded(data, "missing.gz").parents
+    assert not missing.exists()
+
+
+def test_a_dataset_by_name_in_a_read_only_cache(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is prepared there is read; another is prepared elsewhere, and found there again."""
+    made: list[Path] = []
+
+    class Named:
+        """As much of a TFDS builder as loading asks for."""
+
+        url_infos = None
+
+        def __init__(self, name: str, data_dir: Path | None) -> None:
+            self.data_dir_root = Path(data_dir or room / "none")
+            self.data_path = self.data_dir = self.data_dir_root / name / "1.0.0"
+
+        def is_prepared(self) -> bool:
+            return self.data_path.is_dir()
+
+    def prepare(builder: Named) -> None:
+        made.append(builder.data_path)
+        builder.data_path.mkdir()
+
+    monkeypatch.setattr(named.tfds, "builder", lambda name, data_dir: Named(name, data_dir))
+    monkeypatch.setattr(named, "prepare", prepare)
+    monkeypatch.setattr(named, "from_builder", lambda name, builder, fingerprint: builder)
+    monkeypatch.setattr(named, "surveyed", lambda builder, data: builder.data_path)
+    there = room / "cache" / "tfds" / "there" / "1.0.0"
+    there.mkdir(parents=True)
+    set_mode(room / "cache", 0o555)
+    with unprivileged():
+        assert named.load(DataConfig(name="there", cache=str(room / "cache")), ()) == there
+        assert not made
+        for _ in range(2):
+            found = named.load(DataConfig(name="missing", cache=str(room / "cache")), ())
+            assert made == [found]
+            assert room / "temporary" in found.parents
+
+
+@pytest.mark.parametrize("home", ["", "file", "read only"])
+def test_no_home_folder(
+    room: Path, home: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def nobody(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    (room / "file").touch()
+    (room / "read only").mkdir(mode=0o555)
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    if home:
+        monkeypatch.setenv("HOME", str(room / home))
+    else:
+        monkeypatch.delenv("HOME")
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    with unprivileged():
+        root = cache_root(DataConfig())
+        assert room / "temporary" in root.parents
+        assert (cached(Key(root / "things", [], [one]), made_once) / "x").exists()
+        command_line.use_compilation_cache()
+        assert room / "temporary" in Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parents
+    assert "cannot be written: what is missing there is kept in" in caplog.text
+    sentence = r"data\.cache=~/x cannot be made .*: name a folder that you may write"
+    with pytest.raises(UserError, match=sentence), unprivileged():
+        cache_root(DataConfig(cache="~/x"))
+
+
+def test_a_folder_for_temporary_files_that_others_can_write(room: Path) -> None:
+    folder = room / "temporary" / f"transformer-{os.geteuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    assert spare() != folder
+    assert spare() == spare()
+    assert spare().stat().st_mode & 0o077 == 0
+
+
+def test_nowhere_to_write(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(room / "none"))
+    (room / "file").touch()
+    with pytest.raises(UserError, match=r"Neither the cache nor .* can be written .*: name a folder in data\.cache"):
+        writable(room / "file" / "cache")
+    monkeypatch.setenv("HOME", str(room / "file"))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    command_line.use_compilation_cache()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+
+
+# --- Full disks, and filesystems without locks
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_as_libraries_say(folder: Path) -> None:
+    (folder / "half").write_text("half")
+    raise RuntimeError("Failed to write [No space left on device]")
+
+
+def full_within(folder: Path) -> None:
+    (folder / "half").write_text("half")
+    try:
+        raise FULL
+    except OSError as error:
+        raise ValueError("Failed to finalize writing of split") from error
+
+
+@pytest.mark.parametrize("make", [full_as_libraries_say, full_within])
+def test_a_full_disk(tmp_path: Path, make) -> None:
+    key = Key(tmp_path / "things", [], [one])
+    with pytest.raises(UserError, match=r"There is no space left in .*things: free some, .* \(data\.cache\)") as error:
+        cached(key, make)
+    assert "\n" not in str(error.value)
+    assert [path.suffix for path in key.shelf.iterdir()] == [".lock"]
+    assert (cached(key, made_once) / "x").exists()
+
+
+def test_a_disk_that_is_full_already(
+    room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def temporary_file(dir: Path) -> None:
+        raise FULL
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", temporary_file)
+    assert room / "temporary" in usable(room / "cache" / "things" / "a").parents
+    assert "cache/things cannot be written" in caplog.text
+
+
+def test_two_processes_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(*args: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    def late(folder: Path) -> None:
+        (folder / "x").write_text("late")
+        with writing(key.path) as other:  # by another process, meanwhile
+            other.mkdir()
+            made_once(other)
+        assert folder.exists(), "what another process is writing stays"
+
+    monkeypatch.setattr(caching.fcntl, "lockf", no_locks)
+    key = Key(tmp_path, [], [one])
+    assert (cached(key, late) / "x").read_text() == "made"
+    assert not list(tmp_path.glob(".*.part"))

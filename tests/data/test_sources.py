@@ -345,10 +345,10 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_tfds_by_name(prepared: Path, tmp_path: Path) -> None:
     data = config(tmp_path, "tiny_translate/de-en", dir=str(prepared), source="en", target="translation/de")
     source = load_source(data)
-    assert source.splits == ("train", "test")
+    assert source.splits == ("train", "validation", "test")
     assert set(source.fields) == {"translation/de", "en", "about/de"}
     assert source.pair(data) == ("en", "translation/de")
-    examples = sorted(source.split("train"), key=lambda example: example["id"])
+    examples = sorted([*source.split("train"), *source.split("validation")], key=lambda example: example["id"])
     assert [example["translation/de"] for example in examples] == [f"ß{i}" for i in range(20)]
     assert examples[3] == {"translation/de": "ß3", "en": "s3", "about/de": "über", "label": 1, "id": 3}
     assert load_source(data).fingerprint == source.fingerprint
@@ -380,21 +380,24 @@ def test_a_dataset_by_name_is_read_for_its_fingerprint_once(
         patch.setattr(type(first), "split", lambda *args: pytest.fail("read again"))
         assert load_source(data).fingerprint == first.fingerprint
         shard = next((tmp_path / "copy").rglob("*train*array_record*"))
-        os.utime(shard, (0, 0))  # as of a file that was changed in place
+        before = shard.stat()
+        shard.write_bytes(shard.read_bytes())  # as of a file that was changed in place, with its old time put back
+        os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
         with pytest.raises(pytest.fail.Exception):
             load_source(data)
     assert load_source(data).fingerprint == first.fingerprint
 
 
-def test_a_fingerprint_of_a_sample_is_not_compared(prepared: Path, tmp_path: Path) -> None:
+def test_fingerprints_of_an_older_form_are_not_compared(prepared: Path, tmp_path: Path) -> None:
     of_all = load_source(config(tmp_path, "tiny_translate/de-en", dir=str(prepared))).fingerprint
-    write_multi30k(tmp_path)
-    of_files = load_source(config(tmp_path, "multi30k")).fingerprint
+    write(tmp_path / "input.txt", "One text, and no names of classes.")
+    of_text = load_source(config(tmp_path, "text")).fingerprint
     stored = hashlib.sha256(b"100 examples").hexdigest()
     assert not comparable(stored, of_all)
-    assert comparable(stored, of_files)
+    assert not comparable(f"all:{stored}", of_all)
+    assert comparable(stored, of_text)
     assert comparable(of_all, of_all)
-    assert comparable(of_all, of_files)
+    assert comparable(of_all, of_text)
 
 
 def test_tfds_names_that_cannot_be_read(prepared: Path, tmp_path: Path) -> None:
@@ -423,6 +426,20 @@ def test_tfds_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(urllib.request, "getproxies", dict)
     with pytest.raises(UserError, match=r"lm1b is not prepared on this machine .* data\.dir"):
         load_source(config(tmp_path, "lm1b", dir=""))
+
+
+def test_code_that_needs_tensorflow_is_named_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_network(builder: object) -> None:
+        raise ConnectionError("none here")
+
+    monkeypatch.setattr(named, "_check_network", no_network)
+    for name, told in (("lm1b", True), ("imdb_reviews", False)):
+        caplog.clear()
+        with pytest.raises(UserError, match=f"{name} is not prepared on this machine"):
+            load_source(config(tmp_path, name, dir=""))
+        assert ("lm1b's own code uses TensorFlow" in caplog.text) == told
 
 
 def test_other_file_formats(prepared: Path, tmp_path: Path) -> None:
@@ -477,7 +494,7 @@ def test_importing_the_data_room_stays_light() -> None:
 def test_fingerprint_is_of_the_contents(tmp_path: Path) -> None:
     write_multi30k(tmp_path)
     fingerprint = load_source(config(tmp_path, "multi30k")).fingerprint
-    assert len(fingerprint) == hashlib.sha256().digest_size * 2
+    assert len(fingerprint) == len("2:") + hashlib.sha256().digest_size * 2
     assert fingerprint != load_source(config(tmp_path, "multi30k", source="de", target="en")).fingerprint
 
 

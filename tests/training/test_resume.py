@@ -199,6 +199,16 @@ def test_other_data_under_the_same_config_is_refused(config: Config, whole: Run,
     resuming.check_data(tmp_path, config, "0123")  # there is no run
 
 
+def test_a_fingerprint_of_an_older_form_is_not_compared_and_says_so(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resuming.claim(tmp_path, config, {"fingerprint": "0123"}, None, 0, (0.1, 0.1))
+    resuming.check_data(tmp_path, config, "2:4567")
+    assert "whether 'files' changed since" in capsys.readouterr().err
+    resuming.check_data(tmp_path, config, "0123")
+    assert capsys.readouterr().err == ""
+
+
 def test_a_run_that_was_moved_goes_on(
     config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.caching import Key, cache_root, cached
+from transformer.data.sorting import in_bounded_memory
 from transformer.errors import UserError
 
 # Split -> a function that returns its examples in order. It is called more than once.
@@ -36,7 +37,7 @@ class Dataset:
     name: str
     features: Mapping[str, Any]  # key of an example -> its TFDS feature
     splits: Splits
-    digest: Callable[[], str]  # a hex digest of every example of every split, labels and arrays included
+    digest: Callable[[], str]  # of every example of every split, labels and arrays included: see `digest_of_rows`
     code: Sequence[Any] = ()
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # see Source.facts
@@ -45,8 +46,8 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """`digest()`, read once."""
-        return self.digest()
+        """`digest()`, read once, with the names of classes and columns."""
+        return signed(self.digest(), names_of(self.features, self.facts))
 
 
 def of_texts(name: str, fields: Iterable[str], splits: Splits, classes: Sequence[str] = (), **options: Any) -> Dataset:
@@ -80,6 +81,11 @@ def share(*key: object) -> float:
 
 # --- Digests
 
+# The form of a digest, which its fingerprint begins with; those of other forms do not compare. Rows of texts without
+# classes have the first form, which has no name.
+FORM = "2:"
+_json = json.JSONEncoder(sort_keys=True).encode
+
 
 def digest_of_rows(splits: Mapping[str, Callable[[], Iterable[Any]]]) -> str:
     """SHA-256 (hex) of the JSON object {split: [row, ...]} with sorted keys; only one row is in memory at a time."""
@@ -87,14 +93,15 @@ def digest_of_rows(splits: Mapping[str, Callable[[], Iterable[Any]]]) -> str:
     for number, split in enumerate(sorted(splits)):
         digest.update(f"{', ' if number else ''}{json.dumps(split)}: [".encode())
         for place, row in enumerate(splits[split]()):
-            digest.update(f"{', ' if place else ''}{json.dumps(row, sort_keys=True)}".encode())
+            digest.update(f"{', ' if place else ''}{_json(row)}".encode())
         digest.update(b"]")
     digest.update(b"}")
     return digest.hexdigest()
 
 
 def digest_of_arrays(name: str, features: Iterable[str], splits: Splits) -> str:
-    """SHA-256 (hex) of the names, and of every example of every split in order. UserError: a split is empty."""
+    """FORM and the SHA-256 (hex) of the names, and of every example of every split in order. UserError: a split is
+    empty."""
     digest = hashlib.sha256(json.dumps([name, list(features)]).encode())
     for split, examples in splits.items():
         count = 0
@@ -104,17 +111,30 @@ def digest_of_arrays(name: str, features: Iterable[str], splits: Splits) -> str:
         if not count:
             raise UserError(f"{name} has no example for its split {split!r}: add files to data.dir.")
         digest.update(json.dumps([split, count]).encode())
-    return digest.hexdigest()
+    return FORM + digest.hexdigest()
 
 
 def add_example(digest: Any, example: Mapping[str, Any]) -> None:
-    """Adds all fields of an example to a hashlib digest: arrays by type, shape and bytes, everything else by value."""
-    for key, value in example.items():
-        if isinstance(value, np.ndarray):
-            digest.update(f"{key} {value.dtype.str} {value.shape} ".encode())
-            digest.update(np.ascontiguousarray(value).data)
-        else:  # the repr of a NumPy scalar differs between versions of NumPy
-            digest.update(f"{key} {value.item() if isinstance(value, np.generic) else value!r} ".encode())
+    """Adds all fields of an example to a hashlib digest: arrays and NumPy's scalars by type, shape and bytes, all else
+    as JSON. What is added to a digest by this function can be told apart again, so no two examples are added alike."""
+    arrays = {key: np.asarray(value) for key, value in example.items() if isinstance(value, np.ndarray | np.generic)}
+    others = {key: value for key, value in example.items() if key not in arrays}
+    kinds = {key: [value.dtype.str, value.shape] for key, value in arrays.items()}
+    digest.update(_json([others, kinds]).encode())
+    for key in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[key]).data)
+
+
+def names_of(features: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What gives the numbers of the examples a meaning: the classes of each field, the labels of files, columns."""
+    classes = {field: list(names) for field, feature in features.items() if (names := getattr(feature, "names", None))}
+    named = {key: facts[key] for key in ("labels", "columns") if key in facts}
+    return {**({"classes": classes} if classes else {}), **named}
+
+
+def signed(digest: str, names: Mapping[str, Any]) -> str:
+    """A digest with names: FORM and the SHA-256 (hex) of both. Without names, the digest as it is."""
+    return FORM + hashlib.sha256(_json([digest, names]).encode()).hexdigest() if names else digest
 
 
 # --- TFDS
@@ -165,6 +185,12 @@ with tfds.core.registered.skip_registration():  # tfds.builder(name) could not p
             yield from enumerate(dict(example) for example in self.dataset.splits[split]())
 
 
+def prepare(builder: tfds.core.DatasetBuilder) -> None:
+    """Writes all splits of a builder as ArrayRecord files, in bounded memory."""
+    with in_bounded_memory():
+        builder.download_and_prepare(file_format="array_record")
+
+
 def prepared(dataset: Dataset, data: DataConfig) -> Builder:
     """The builder of a dataset, prepared once in the cache folder; `info.metadata["fingerprint"]` is that of its
     examples. UserError: the dataset's reader finds its files invalid."""
@@ -175,7 +201,7 @@ def prepared(dataset: Dataset, data: DataConfig) -> Builder:
 
     def make(folder: Path) -> None:
         with quiet():
-            Builder(dataset, data_dir=folder).download_and_prepare(file_format="array_record")
+            prepare(Builder(dataset, data_dir=folder))
 
     folder = cached(key, make)
     with quiet():

@@ -1,15 +1,24 @@
-"""The cache folder: each entry is made once, completely or not at all, by one process at a time."""
+"""The cache folder: each entry is made once, completely or not at all, by one process at a time.
+
+An entry that is there is read without a lock, so that a cache may be read-only. What is missing in a folder that cannot
+be written is made in a spare folder among the temporary files.
+"""
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import json
+import logging
 import os
 import secrets
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,17 +28,78 @@ import numpy as np
 from transformer.config import DataConfig
 from transformer.errors import UserError
 
+logger = logging.getLogger(__name__)
+
+DEFAULT = "~/.cache/transformer"
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def cache_root(data: DataConfig) -> Path:
-    """The folder of prepared data, vocabularies and tokens, created if necessary. UserError: it cannot be made."""
-    root = Path(data.cache or "~/.cache/transformer").expanduser()
+    """The folder of prepared data, vocabularies and tokens, created if necessary. Without `data.cache` and without a
+    home folder that can be written, the spare one. UserError: `data.cache` cannot be made."""
     try:
+        root = Path(data.cache or DEFAULT).expanduser()
         root.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home folder
+        if not data.cache:
+            return _spared(Path(DEFAULT))
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"data.cache={root} cannot be made ({error.strerror}): name a folder that you may write."
+            f"data.cache={data.cache} cannot be made ({reason}): name a folder that you may write."
         ) from error
     return root
+
+
+def writable(folder: Path) -> Path:
+    """The folder, created if necessary, or its spare where no file can be written in it."""
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
+    except (OSError, RuntimeError):
+        return _spared(folder)
+    return folder
+
+
+def usable(path: Path) -> Path:
+    """The path of an entry, if it can be read, or else made; or else its place in the spare folder."""
+    if os.access(path, os.R_OK, effective_ids=True):
+        return path
+    return (_spared(path.parent) if os.path.lexists(path) else writable(path.parent)) / path.name
+
+
+def _spared(folder: Path) -> Path:
+    """The spare of a folder; a line names both."""
+    _tell(str(folder))
+    place = spare() / folder.name
+    place.mkdir(exist_ok=True)
+    return place
+
+
+@functools.cache
+def _tell(folder: str) -> None:
+    logger.warning("%s cannot be written: what is missing there is kept in %s", folder, spare())
+
+
+def spare() -> Path:
+    """A folder among the temporary files that this user alone can write. UserError: none can be made."""
+    try:
+        folder = Path(tempfile.gettempdir()) / f"transformer-{os.geteuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        own = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
+        return folder if own else _spare_of_process()
+    except OSError as error:
+        raise UserError(
+            f"Neither the cache nor a folder of temporary files can be written ({error.strerror}): name a folder in "
+            "data.cache."
+        ) from error
+
+
+@functools.cache
+def _spare_of_process() -> Path:
+    return Path(tempfile.mkdtemp(prefix="transformer-"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +126,14 @@ class Key:
 
 def cached(key: Key, make: Callable[[Path], None]) -> Path:
     """The folder of a key. Where there is none, `make` fills an empty folder, which is then moved there. One process
-    makes it while others wait. Where `make` fails or is killed, there is no folder."""
-    path = key.path
-    with locked(path):
-        if not path.exists():
-            with writing(path) as temporary:
-                temporary.mkdir()
-                make(temporary)
+    makes it while others wait. Where `make` fails or is killed, there is no folder. UserError: the disk is full."""
+    path = usable(key.path)
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                with writing(path) as temporary:
+                    temporary.mkdir()
+                    make(temporary)
     return path
 
 
@@ -76,30 +147,54 @@ def load_array(path: Path) -> np.ndarray:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Holds the lock for making `path`, among all processes of the machine, and removes what a killed process left."""
+    """Holds the lock for making `path`, among all processes of the machine, and removes what a killed process left.
+    Where the filesystem has no locks, or the lock is another user's file, there is none: the first to finish wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.parent / f".{path.name}.lock", "w") as handle:
-        fcntl.lockf(handle, fcntl.LOCK_EX)  # released with the handle, even if the process is killed
-        for stale in path.parent.glob(f".{path.name}.*.part"):
-            remove(stale)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            handle = stack.enter_context(open(path.parent / f".{path.name}.lock", "w"))
+            fcntl.lockf(handle, fcntl.LOCK_EX)  # released with the handle, even if the process is killed
+            for stale in path.parent.glob(f".{path.name}.*.part"):
+                remove(stale)
         yield
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """Gives a temporary sibling path to write to (a file or a folder), and moves it to `path` if the block succeeds."""
+    """Gives a temporary sibling path to write to (a file or a folder), and moves it to `path` if the block succeeds.
+    UserError: the disk is full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{secrets.token_hex(4)}.part"
     try:
         yield temporary
-        os.replace(temporary, path)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if not path.is_dir():  # or else another process, without a lock, has made the same
+                raise
+    except Exception as error:
+        if _is_full(error):
+            raise UserError(
+                f"There is no space left in {path.parent}: free some, or name a folder of another disk (data.cache)."
+            ) from error
+        raise
     finally:
         remove(temporary)
 
 
+def _is_full(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised for, says that the disk is full."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or os.strerror(errno.ENOSPC) in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def remove(path: Path) -> None:
-    """Deletes a file or a folder, if it exists."""
+    """Deletes a file or a folder, if it exists and may be deleted."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -47,13 +47,16 @@ CONTIGUOUS = ("text",)
 
 
 def load_source(data: DataConfig) -> Source:
-    """The dataset that `data.name` and `data.dir` name, prepared if necessary. UserError: there is none."""
+    """The dataset that `data.name` and `data.dir` name, prepared if necessary. UserError: there is none, or
+    it has no split `data.validation`."""
     name = data.name.split("/")[0]
     describe = SOURCES.get(name if name in recordings.OF_SPEAKERS else data.name)
     dataset = describe(data) if describe else None
     if dataset is None:
-        return named.load(data, SOURCES)
-    builder = prepared(dataset, data)
-    fingerprint = builder.info.metadata["fingerprint"]
-    source = from_builder(data.name, builder, fingerprint, dataset.facts, dataset.aliases)
-    return dataclasses.replace(source, contiguous=data.name in CONTIGUOUS)
+        source = named.load(data, SOURCES)
+    else:
+        builder = prepared(dataset, data)
+        fingerprint = builder.info.metadata["fingerprint"]
+        source = from_builder(data.name, builder, fingerprint, dataset.facts, dataset.aliases)
+        source = dataclasses.replace(source, contiguous=data.name in CONTIGUOUS)
+    return source.validating(data.validation)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset
-from transformer.data.caching import cache_root, locked, writing
+from transformer.data.caching import cache_root, locked, usable, writing
 from transformer.data.sources.files import existing
 from transformer.data.sources.parallel import TextFiles, languages_of, parallel_text
 from transformer.data.sources.source import choose
@@ -50,7 +50,9 @@ def captions(data: DataConfig) -> Dataset:
 
 
 def _downloaded(data: DataConfig, name: str) -> Path:
-    path = cache_root(data) / "downloads" / "multi30k" / name
+    path = usable(cache_root(data) / "downloads" / "multi30k" / name)
+    if path.exists():
+        return path
     with locked(path):
         if not path.exists():
             try:

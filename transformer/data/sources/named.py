@@ -1,29 +1,24 @@
 """Any TFDS dataset, by its name: already prepared, or downloaded and prepared in the cache folder."""
 
 import contextlib
-import dataclasses
 import difflib
-import hashlib
-import importlib
-import json
+import importlib.util
+import inspect
 import logging
 import re
 import socket
-import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.builder import add_example, quiet
-from transformer.data.caching import Key, cache_root, cached, locked, remove
-from transformer.data.sources.images import moments, value_counts
-from transformer.data.sources.source import ALL, Source, from_builder
+from transformer.data.builder import prepare, quiet
+from transformer.data.caching import cache_root, locked, remove, writable
+from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.survey import surveyed
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -44,6 +39,8 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             builder = tfds.builder(data.name, data_dir=data.dir or None)
             if not data.dir and not builder.is_prepared():
                 builder = tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
+            if not data.dir and not builder.is_prepared():
+                builder = tfds.builder(data.name, data_dir=writable(cache_root(data) / "tfds"))
             prepared = builder.is_prepared()
         except tfds.core.DatasetNotFoundError as error:
             raise UserError(_no_such_dataset(data, list(own))) from error
@@ -55,67 +52,32 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
             "to download it."
         )
     if not prepared:
+        if hasattr(inspect.getmodule(type(builder)), "tf") and not importlib.util.find_spec("tensorflow"):
+            logger.warning("%s's own code uses TensorFlow, which is not installed: preparing it may fail", data.name)
         try:
             _check_network(builder)
             logger.warning("downloading and preparing %s in %s, once", data.name, builder.data_dir)
-            builder = _prepare(data)
+            builder = _prepare(data.name, builder)
         except Exception as error:  # any error of a dataset's own code or of the network
             raise UserError(
-                f"{data.name} is not prepared on this machine and could not be downloaded ({_brief(error)}): prepare "
-                'it where that works, with file_format="array_record", and name its folder in data.dir.'
+                f"{data.name} is not prepared on this machine and could not be downloaded and prepared "
+                f'({_brief(error)}): prepare it where that works, with file_format="array_record", and name its '
+                "folder in data.dir."
             ) from error
-    source = from_builder(data.name, builder, fingerprint="")
-    found = survey(source, data)
-    return dataclasses.replace(source, fingerprint=found["fingerprint"], facts={**source.facts, **found["facts"]})
+    return surveyed(from_builder(data.name, builder, fingerprint=""), data)
 
 
-def _prepare(data: DataConfig) -> tfds.core.DatasetBuilder:
-    """Prepares a dataset in TFDS's folder layout, where it is found again by name; other processes wait meanwhile."""
-
-    def make() -> tfds.core.DatasetBuilder:
-        return tfds.builder(data.name, data_dir=cache_root(data) / "tfds")
-
-    with quiet():
-        path = Path(make().data_path)
+def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:
+    """Prepares a dataset in its folder, where it is found again by name; other processes wait meanwhile."""
+    path = Path(builder.data_path)
     with locked(path), quiet():
-        builder = make()  # reads what another process has prepared while this one waited
+        # Reads what another process has prepared while this one waited.
+        builder = tfds.builder(name, data_dir=builder.data_dir_root)
         if not builder.is_prepared():
             for stale in path.parent.glob(f"incomplete.*_{path.name}"):  # left by killed processes
                 remove(stale)
-            builder.download_and_prepare(file_format="array_record")
+            prepare(builder)
     return builder
-
-
-def survey(source: Source, data: DataConfig) -> dict[str, Any]:
-    """The `fingerprint` of a source, over every example of every split, and `facts` of its images, if any. All examples
-    are read once; the result is cached as long as the prepared files do not change."""
-    info = source.builder.info
-    stats = [(path.name, path.stat()) for path in sorted(Path(source.builder.data_path).iterdir())]
-    files = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    shards = {name: split.shard_lengths for name, split in info.splits.items()}
-    parts = [source.fields, source.arrays, source.splits, dict(source.slices)]
-    code = [sys.modules[__name__], add_example, value_counts, moments]
-    key = Key(cache_root(data) / "surveys", [info.full_name, shards, files, parts], code)
-
-    def make(folder: Path) -> None:
-        count = sum(len(source.split(name)) for name in source.splits)
-        logger.info("reading all %d examples of %s for their fingerprint, once", count, source.name)
-        digest = hashlib.sha256(json.dumps([info.full_name, source.fields, source.arrays]).encode())
-        counts: dict[int, np.ndarray] = {}  # by the number of channels
-        for name in source.splits:
-            examples = source.split(name)
-            digest.update(json.dumps([name, len(examples)]).encode())
-            for example in examples:
-                add_example(digest, example)
-                image = example.get("image") if name == "train" else None
-                if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-                    added = value_counts(image)
-                    counts[len(added)] = counts.get(len(added), 0) + added
-        facts = moments(*counts.values()) if len(counts) == 1 else {}
-        found = {"fingerprint": ALL + digest.hexdigest(), "facts": facts}
-        (folder / "survey.json").write_text(json.dumps(found))
-
-    return json.loads((cached(key, make) / "survey.json").read_text())
 
 
 def _check_network(builder: tfds.core.DatasetBuilder) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.builder import Dataset
+from transformer.data.builder import FORM, Dataset
 from transformer.data.sources.files import existing, lines_of
 from transformer.errors import UserError
 
@@ -34,17 +34,17 @@ class TextFiles:
         return tuple(next(iter(self.splits.values())))
 
     def fingerprint(self, name: str) -> str:
-        """Hex digest of all texts, which are also checked. UserErrors: files of unequal length, an empty file, no
-        UTF-8, a split without an example."""
+        """FORM and the hex digest of all examples with their splits, which are also checked. UserErrors: files of
+        unequal length, an empty file, no UTF-8, a split without an example."""
         digest = hashlib.sha256(json.dumps([name, self.fields, self.hashed]).encode())
         counts: Counter[str] = Counter()
         for part, files in self.splits.items():
-            digest.update(json.dumps(part).encode())
             dropped = 0
             for lines in _aligned(files):
-                digest.update("\n".join((*lines, "")).encode())
                 if all(lines):
-                    counts[self._split_of(part, lines)] += 1
+                    split = self._split_of(part, lines)
+                    digest.update(json.dumps([split, *lines]).encode())
+                    counts[split] += 1
                 else:
                     dropped += 1
             if dropped:
@@ -55,7 +55,7 @@ class TextFiles:
                 named = " and ".join(map(str, self.splits[self._part_of(split)].values()))
                 found = f"{counts.total()} examples in all" if self.hashed else f"no example in {split}"
                 raise UserError(f"{named} give {found}, too few for {', '.join(self.split_names)}: add text.")
-        return digest.hexdigest()
+        return FORM + digest.hexdigest()
 
     @property
     def split_names(self) -> tuple[str, ...]:

@@ -11,24 +11,33 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.builder import quiet
+from transformer.data.builder import FORM, quiet, signed
 from transformer.errors import UserError
 
 SPLIT_ORDER = ("train", "validation", "test")
 
 
+READ_TOGETHER = 100  # examples; each may hold an image or a recording of a megabyte
+
+
 class Examples(Sequence[dict[str, Any]]):
-    """The examples of one split, with random access: texts as str, other scalars as NumPy scalars, arrays unchanged."""
+    """The examples of one split, with random access: texts as str, other scalars as NumPy scalars, arrays unchanged.
+    With `chosen`, only the records of these numbers."""
 
     def __init__(
-        self, records: Any, texts: Mapping[str, tuple[str, ...]], others: Mapping[str, tuple[str, ...]]
+        self,
+        records: Any,
+        texts: Mapping[str, tuple[str, ...]],
+        others: Mapping[str, tuple[str, ...]],
+        chosen: np.ndarray | None = None,
     ) -> None:
         self._records = records
         self._texts = texts
         self._others = others
+        self._chosen: Sequence[int] | np.ndarray = range(len(records)) if chosen is None else chosen
 
     def __len__(self) -> int:
-        return len(self._records)
+        return len(self._chosen)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
@@ -36,15 +45,16 @@ class Examples(Sequence[dict[str, Any]]):
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"example {position} of {len(self)}")
-        return self._example(self._records[position % len(self)])
+        return self._example(self._records[int(self._chosen[position % len(self)])])
 
     def many(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at `indices`, read together: about three times as fast as one by one."""
-        return [self._example(record) for record in self._records.__getitems__(list(indices))] if len(indices) else []
+        records = self._records.__getitems__([int(self._chosen[i]) for i in indices]) if len(indices) else []
+        return [self._example(record) for record in records]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        for start in range(0, len(self), 1000):
-            yield from self.many(range(start, min(start + 1000, len(self))))
+        for start in range(0, len(self), READ_TOGETHER):
+            yield from self.many(range(start, min(start + READ_TOGETHER, len(self))))
 
     def _example(self, record: Any) -> dict[str, Any]:
         example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
@@ -65,9 +75,9 @@ def _text(value: Any) -> str:
 class Source:
     """A prepared dataset.
 
-    `fingerprint` is a digest of every example of every split, with labels and arrays: equal digests mean equal data.
-    Different ones mean different data only where they are `comparable`. `facts` is what a run needs to know of its
-    training data besides the vocabulary, as plain JSON (floats are restored exactly):
+    `fingerprint` is a digest of every example of every split in order, with labels, arrays and the names of classes:
+    equal digests mean equal data. Different ones mean different data only where they are `comparable`. `facts` is what
+    a run needs to know of its training data besides the vocabulary, as plain JSON (floats are restored exactly):
 
     * with a field `label`: `classes`, the names of the classes in the order of their indices;
     * of files with their own labels (sst2): `labels`, label -> index of the class;
@@ -84,7 +94,8 @@ class Source:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # another name of a field -> the field
     arrays: tuple[str, ...] = ()  # array fields: images, recordings, series
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    slices: Mapping[str, str] = dataclasses.field(default_factory=dict)  # split -> a slice in TFDS's notation
+    # Of splits that are not stored under their own name: the stored split, and the numbers of its examples (None: all).
+    parts: Mapping[str, tuple[str, np.ndarray | None]] = dataclasses.field(default_factory=dict)
     contiguous: bool = False  # one long text, read in rows of consecutive tokens by a language model
 
     @property
@@ -96,16 +107,30 @@ class Source:
         """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
         if name not in self.splits:
             raise UserError(f"{self.name} has no split {name!r}: {choose(name, self.splits)}.")
-        texts, others = _features(self.builder)
+        texts, others = field_paths(self.builder)
+        stored, chosen = self.parts.get(name, (name, None))
         try:
             with quiet():
-                records = self.builder.as_data_source(split=self.slices.get(name, name))
+                records = self.builder.as_data_source(split=stored)
         except NotImplementedError as error:
             raise UserError(
                 f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "
                 'download_and_prepare(file_format="array_record").'
             ) from error
-        return Examples(records, texts, others)
+        return Examples(records, texts, others, chosen)
+
+    def validating(self, split: str) -> "Source":
+        """The source with another split, `data.validation`, in the place of `validation`; "" leaves it as it is.
+        UserError: there is no such split."""
+        if split in ("", "validation"):
+            return self
+        if split not in self.splits:
+            raise UserError(f"{self.name} has no split data.validation={split!r}: {choose(split, self.splits)}.")
+        parts = {**self.parts, "validation": self.parts.get(split, (split, None))}
+        signature = signed(self.fingerprint, {"validation": split})
+        return dataclasses.replace(
+            self, splits=ordered([*self.splits, "validation"]), parts=parts, fingerprint=signature
+        )
 
     def field(self, name: str) -> str:
         """The text field that `name` means. UserError: there is none."""
@@ -135,18 +160,20 @@ class Source:
         return (source, target) if source in self.fields and source != target else (target,)
 
 
-ALL = "all:"  # prefix of the fingerprint of a TFDS dataset by name that covers all examples
-
-
 def comparable(old: str, new: str) -> bool:
-    """Whether different fingerprints mean different data, `old` being a stored one. Older fingerprints of TFDS
-    datasets, without the prefix ALL, covered a hundred examples a split and no labels: they can differ for the same
-    data."""
-    return old.startswith(ALL) or not new.startswith(ALL)
+    """Whether different fingerprints mean different data, `old` being a stored one: not where an older version computed
+    it in another form. (Those covered no names of classes, and of TFDS datasets at first a hundred examples a
+    split.)"""
+    return old.startswith(FORM) or not new.startswith(FORM)
 
 
 def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.ndarray) -> None:
-    """UserError: `labels`, of a split, hold a class that is not in `trained`, the labels of the split `train`."""
+    """UserErrors: `labels`, of a split, hold a number that is no class, or a class that is not in `trained`, the labels
+    of the split `train`."""
+    if labels.min(initial=0) < 0:  # -1 stands for no label, as in the test split of GLUE
+        raise UserError(
+            f"The split {split!r} of {source.name} has examples without a label ({labels.min()}): choose another split."
+        )
     unseen = np.setdiff1d(labels, trained)
     if len(unseen):
         names = ", ".join(repr(source.classes[i]) if i < len(source.classes) else str(i) for i in unseen.tolist())
@@ -167,7 +194,7 @@ def choose(wrong: str, names: Iterable[str]) -> str:
 # --- From a builder
 
 
-def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
+def field_paths(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
     """Paths of the text fields, and of the other scalars and arrays, by the shortest unique name."""
     texts: list[tuple[str, ...]] = []
     others: list[tuple[str, ...]] = []
@@ -188,6 +215,12 @@ def _features(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, .
     return {named[path]: path for path in texts}, {named[path]: path for path in others}
 
 
+def features_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+    """Name of a field -> its feature."""
+    texts, others = field_paths(builder)
+    return {name: _leaf(builder.info.features, path) for name, path in (texts | others).items()}
+
+
 def _is_array(feature: Any) -> bool:
     numbers = type(feature) is tfds.features.Tensor and not tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
     return isinstance(feature, tfds.features.Image) or (numbers and feature.shape != ())
@@ -201,16 +234,17 @@ def from_builder(
     aliases: Mapping[str, str] | None = None,
 ) -> Source:
     """The source of a prepared builder. UserError: it has neither a text nor an array field."""
-    texts, others = _features(builder)
+    texts, others = field_paths(builder)
     arrays = [field for field, path in others.items() if _is_array(_leaf(builder.info.features, path))]
     if not texts and not arrays:
         raise UserError(f"{name} has no text field and no array: choose a dataset of texts, images or recordings.")
-    present = [split for split, info in builder.info.splits.items() if info.num_examples]
-    slices = {}
-    if not texts and "train" in present and "validation" not in present:  # like most image datasets of TFDS
-        slices = {"train": "train[:90%]", "validation": "train[90%:]"}
-        present.append("validation")
-    splits = [s for s in SPLIT_ORDER if s in present] + [s for s in present if s not in SPLIT_ORDER]
+    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
     classes = getattr(dict(builder.info.features).get("label"), "names", None)
     facts = ({"classes": list(classes)} if classes else {}) | dict(facts or {})
-    return Source(name, builder, tuple(texts), tuple(splits), fingerprint, aliases or {}, tuple(arrays), facts, slices)
+    return Source(name, builder, tuple(texts), ordered(splits), fingerprint, aliases or {}, tuple(arrays), facts)
+
+
+def ordered(splits: Iterable[str]) -> tuple[str, ...]:
+    """Names of splits, each once, in the order of SPLIT_ORDER, then all others."""
+    names = list(dict.fromkeys(splits))
+    return tuple([s for s in SPLIT_ORDER if s in names] + [s for s in names if s not in SPLIT_ORDER])
