@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import ModelConfig, head_width
+from transformer.config import ModelConfig, check_model, head_width
 from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model import embedders
@@ -205,7 +205,9 @@ FAMILIES: dict[str, Any] = {
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The module of a configuration. UserError: an unknown name, or a missing `vocab_size` or `num_classes`."""
+    """The module of a configuration. UserError: an unknown name, an impossible value, or a missing `vocab_size` or
+    `num_classes`."""
+    check_model(config)
     rows = {
         "family": FAMILIES,
         "inputs": EMBEDDERS,
