@@ -292,15 +292,60 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 
 
 def _check(config: Config) -> None:
-    model, data, optimizer, flat = config.model, config.data, config.optimizer, flatten(config)
+    check_model(config.model)
+    data, optimizer, flat = config.data, config.optimizer, flatten(config)
     positive = (
-        "steps model.num_layers model.d_model model.num_heads model.max_positions model.channels model.patch_size "
-        "data.horizon data.max_len data.batch_tokens data.row_multiple optimizer.warmup_steps optimizer.max_skipped "
-        "mesh.accumulate logging.log_every logging.checkpoint_every logging.keep"
+        "steps data.horizon data.max_len data.batch_tokens data.row_multiple optimizer.warmup_steps "
+        "optimizer.max_skipped mesh.accumulate logging.log_every logging.checkpoint_every logging.keep"
     )
-    for key in positive.split():
-        if flat[key] < 1:
-            raise UserError(f"config key {key!r} must be at least 1, not {flat[key]}")
+    _check_least(flat, 1, positive)
+    if not 0 <= config.label_smoothing < 1:
+        raise UserError(f"label_smoothing must be at least 0 and below 1, not {config.label_smoothing}")
+    if not 0 < optimizer.learning_rate < math.inf:
+        raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {optimizer.learning_rate}")
+    for key in ("b1", "b2"):
+        if not 0 <= getattr(optimizer, key) < 1:
+            raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
+    rules = ("", "drop", "cut", "chunk", "refuse")
+    _check_choices(flat, {"optimizer.schedule": ("inverse_sqrt", "cosine"), "data.too_long": rules})
+    if not 0 < data.corruption < 1:
+        raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
+    not_negative = (
+        "optimizer.eps optimizer.weight_decay optimizer.clip_norm optimizer.max_spike optimizer.final_rate "
+        "logging.evaluate_every logging.checkpoint_minutes"
+    )
+    _check_least(flat, 0, not_negative)
+    if min(data.buckets) < 1:
+        raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
+    if not 0 <= config.seed < 2**31:
+        raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
+    if max(data.buckets) < data.max_len:
+        raise UserError(
+            f"data.buckets ends at {max(data.buckets)}, below data.max_len={data.max_len}: add a longer bucket"
+        )
+
+
+def _check_least(flat: dict[str, Any], least: int, keys: str) -> None:
+    for key in keys.split():
+        if not least <= flat[key] < math.inf:
+            said = "at least 1" if least else "0 or more"
+            raise UserError(f"config key {key!r} must be {said}, not {flat[key]}")
+
+
+def _check_choices(flat: dict[str, Any], choices: dict[str, tuple[str, ...]]) -> None:
+    for key, names in choices.items():
+        if flat[key] not in names:
+            listed = " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(map(repr, names))}"
+            raise UserError(f"{key} must be {listed}, not {flat[key]!r}")
+
+
+def check_model(model: ModelConfig) -> None:
+    """UserError: a value that no model can have."""
+    flat = {f"model.{field.name}": getattr(model, field.name) for field in dataclasses.fields(model)}
+    positive = "num_layers d_model num_heads max_positions channels patch_size"
+    _check_least(flat, 1, " ".join(f"model.{name}" for name in positive.split()))
+    not_negative = "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size"
+    _check_least(flat, 0, " ".join(f"model.{name}" for name in not_negative.split()))
     if model.d_model % model.num_heads and not model.head_dim:
         raise UserError(
             f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
@@ -318,14 +363,9 @@ def _check(config: Config) -> None:
         )
     if not 0 <= model.dropout < 1:
         raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"label_smoothing must be at least 0 and below 1, not {config.label_smoothing}")
-    for key in ("optimizer.learning_rate", "model.rotary_theta"):
+    for key in ("model.rotary_theta", "model.norm_eps"):
         if not 0 < flat[key] < math.inf:
             raise UserError(f"{key} must be above 0 and finite, not {flat[key]}")
-    for key in ("b1", "b2"):
-        if not 0 <= getattr(optimizer, key) < 1:
-            raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
     choices = {
         "model.norm": ("post", "pre"),
         "model.norm_type": ("layer", "rms"),
@@ -333,37 +373,18 @@ def _check(config: Config) -> None:
         "model.cell": ("lstm", "gru"),
         "model.remat": ("none", "full", "dots"),
         "model.dtype": ("float32", "bfloat16"),
-        "data.too_long": ("", "drop", "cut", "chunk", "refuse"),
-        "optimizer.schedule": ("inverse_sqrt", "cosine"),
     }
-    for key, names in choices.items():
-        if flat[key] not in names:
-            listed = " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(map(repr, names))}"
-            raise UserError(f"{key} must be {listed}, not {flat[key]!r}")
+    _check_choices(flat, choices)
     if len(model.image_size) != 2 or min(model.image_size) < 1:
         raise UserError(f"model.image_size={model.image_size} must be a height and a width, in pixels")
-    if not 0 < data.corruption < 1:
-        raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
-    not_negative = (
-        "model.d_ff model.head_dim model.value_dim model.segment_types model.num_classes model.patch_stride "
-        "model.norm_eps model.vocab_size optimizer.eps optimizer.weight_decay optimizer.clip_norm optimizer.max_spike "
-        "optimizer.final_rate logging.evaluate_every logging.checkpoint_minutes"
-    )
-    for key in not_negative.split():
-        if not 0 <= flat[key] < math.inf:
-            raise UserError(f"config key {key!r} must be 0 or more, not {flat[key]}")
-    if min(data.buckets) < 1:
-        raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
+    if model.inputs == "image" and any(side % model.patch_size for side in model.image_size):
+        raise UserError(
+            f"model.patch_size={model.patch_size} does not divide model.image_size={model.image_size}: change one"
+        )
     if model.scan_layers and model.num_layers % len(model.attention):
         raise UserError(
             f"model.scan_layers stacks layers by their pattern, and {len(model.attention)} patterns of model.attention "
             f"do not divide {model.num_layers} layers: change either, or set scan_layers to False"
-        )
-    if max(data.buckets) < data.max_len:
-        raise UserError(
-            f"data.buckets ends at {max(data.buckets)}, below data.max_len={data.max_len}: add a longer bucket"
         )
     for pattern in model.attention:
         parse_pattern(pattern)

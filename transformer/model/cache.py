@@ -64,17 +64,21 @@ def empty(
 
 
 def extend(cache: Cache, new: Keys) -> tuple[Keys, Cache]:
-    """The keys that L new tokens may attend to, themselves included, and the updated cache. The caller makes a full
-    cache long enough, or slots would be overwritten. A rolling cache takes tokens whose positions continue those it
-    has; in each row, padding comes last."""
+    """The keys that L new tokens may attend to, themselves included, and the updated cache. A rolling cache takes
+    tokens whose positions continue those it has; padding may be anywhere. ValueError: a full cache has too few slots
+    left; where their number is traced, what is written past the end is NaN, and so are the outputs of its tokens."""
     length = new.k.shape[1]
     fresh, old = new._replace(where=new.where.whole(*new.k.shape[:2])).kept(), cache.kept
     if isinstance(cache, FullCache):
+        slots, after = old.k.shape[2], cache.next_slot + length
+        if length > slots or (not isinstance(after, jax.core.Tracer) and int(after) > slots):
+            raise ValueError(f"{length} more tokens do not fit into a cache of {slots} slots: start it with more slots")
+        fresh = fresh._replace(k=jnp.where(after > slots, jnp.nan, fresh.k))  # or the last slots would be overwritten
         put = lambda kept, x: lax.dynamic_update_slice_in_dim(  # noqa: E731
             kept, x.astype(kept.dtype), cache.next_slot, _slots(x)
         )
         written = jax.tree.map(put, old, fresh)
-        return written.keys(), FullCache(written, cache.next_slot + length)
+        return written.keys(), FullCache(written, after)
     both = jax.tree.map(lambda kept, x: jnp.concatenate([kept, x.astype(kept.dtype)], _slots(x)), old, fresh)
     return both.keys(), RollingCache(_rolled(old, fresh))
 
@@ -86,14 +90,12 @@ def _slots(x: Array) -> int:
 
 def _rolled(old: Kept, new: Kept) -> Kept:
     """Each slot with the newest token whose position maps to it."""
-    slots, length = old.k.shape[2], new.k.shape[2]
-    assert new.where.positions is not None, "extend gives them"
-    first = new.where.positions[:, :1]
-    count = new.where.real(length).sum(axis=1, keepdims=True)
-    last = first + count - 1
-    index = last - (last - jnp.arange(slots)) % slots - first  # of each slot's newest position, among the new tokens
-    fresh: Bool[Array, "B S"] = (index >= 0) & (index < count)
-    source = jnp.clip(index, 0, length - 1)
+    slots, positions, real = old.k.shape[2], new.where.positions, new.where.real(new.k.shape[2])
+    assert positions is not None, "extend gives them"
+    last = jnp.where(real, positions, -1).max(axis=1, keepdims=True)
+    newest = last - (last - jnp.arange(slots)) % slots  # the position of each slot; below 0: none yet
+    here: Bool[Array, "B S L"] = (positions[:, None] == newest[..., None]) & real[:, None]
+    fresh, source = here.any(axis=-1), here.argmax(axis=-1)
 
     def put(kept: Array, x: Array) -> Array:
         shape = [1] * x.ndim

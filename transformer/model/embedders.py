@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 from transformer.config import ModelConfig
 from transformer.model.layers import ACTIVATIONS, Linear, Norm, by_rows, weight_init
 from transformer.model.noise import Dropout, Noise
-from transformer.model.parameters import parameter
+from transformer.model.parameters import parameter, rows
 from transformer.model.positions import POSITIONS, Rotation, longest, table_deviation
 from transformer.model.tokens import Tokens
 
@@ -36,14 +36,19 @@ class TokenEmbedder(nn.Module):
             self.output_dense = Linear(config.d_model, kernel_init=weight_init(config))
             self.output_norm = Norm(config)
 
-    def __call__(self, tokens: Int[Array, "B L"], types: Int[Array, "B L"] | None = None) -> Float[Array, "B L D"]:
-        """Vectors of the tokens; `types` is the segment type of each: its text of a pair (default: the first)."""
+    def __call__(
+        self, tokens: Int[Array, "B L"], where: Tokens, types: Int[Array, "B L"] | None = None
+    ) -> Float[Array, "B L D"]:
+        """Vectors of the tokens; `types` is the segment type of each: its text of a pair (default: the first). A token
+        or type outside its table gives NaN, but not in padding, which is read as token 0: a NaN there would reach the
+        gradients of all weights, even if nothing sees it."""
+        tokens = where.blanked(tokens)
         # A table that is sharded along D is gathered before the lookup.
-        x = jnp.take(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens, axis=0)
+        x = rows(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens)
         if self.config.scale_embedding:
             x = x * self.config.d_model**0.5
         if self.config.segment_types:
-            x = x + (self.segments[0] if types is None else jnp.take(self.segments, types, axis=0))
+            x = x + (self.segments[0] if types is None else rows(self.segments, where.blanked(types)))
         return by_rows(x).astype(self.config.dtype)
 
     def features(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
@@ -101,8 +106,9 @@ class ImageInput(nn.Module):
         """`where` is ignored: images have no padding."""
         config, batch = self.config, images.shape[0]
         height, width, side = *config.image_size, config.patch_size
-        x = images.astype(config.dtype).reshape(batch, height // side, side, width // side, side, config.channels)
-        x = self.patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, side * side * config.channels))
+        down, across = height // side, width // side
+        x = images.astype(config.dtype).reshape(batch, down, side, across, side, config.channels)
+        x = self.patches(x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, down * across, side * side * config.channels))
         if config.pooling != "mean":
             x = jnp.concatenate([jnp.broadcast_to(self.first, (batch, 1, x.shape[-1])).astype(x.dtype), x], axis=1)
         return Embedded(x, Tokens())
@@ -174,10 +180,9 @@ class PositionedInput(nn.Module):
         self, x: Float[Array, "B L D"], where: Tokens, noise: Noise | None
     ) -> tuple[Float[Array, "B L D"], Rotation | None, Any]:
         """The first layer's input, and the rotation and the score function of every self-attention layer."""
-        places = at = where.places(x.shape[1])
-        if where.lengths is not None and longest(self.config) is not None:
-            at = jnp.where(where.real(x.shape[1]), places, 0)  # padding may be longer than the table
-        x = self.positions(x, at)
+        places = where.places(x.shape[1])
+        # Padding may be longer than a table, and is at its position 0.
+        x = self.positions(x, places if longest(self.config) is None else where.blanked(places))
         if self.config.embedding_norm:
             x = self.norm(x)
         x = by_rows(x)

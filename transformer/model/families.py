@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import ModelConfig, head_width
+from transformer.config import ModelConfig, check_model, head_width
 from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model import embedders
@@ -43,7 +43,7 @@ class AttentiveModel(TokenModel):
     """A family whose decoder is a stack of attention layers."""
 
     def step(self, tokens: Int[Array, "B L"], where: Tokens, state: Decoding) -> tuple[Float[Array, "B L V"], Decoding]:
-        decoded, caches = self.decoder(self.embedder(tokens), where, None, state.caches, state.memory)
+        decoded, caches = self.decoder(self.embedder(tokens, where), where, None, state.caches, state.memory)
         return self.embedder.logits(self.embedder.features(decoded)), Decoding(caches, state.memory)
 
 
@@ -59,7 +59,10 @@ class EncoderDecoder(AttentiveModel):
         self.decoder = Stack(self.config, causal=True, cross=True)
 
     def encode(self, inputs: Array, where: Tokens, noise: Noise | None = None) -> Encoded:
-        x, where = (self.embedder(inputs), where) if self.config.inputs == "tokens" else self.front(inputs, where)
+        if self.config.inputs == "tokens":
+            x = self.embedder(inputs, where)
+        else:
+            x, where = self.front(inputs, where)
         return Encoded(self.encoder(x, where, noise)[0], where)
 
     def features(
@@ -72,7 +75,7 @@ class EncoderDecoder(AttentiveModel):
     ) -> Float[Array, "B L D"]:
         """The input of the output layer for each of `target_inputs`, which begin with BOS."""
         memory = self.encode(inputs, inputs_where, noise)
-        x, _ = self.decoder(self.embedder(target_inputs), targets_where, noise, None, memory)
+        x, _ = self.decoder(self.embedder(target_inputs, targets_where), targets_where, noise, None, memory)
         return self.embedder.features(x)
 
     def start(self, inputs: Array, where: Tokens, slots: int) -> Decoding:
@@ -91,7 +94,8 @@ class DecoderOnly(AttentiveModel):
     def features(
         self, target_inputs: Int[Array, "B L"], targets_where: Tokens, noise: Noise | None = None
     ) -> Float[Array, "B L D"]:
-        return self.embedder.features(self.decoder(self.embedder(target_inputs), targets_where, noise)[0])
+        x = self.embedder(target_inputs, targets_where)
+        return self.embedder.features(self.decoder(x, targets_where, noise)[0])
 
     def start(self, batch: int, slots: int) -> Decoding:
         return Decoding(_empty_caches(self.config, batch, slots))
@@ -120,11 +124,11 @@ class EncoderOnly(nn.Module):
     ) -> tuple[Float[Array, "B L D"], Tokens]:
         """The encoder's output and its `Tokens`. Without `where` there is no padding, as in images. `types` is the
         segment type of each token: which text of a pair it belongs to."""
+        where = Tokens() if where is None else where
         if self.config.inputs == "tokens":
-            x = self.embedder(inputs, types)
+            x = self.embedder(inputs, where, types)
         else:
             x, where = self.front(inputs, where)
-        where = Tokens() if where is None else where
         return self.encoder(x, where, noise)[0], where
 
     def pooled(self, x: Float[Array, "B L D"], where: Tokens) -> Float[Array, "B D"]:
@@ -173,13 +177,13 @@ class Forecaster(nn.Module):
             noise = noise._replace(rows=rows)
         x, where = self.front(alone)
         x, _ = self.encoder(x, where, noise)
-        out = self.head(x.reshape(batch, variables, -1).astype(jnp.float32)).transpose(0, 2, 1)
+        out = self.head(x.reshape(batch, variables, x.shape[1] * x.shape[2]).astype(jnp.float32)).transpose(0, 2, 1)
         return out * deviation + mean
 
 
 def _mean(x: Float[Array, "B L D"], real: Bool[Array, "#B L"]) -> Float[Array, "B D"]:
-    weights = real.astype(jnp.float32)[..., None]
-    return (x * weights).sum(axis=1) / jnp.maximum(weights.sum(axis=1), 1)
+    counted = real[..., None]
+    return jnp.where(counted, x.astype(jnp.float32), 0).sum(axis=1) / jnp.maximum(counted.sum(axis=1), 1)
 
 
 def _first(x: Float[Array, "B L D"], real: Bool[Array, "#B L"]) -> Float[Array, "B D"]:
@@ -201,7 +205,9 @@ FAMILIES: dict[str, Any] = {
 
 
 def build(config: ModelConfig) -> nn.Module:
-    """The module of a configuration. UserError: an unknown name, or a missing `vocab_size` or `num_classes`."""
+    """The module of a configuration. UserError: an unknown name, an impossible value, or a missing `vocab_size` or
+    `num_classes`."""
+    check_model(config)
     rows = {
         "family": FAMILIES,
         "inputs": EMBEDDERS,

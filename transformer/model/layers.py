@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from transformer.config import ModelConfig, head_width
 from transformer.model import cache as kv
 from transformer.model.attention import attend
+from transformer.model.attention.marks import marked
 from transformer.model.attention.scores import Score
 from transformer.model.noise import Dropout, Noise
 from transformer.model.parameters import parameter
@@ -114,22 +115,24 @@ class MultiHeadAttention(nn.Module):
         keys = kv.Keys(k, v, where)
         if cache is not None:
             keys, cache = kv.extend(cache, keys)
-        # `Tokens` are consecutive; in a cache, queries and keys differ in the offset from index to position.
-        return self._merged(self.heads(q, keys, where, score, consecutive=cache is None)), cache
+        # In a cache, queries and keys differ in the offset from index to position.
+        return self._merged(self.heads(q, keys, where, score, consecutive=cache is None and where.consecutive)), cache
 
     def cross(self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys) -> Float[Array, "B L D"]:
         """Cross-attention over the encoder's keys and values, without a causal mask."""
         return self._merged(self.heads(self._queries(x), keys, where, None, consecutive=False))
 
     def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]]:
-        split = (*x.shape[:2], key_heads(self.config), -1)
-        return self.key(x).reshape(split), self.value(x).reshape(split)
+        """Keys and values, marked where they are not finite (`transformer.model.attention.marks`)."""
+        config, of_heads = self.config, (*x.shape[:2], key_heads(self.config))
+        k = self.key(x).reshape(*of_heads, head_width(config))
+        return marked(k, self.value(x).reshape(*of_heads, value_width(config)))
 
     def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
-        return self.query(x).reshape(*x.shape[:2], self.config.num_heads, -1)
+        return self.query(x).reshape(*x.shape[:2], self.config.num_heads, head_width(self.config))
 
     def _merged(self, heads: Float[Array, "B L H M"]) -> Float[Array, "B L D"]:
-        return self.out(heads.reshape(*heads.shape[:2], -1))
+        return self.out(heads.reshape(*heads.shape[:2], heads.shape[2] * heads.shape[3]))
 
     def heads(
         self,
@@ -156,6 +159,7 @@ class MultiHeadAttention(nn.Module):
             consecutive=consecutive,
             score=score,
             scale=None if self.config.scale_attention else 1.0,
+            marked=True,
             backend=backend,
         )
 

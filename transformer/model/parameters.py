@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float, Int
 
 Names = tuple[str | None, ...]
 SUFFIX = "_axes"  # of names in the collection: Flax's bridge to NNX needs unique names
@@ -30,6 +30,11 @@ def parameter(module: nn.Module, name: str, init: Any, shape: tuple[int, ...], a
         raise ValueError(f"parameter {name!r} has shape {shape} and axes {axes}: give a name for each axis")
     _say(module, name, Axes(axes))
     return module.param(name, init, shape, jnp.float32)
+
+
+def rows(table: Float[Array, "V D"], ids: Int[Array, "*B L"]) -> Float[Array, "*B L D"]:
+    """The rows of a table; an id outside it (also below 0, which NumPy counts from the end) gives NaN."""
+    return table.at[ids].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def name_axes_of(module: nn.Module, child: nn.Module) -> None:

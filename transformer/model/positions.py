@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig, head_width
 from transformer.model.attention.scores import Bias
-from transformer.model.parameters import parameter
+from transformer.model.parameters import parameter, rows
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("sin", "cos"), meta_fields=("interleaved",))
@@ -102,16 +102,18 @@ def table_deviation(config: ModelConfig) -> float:
 
 
 class Learned(NoPositions):
-    """One trained vector per position (paper, Table 3 E). A position past `max_positions` raises ValueError, or gives
-    NaN inside jit, where its value is not known. The commands refuse longer input before they compile."""
+    """One trained vector per position (paper, Table 3 E). A position below 0 or past `max_positions` raises ValueError,
+    or gives NaN inside jit, where its value is not known. The commands refuse longer input before they compile."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], positions: Int[Array, "#B L"]) -> Float[Array, "B L D"]:
         if not isinstance(positions, jax.core.Tracer) and positions.size:
             check_length(self.config, int(np.asarray(positions).max()) + 1)
+            if (least := int(np.asarray(positions).min())) < 0:
+                raise ValueError(f"there is no position {least} in a learned position table: count from 0")
         init = nn.initializers.normal(table_deviation(self.config))
         table = parameter(self, "table", init, (self.config.max_positions, x.shape[-1]), ("places", "width"))
-        return x + jnp.take(table, positions, axis=0, mode="fill", fill_value=jnp.nan).astype(x.dtype)
+        return x + rows(table, positions).astype(x.dtype)
 
 
 class Rotary(NoPositions):

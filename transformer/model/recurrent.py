@@ -59,7 +59,7 @@ def _choose(when: Bool[Array, " B"], yes: Carry, no: Carry) -> Carry:
 
 class AdditiveAttention(nn.Module):
     """sum_j a_j h_j, a = softmax_j(v . tanh(W s + U h_j)) over the positions that are not padding (Bahdanau et al.
-    2015, section 3.1). U h_j are the memory's keys. A row of padding only gives the mean of its padding."""
+    2015, section 3.1). U h_j are the memory's keys. A row of padding only gives zeros."""
 
     config: ModelConfig
 
@@ -70,6 +70,7 @@ class AdditiveAttention(nn.Module):
     def __call__(self, state: Float[Array, "B D"], memory: Memory) -> Float[Array, "B twoD"]:
         scores = self.score(jnp.tanh(self.query(state)[:, None] + memory.keys))[..., 0]
         weights = nn.softmax(jnp.where(memory.real, scores, jnp.finfo(scores.dtype).min))
+        weights = jnp.where(memory.real, weights, 0)
         return jnp.einsum("bs,bsd->bd", weights, memory.values)
 
 
@@ -215,7 +216,7 @@ class RecurrentEncoderDecoder(Recurrent):
 
     def encode(self, inputs: Int[Array, "B S"], where: Tokens, noise: Noise | None = None) -> Recurrence:
         real = _real(inputs, where)
-        encoded, carries = self.encoder(self.embedder(inputs), real, noise)
+        encoded, carries = self.encoder(self.embedder(inputs, where), real, noise)
         begun = tuple(self._bridge(i, *both) for i, both in enumerate(carries))
         memory = Memory(encoded, self.keys(encoded), real) if self.config.recurrent_attention else None
         return Recurrence(begun, memory)
@@ -236,7 +237,8 @@ class RecurrentEncoderDecoder(Recurrent):
     ) -> Float[Array, "B L D"]:
         """The input of the output layer for each of `target_inputs`, which begin with BOS."""
         state = self.encode(inputs, inputs_where, noise)
-        x, _ = self.decoder(self.embedder(target_inputs), _real(target_inputs, targets_where), None, state, noise)
+        x, real = self.embedder(target_inputs, targets_where), _real(target_inputs, targets_where)
+        x, _ = self.decoder(x, real, None, state, noise)
         return self.embedder.features(x)
 
     def start(self, inputs: Int[Array, "B S"], where: Tokens, slots: int) -> Recurrence:
@@ -246,7 +248,7 @@ class RecurrentEncoderDecoder(Recurrent):
     def step(
         self, tokens: Int[Array, "B L"], where: Tokens, state: Recurrence
     ) -> tuple[Float[Array, "B L V"], Recurrence]:
-        decoded, state = self.decoder(self.embedder(tokens), _real(tokens, where), None, state, None)
+        decoded, state = self.decoder(self.embedder(tokens, where), _real(tokens, where), None, state, None)
         return self.embedder.logits(self.embedder.features(decoded)), state
 
 
@@ -278,4 +280,4 @@ class RecurrentLanguageModel(Recurrent):
     ) -> tuple[Float[Array, "B L D"], Recurrence]:
         real = _real(tokens, where)
         restart = None if where.positions is None else real & (where.positions == 0)
-        return self.decoder(self.embedder(tokens), real, restart, state, noise)
+        return self.decoder(self.embedder(tokens, where), real, restart, state, noise)

@@ -21,7 +21,7 @@ from transformer.model.families import build, init, logical_axes, output_layer
 from transformer.model.noise import Noise, step_noise
 from transformer.model.parameters import Names
 from transformer.model.positions import longest
-from transformer.model.tokens import Tokens
+from transformer.model.tokens import PackedTokens, Tokens
 from transformer.training.losses import Pair, RowPair, output_cross_entropy
 
 Batch = dict[str, Any]
@@ -211,7 +211,7 @@ def tokens_of(batch: Batch, side: str) -> Tokens:
     """The `Tokens` of one side ("input", "target") of a batch: lengths, or positions and segments of packed rows."""
     if f"{side}_lengths" in batch:
         return Tokens(lengths=batch[f"{side}_lengths"])
-    return Tokens(batch[f"{side}_positions"], batch[f"{side}_segments"])
+    return PackedTokens(batch[f"{side}_positions"], batch[f"{side}_segments"])
 
 
 def padded(*names: str, rows: int, length: int) -> Batch:

@@ -73,10 +73,6 @@ class ImageClassification(Classification):
 
     def _check_length(self) -> None:
         model = self.model_config
-        if any(side % model.patch_size for side in model.image_size):
-            raise UserError(
-                f"model.patch_size={model.patch_size} does not divide model.image_size={model.image_size}: change one"
-            )
         patches = model.image_size[0] * model.image_size[1] // model.patch_size**2 + (model.pooling != "mean")
         if self.limit is not None and patches > self.limit:
             raise UserError(f"an image has {patches} patches, and model.max_positions={self.limit}: raise it")

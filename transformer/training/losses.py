@@ -20,7 +20,8 @@ def cross_entropy(
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
 ) -> dict[str, RowPair]:
-    """Metrics of each row, each a (sum, weight) pair over the tokens with weight 1.
+    """Metrics of each row, each a (sum, weight) pair over the tokens with weight 1. Tokens with weight 0 have no
+    influence, whatever their logits and targets are. A target outside the vocabulary gives NaN.
 
     `loss` is the smoothed cross-entropy (Szegedy et al. 2016; paper, section 5.4) against the distribution q = (1 - ε)
     · onehot + ε / V, in closed form, without a one-hot array:
@@ -29,6 +30,24 @@ def cross_entropy(
 
     `nll` is the same with ε = 0 (nats), `token_accuracy` the share of target tokens that the model ranks first.
     """
+    total, weights = weights.sum(axis=1), _checked(targets, weights, logits.shape[-1])
+    sums = _cross_entropy(_counted(logits, weights), targets, weights, label_smoothing)
+    return {name: (value, total) for name, value in sums.items()}
+
+
+def _checked(targets: Array, weights: Array, vocabulary: int) -> Array:
+    """The weights, with NaN where a target that counts is outside the vocabulary."""
+    known = (targets >= 0) & (targets < vocabulary)
+    return jnp.where(known | (weights == 0), weights, jnp.nan)
+
+
+def _counted(x: Array, weights: Array) -> Array:
+    """0 where the weight is 0: a NaN there would reach the sums and gradients, because 0 · NaN is NaN."""
+    return jnp.where(weights[..., None] == 0, 0, x)
+
+
+def _cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing: float) -> dict[str, Array]:
+    """The sum of each metric for each row, of `_counted` logits."""
     logits = logits.astype(jnp.float32)
     # Compare and sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
     is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
@@ -40,9 +59,8 @@ def cross_entropy(
         loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * logits.mean(axis=-1)
     # Ties count as right.
     correct = target_logit >= logits.max(axis=-1)
-    total = weights.sum(axis=1)
     each = {"loss": loss, "nll": nll, "token_accuracy": correct}
-    return {name: ((values * weights).sum(axis=1), total) for name, values in each.items()}
+    return {name: (values * weights).sum(axis=1) for name, values in each.items()}
 
 
 def squared_error(
@@ -66,9 +84,10 @@ def output_cross_entropy(
     length axis and computes the gradient of "loss", a sum over the batch, in the same pass. "nll" and "token_accuracy"
     are per row and have no gradient. Where rows are sharded over devices, each shard scans separately with a whole
     table, and the sums are added once at the end, not over the devices in every slice."""
-    batch, length = targets.shape
+    (batch, length), total = targets.shape, weights.sum(axis=1)
+    weights = _checked(targets, weights, table.shape[0])
     shares = row_shards()
-    slice_length = min(length, max(1, tuned().loss_tokens * shares // batch))
+    slice_length = max(1, min(length, tuned().loss_tokens * shares // max(1, batch)))
     slices = -(-length // slice_length)
 
     def cut(y: Array) -> Array:
@@ -84,7 +103,6 @@ def output_cross_entropy(
 
     each = jax.vmap(lambda *share: _sliced(*share, label_smoothing))
     loss, nll, correct = each(cut(x), jax.tree.map(shared, (table, bias)), cut(targets), cut(weights))
-    total = weights.sum(axis=1)
     rows = {"nll": (nll.reshape(batch), total), "token_accuracy": (correct.reshape(batch), total)}
     return {"loss": (loss.sum(), total.sum()), **rows}
 
@@ -96,8 +114,8 @@ def _slice_loss(
     flat, (table, bias) = x.reshape(-1, x.shape[-1]), output
     logits = jnp.matmul(flat, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
     logits = (logits if bias is None else logits + bias).reshape(*targets.shape, -1)
-    metrics = cross_entropy(logits, targets, weights, label_smoothing)
-    return metrics["loss"][0].sum(), (metrics["nll"][0], metrics["token_accuracy"][0])
+    metrics = _cross_entropy(logits, targets, weights, label_smoothing)
+    return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
 
 
 def _nothing(targets: Array) -> tuple[Array, Array, Array]:
@@ -112,7 +130,7 @@ def _sliced(x: Array, output: Any, targets: Array, weights: Array, label_smoothi
         loss, others = _slice_loss(part[0], output, part[1], part[2], label_smoothing)
         return jax.tree.map(jnp.add, sums, (loss, *others)), None
 
-    return jax.lax.scan(one, _nothing(targets), (x, targets, weights))[0]
+    return jax.lax.scan(one, _nothing(targets), (_counted(x, weights), targets, weights))[0]
 
 
 def _sliced_forward(
@@ -127,7 +145,7 @@ def _sliced_forward(
         return (sums, jax.tree.map(jnp.add, output_gradient, more)), x_gradient
 
     start = (_nothing(targets), jax.tree.map(jnp.zeros_like, output))
-    (sums, output_gradient), x_gradient = jax.lax.scan(one, start, (x, targets, weights))
+    (sums, output_gradient), x_gradient = jax.lax.scan(one, start, (_counted(x, weights), targets, weights))
     return sums, (x_gradient, output_gradient)
 
 

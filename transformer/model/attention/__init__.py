@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
 
 from transformer.model import masks
+from transformer.model.attention import marks
 from transformer.model.attention.banded import banded, check_consecutive, tiling_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
@@ -74,8 +75,14 @@ def attend(
     score: Score | None = None,
     scale: float | None = None,
     backend: str = "auto",
+    marked: bool = False,
 ) -> Float[Array, "B L H M"]:
     """softmax(score(scale · Q K^T)) V over the keys that a query may see.
+
+    What a query may not see has no influence on its output and gradients, even if it is NaN or infinite. A query that
+    sees a key or value that is not finite gives NaN, and gradients of 0. One that sees no key gives zeros, with
+    gradients of 0. Derivatives of every order and mode go through "dense"; the tiled backends ("blockwise", "banded")
+    have the first derivative in reverse mode only, and JAX refuses `jax.jvp` of them.
 
     Args:
       q, k, v: queries, keys and values; G key/value heads, G divides H; M may differ from K.
@@ -91,9 +98,11 @@ def attend(
       score: changes the scores; see `transformer.model.attention.scores`.
       scale: default 1 / sqrt(K).
       backend: "auto", or a key of BACKENDS.
+      marked: k and v come from `marks.marked`, so that a cache need not be checked again at every step.
 
     Raises:
-      ValueError: mismatched shapes, a negative window, or a backend that does not support the call.
+      ValueError: mismatched shapes, a negative window, a backend that does not support the call, or positions that
+        contradict `consecutive` where it matters and they are not traced.
     """
     batch, length, heads, width = q.shape
     keys, groups = k.shape[1], k.shape[2]
@@ -123,11 +132,14 @@ def attend(
         padding: Padding = "none" if where.k_lengths is None else "lengths"
         padding = padding if q_segments is None else "segments"
         backend = choose(q, k, v, where.limits, score=score, padding=padding, consecutive=consecutive).backend
-    elif backend == "banded":
-        _check_banded(where, length, keys, consecutive)
     elif backend not in BACKENDS:
         raise ValueError(f"there is no attention backend {backend!r}: choose 'auto' or one of {sorted(BACKENDS)}")
+    if backend == "banded":
+        _check_banded(where, length, keys, consecutive)
+    if 0 in (batch, length, keys):
+        return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
     scale = width**-0.5 if scale is None else scale
+    q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
     if backend == "fused":
         return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
     return BACKENDS[backend](q, k, v, where=where.with_ids(), score=score, scale=scale)

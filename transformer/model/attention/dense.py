@@ -1,25 +1,48 @@
 """The readable reference: all scores, then a mask. O(L·S) time and memory."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
-from transformer.model.attention.scores import Score
+from transformer.model.attention.marks import unmarked
+from transformer.model.attention.scores import HIDDEN, LOWEST, Score, wide
+
+
+@jax.custom_jvp
+def products(q: Float[Array, "*B L K"], k: Float[Array, "*B S K"]) -> Float[Array, "*B L S"]:
+    """Q K^T, of marked queries and keys. Its derivatives are those of unmarked ones."""
+    return _products(q, k)
+
+
+def _products(q: Array, k: Array) -> Array:
+    if q.shape[-2] == 1:  # decoding: transpose the one query, not all keys
+        return jnp.swapaxes(jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=wide(q)), -1, -2)
+    return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=wide(q))
+
+
+@products.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (q, k), (dq, dk) = primals, tangents
+    return _products(q, k), _products(dq, unmarked(k)) + _products(unmarked(q), dk)
 
 
 def weighted_values(
     scores: Float[Array, "*B L S"], values: Float[Array, "*B S M"], mask: Bool[Array, "*#B L S"] | None
 ) -> Float[Array, "*B L M"]:
     """softmax(scores) · V over the visible keys (all without a mask), normalised after the product: exp(s - max) · V /
-    sum exp(s - max). The softmax is in float32. A query that sees no key gives zeros with zero gradients, never NaN."""
-    scores = scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    peak = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
-    weights = jnp.exp(scores - peak)
-    weights = weights if mask is None else jnp.where(mask, weights, 0.0)
+    sum exp(s - max). The softmax is in float32. A query that sees no key gives zeros with zero gradients, and one that
+    sees a score of NaN gives NaN with zero gradients."""
+    scores = scores if mask is None else jnp.where(mask, scores, HIDDEN)
+    peak = lax.stop_gradient(jnp.maximum(scores.max(axis=-1, keepdims=True), LOWEST))
+    lost = ~jnp.isfinite(peak)
+    weights = jnp.exp(jnp.where(lost, HIDDEN, scores) - jnp.where(lost, 0, peak))
     total = weights.sum(axis=-1, keepdims=True)
-    summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
-    return (summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
+    summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=wide(values))
+    return jnp.where(lost, jnp.nan, summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
 
 
 def dense(
@@ -40,14 +63,11 @@ def dense(
     v = jnp.moveaxis(v, 1, 2)[:, :, None]
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
-    if length == 1:  # decoding: transpose the one query, not all keys
-        scores = jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=jnp.float32)
-        scores = jnp.swapaxes(scores, -1, -2)
-    else:
-        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+    scores, mask = products(q, k), where.mask()
+    mask = None if mask is None else mask[:, None, None]
     if score is not None:
+        scores = scores if mask is None else jnp.where(mask, scores, 0)  # whatever a hidden key gives
         of_heads = scores.reshape(batch, heads, *scores.shape[3:])
         scores = score(of_heads, where.q_positions, where.k_positions).reshape(scores.shape)
-    mask = where.mask()
-    out = weighted_values(scores, v, None if mask is None else mask[:, None, None])
+    out = weighted_values(scores, v, mask)
     return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)

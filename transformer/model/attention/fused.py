@@ -5,9 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
+from transformer.model.attention.marks import unmarked
 from transformer.model.attention.scores import Bias, Score
 from transformer.platforms import target
 
@@ -45,18 +46,22 @@ def fused(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` by a kernel. Tokamax gets biases, and masks that it cannot build, as [L, S] arrays. ValueError: no kernel
-    supports this call."""
+    """`dense` by a kernel. Tokamax gets biases, and masks that it cannot build, as [L, S] arrays. A kernel may multiply
+    what it hides by 0, so it gets 0 for what is marked, and the queries that see NaN, or nothing, are filled in here.
+    ValueError: no kernel supports this call."""
     name, why = kernel(q, k, v, where.limits, score, consecutive and where.q_segments is None)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
+    wrong, hidden = jnp.isnan(q[..., 0]), jnp.isnan(k[..., 0])  # [B, L, H], [B, S, G]
+    q, k = unmarked(q), unmarked(k)
     if name == "cudnn":
         left, right = where.limits
+        sees, spoilt = _of_runs(where, hidden)
         lengths: dict[str, Any] = {} if where.k_lengths is None else {
             "query_seq_lengths": jnp.full(q.shape[0], q.shape[1], jnp.int32),
             "key_value_seq_lengths": jnp.maximum(where.k_lengths, 1),  # a row of padding stays finite
         }  # fmt: skip
-        return jax.nn.dot_product_attention(
+        out = jax.nn.dot_product_attention(
             q,
             k,
             v,
@@ -66,9 +71,27 @@ def fused(
             implementation="cudnn",
             **lengths,
         )
-    import tokamax
+    else:
+        import tokamax
 
-    mask = where.mask()
-    mask = None if mask is None else mask[:, None]
-    added = None if not isinstance(score, Bias) else score.bias(where.q_positions, where.k_positions).astype(q.dtype)
-    return tokamax.dot_product_attention(q, k, v, added, mask, scale=scale)
+        mask = where.mask()
+        seen = jnp.ones((1, q.shape[1], k.shape[1]), bool) if mask is None else mask
+        sees, spoilt = seen.any(axis=-1), (seen[..., None] & hidden[:, None]).any(axis=2)
+        mask = None if mask is None else mask[:, None]
+        bias = None if not isinstance(score, Bias) else score.bias(where.q_positions, where.k_positions).astype(q.dtype)
+        out = tokamax.dot_product_attention(q, k, v, bias, mask, scale=scale)
+    of_heads = jnp.repeat(spoilt, q.shape[2] // k.shape[2], axis=2) | wrong
+    return jnp.where(sees[..., None, None], jnp.where(of_heads[..., None], jnp.nan, out), 0)
+
+
+def _of_runs(where: masks.Visibility, hidden: Bool[Array, "B S G"]) -> tuple[Bool[Array, "#B L"], Bool[Array, "B L G"]]:
+    """Whether each query sees a key, and whether it sees a marked one, where it sees a run of keys by index. So no
+    [L, S] array is made."""
+    (left, right), keys, places = where.limits, hidden.shape[1], jnp.arange(where.q_positions.shape[1])[None]
+    first = jnp.zeros_like(places) if left is None else jnp.clip(places - left, 0, keys)
+    last = jnp.full_like(places, keys) if right is None else jnp.clip(places + right + 1, 0, keys)
+    if where.k_lengths is not None:
+        last = jnp.minimum(last, where.k_lengths[:, None])
+    before = jnp.pad(jnp.cumsum(hidden.astype(jnp.int32), axis=1), ((0, 0), (1, 0), (0, 0)))  # marked keys before each
+    until, since = (jnp.take_along_axis(before, at[..., None], axis=1) for at in (last, jnp.minimum(first, last)))
+    return last > first, until > since

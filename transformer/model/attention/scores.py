@@ -15,9 +15,20 @@ and scanned.
 """
 
 import abc
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
+
+# The score of a hidden key, and the least maximum: e^(HIDDEN - LOWEST) is 0, so without visible keys weights are 0.
+HIDDEN = float(np.finfo(np.float32).min)
+LOWEST = HIDDEN / 2
+
+
+def wide(x: Array) -> Any:
+    """The type of scores, softmax and sums for arrays of the type of x: float32, or float64 for float64."""
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 @runtime_checkable

@@ -25,11 +25,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.model import masks
-from transformer.model.attention.scores import Score
+from transformer.model.attention.marks import unmarked
+from transformer.model.attention.scores import HIDDEN, LOWEST, Score, wide
 
-# The score of a masked key, and the initial maximum: e^(HIDDEN - LOWEST) is 0, so without visible keys weights are 0.
-HIDDEN = float(np.finfo(np.float32).min)
-LOWEST = HIDDEN / 2
 NOBODY = np.iinfo(np.int32).min  # the segment of padding queries
 
 
@@ -91,11 +89,11 @@ def _kinds(tiling: Tiling, tiles: int, ids: Any) -> Int[Array, "T slabs"]:
 
 
 def _matmul(x: Float[Array, "B G m n"], y: Float[Array, "B G n k"]) -> Float[Array, "B G m k"]:
-    return jnp.matmul(x, y, preferred_element_type=jnp.float32)
+    return jnp.matmul(x, y, preferred_element_type=wide(x))
 
 
 def _matmul_t(x: Float[Array, "B G m k"], y: Float[Array, "B G n k"]) -> Float[Array, "B G m n"]:
-    return jnp.matmul(x, jnp.swapaxes(y, -1, -2), preferred_element_type=jnp.float32)
+    return jnp.matmul(x, jnp.swapaxes(y, -1, -2), preferred_element_type=wide(x))
 
 
 def _cut(tiling: Tiling, keys: Slab, tile: Array, j: Array | int) -> tuple[Array, Slab]:
@@ -110,7 +108,7 @@ def _scored(
     tiling: Tiling, score: Any, weights: Any, scores: Float[Array, "B G rows slab"], q_positions: Array, slab: Slab
 ) -> Float[Array, "B G rows slab"]:
     of_heads = scores.reshape(scores.shape[0], -1, tiling.block, tiling.slab)
-    return score(of_heads, q_positions, slab.positions, *weights).reshape(scores.shape)
+    return score(of_heads, q_positions, slab.positions, *weights).reshape(scores.shape).astype(scores.dtype)
 
 
 def _mask(
@@ -118,6 +116,10 @@ def _mask(
 ) -> Bool[Array, "#B 1 rows S"]:
     mask = masks.visible(q_positions, slab.positions, q_segments, slab.segments, tiling.limits)
     return jnp.tile(mask, (1, repeats, 1))[:, None]  # the rows of a group's heads follow each other
+
+
+def _where(mask: Array | None, x: Array, other: float) -> Array:
+    return x if mask is None else jnp.where(mask, x, other)
 
 
 def _transpose(x: Array) -> Array:
@@ -164,11 +166,11 @@ def _forward(tiling: Tiling, score: Any, q: Array, k: Array, v: Array, weights: 
             def update(masked: bool, state: Any) -> Any:
                 peak, total, summed = state
                 scores = _matmul_t(q, slab.k)
+                mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block) if masked else None
                 if score is not None:
+                    scores = _where(mask, scores, 0)  # whatever a hidden key gives
                     scores = _scored(tiling, score, weights, scores, q_positions, slab)
-                if masked:
-                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
-                    scores = jnp.where(mask, scores, HIDDEN)
+                scores = _where(mask, scores, HIDDEN)
                 higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
                 p, shrink = jnp.exp(scores - higher), jnp.exp(peak - higher)
                 total = total * shrink + p.sum(axis=-1, keepdims=True)
@@ -177,9 +179,9 @@ def _forward(tiling: Tiling, score: Any, q: Array, k: Array, v: Array, weights: 
             return _by_kind(kind[j], update, state)
 
         state = (
-            jnp.full((batch, groups, rows, 1), LOWEST),
-            jnp.zeros((batch, groups, rows, 1)),
-            jnp.zeros((batch, groups, rows, v.shape[-1])),
+            jnp.full((batch, groups, rows, 1), LOWEST, wide(q)),
+            jnp.zeros((batch, groups, rows, 1), wide(q)),
+            jnp.zeros((batch, groups, rows, v.shape[-1]), wide(v)),
         )
         peak, total, summed = _over_slabs(tiling, one_slab, state)
         total = jnp.where(total == 0, 1, total)
@@ -193,13 +195,17 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
     q, k, v, weights, ids, out, logsumexp, kinds = kept
     q_positions, k_positions, q_segments, k_segments = ids
     tiles, batch, groups, rows, width = q.shape
+    # A query that saw NaN has no part in the gradients: its weights become 0.
+    lost = ~jnp.isfinite(logsumexp)
+    d_out, out = jnp.where(lost, 0, d_out), jnp.where(lost, 0, out)
+    q, k, logsumexp = unmarked(q), unmarked(k), jnp.where(lost, -HIDDEN, logsumexp)
     keys = Slab(k, v, k_positions, k_segments)
 
     def one_tile(totals: Any, x: Any) -> tuple[Any, Any]:
         i, q, q_positions, q_segments, kind, d_out, out, logsumexp = x
         # Scores are [keys, queries], so that the products for dV, dK and dQ need no transposed copy of them.
         logsumexp = logsumexp[..., 0][:, :, None]
-        delta = (d_out.astype(jnp.float32) * out.astype(jnp.float32)).sum(axis=-1)[:, :, None]
+        delta = (d_out.astype(wide(q)) * out.astype(wide(q))).sum(axis=-1)[:, :, None]
 
         def one_slab(j: Any, state: Any) -> Any:
             dq, (dk, dv, d_weights) = state
@@ -208,16 +214,17 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
             def update(masked: bool, state: Any) -> Any:
                 dq, dk, dv, d_weights = state
                 scores = _matmul_t(slab.k, q)
+                mask = None
+                if masked:
+                    mask = _transpose(_mask(tiling, q_positions, q_segments, slab, rows // tiling.block))
                 if score is not None:
                     change = lambda scores, weights: _transpose(  # noqa: E731
                         _scored(tiling, score, weights, _transpose(scores), q_positions, slab)
                     )
-                    scores, pull = jax.vjp(change, scores, weights)
-                if masked:
-                    mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block)
-                    scores = jnp.where(_transpose(mask), scores, HIDDEN)
-                p = jnp.exp(scores - logsumexp)
-                d_scores = p * (_matmul_t(slab.v, d_out) - delta)
+                    scores, pull = jax.vjp(change, _where(mask, scores, 0), weights)
+                p = jnp.exp(_where(mask, scores, HIDDEN) - logsumexp)
+                # What is hidden may be so large that its part here is infinite.
+                d_scores = _where(mask, p * (_matmul_t(slab.v, d_out) - delta), 0)
                 if score is not None:
                     d_scores, more = pull(d_scores)
                     d_weights = jax.tree.map(jnp.add, d_weights, more)
@@ -235,10 +242,10 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
             dq, dk_slab, dv_slab, d_weights = _by_kind(kind[j], update, state)
             return dq, (put(dk, dk_slab), put(dv, dv_slab), d_weights)
 
-        dq, totals = _over_slabs(tiling, one_slab, (jnp.zeros((batch, groups, width, rows)), totals))
+        dq, totals = _over_slabs(tiling, one_slab, (jnp.zeros((batch, groups, width, rows), wide(q)), totals))
         return totals, _transpose(dq).astype(q.dtype)
 
-    totals = (jnp.zeros(k.shape), jnp.zeros(v.shape), jax.tree.map(jnp.zeros_like, weights))
+    totals = (jnp.zeros(k.shape, wide(k)), jnp.zeros(v.shape, wide(v)), jax.tree.map(jnp.zeros_like, weights))
     xs = (jnp.arange(tiles), q, q_positions, q_segments, kinds, d_out, out, logsumexp)
     (dk, dv, d_weights), dq = lax.scan(one_tile, totals, xs)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), d_weights, None
@@ -285,7 +292,7 @@ def attend_tiles(
     weights: list[Array] = []
     if score is not None:
         # Captured arrays become arguments, so that gradients reach them.
-        tile = jnp.zeros((batch, heads, block, tiling.slab))
+        tile = jnp.zeros((batch, heads, block, tiling.slab), wide(q))
         score, weights = jax.closure_convert(partial(score), tile, ids[0][0], ids[1][:, : tiling.slab])
     out = tiled(tiling, score, cut, k, v, tuple(weights), ids)
     out = out.reshape(tiles, batch, groups, repeats, block, -1)

@@ -1,0 +1,28 @@
+"""NaN and infinity in keys and values: they reach the queries that see them, and no others.
+
+A weight of 0 does not hide a value that is NaN, because 0 · NaN is NaN. So what is not finite is moved to where the
+mask hides it, into the scores: a marked key is NaN, and its value is 0. A query that sees a marked key gets NaN as its
+output, and its row has no part in the gradients. A query that does not see it has the values and gradients that it has
+with any other key there.
+"""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def marked(
+    k: Float[Array, "*B S G K"], v: Float[Array, "*B S G M"]
+) -> tuple[Float[Array, "*B S G K"], Float[Array, "*B S G M"]]:
+    """Keys and values, where a key is NaN and its value 0 if either is not finite."""
+    finite = (jnp.isfinite(k).all(axis=-1) & jnp.isfinite(v).all(axis=-1))[..., None]
+    return jnp.where(finite, k, jnp.nan), jnp.where(finite, v, 0)
+
+
+def marked_queries(q: Float[Array, "*B L H K"]) -> Float[Array, "*B L H K"]:
+    """Queries, where one that is not finite is NaN."""
+    return jnp.where(jnp.isfinite(q).all(axis=-1, keepdims=True), q, jnp.nan)
+
+
+def unmarked(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Marked queries or keys with 0 instead of NaN, for products with the gradients of scores, which are 0 there."""
+    return jnp.where(jnp.isnan(x), 0, x)
