@@ -6,6 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
 from transformer.model.attention.scores import Score
+from transformer.model.products import product
 
 
 def weighted_values(
@@ -18,7 +19,7 @@ def weighted_values(
     weights = jnp.exp(scores - peak)
     weights = weights if mask is None else jnp.where(mask, weights, 0.0)
     total = weights.sum(axis=-1, keepdims=True)
-    summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    summed = product(weights.astype(values.dtype), values)
     return (summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
 
 
@@ -41,10 +42,10 @@ def dense(
     if q.shape[2] > 1:  # one matmul broadcasts over the query heads of a group
         k, v = (jnp.broadcast_to(x, (*q.shape[:3], *x.shape[3:])) for x in (k, v))
     if length == 1:  # decoding: transpose the one query, not all keys
-        scores = jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=jnp.float32)
+        scores = product(k, jnp.swapaxes(q, -1, -2))
         scores = jnp.swapaxes(scores, -1, -2)
     else:
-        scores = jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=jnp.float32)
+        scores = product(q, jnp.swapaxes(k, -1, -2))
     if score is not None:
         of_heads = scores.reshape(batch, heads, *scores.shape[3:])
         scores = score(of_heads, where.q_positions, where.k_positions).reshape(scores.shape)
