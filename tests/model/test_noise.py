@@ -45,12 +45,15 @@ def test_the_extremes() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("distance", [1, 2, 3, 8])
-def test_neighbours_are_independent(axis: int, distance: int) -> None:
-    found = mask()
-    ahead = np.take(found, np.arange(distance, found.shape[axis]), axis)
-    behind = np.take(found, np.arange(found.shape[axis] - distance), axis)
-    assert abs(correlation(ahead, behind)) < SIGMAS
+def test_neighbours_are_independent(axis: int) -> None:
+    """At all distances along each axis, by the autocorrelation of a mask of 2 million elements, without wrapping."""
+    noise = step_noise(1, 2, jnp.arange(128))
+    found = np.moveaxis(np.asarray(keep_mask(noise, "encoder/layer_0/dropout", (128, 128, 128), RATE)), axis, -1)
+    length = found.shape[-1]
+    spectrum = np.fft.rfft((found - (1 - RATE)) / np.sqrt(RATE * (1 - RATE)), 2 * length)
+    summed = np.fft.irfft((np.abs(spectrum) ** 2).sum(axis=(0, 1)))[1:length]
+    pairs = found.size - np.arange(1, length) * (found.size // length)
+    assert np.abs(summed / np.sqrt(pairs)).max() < SIGMAS
 
 
 def test_diagonals_are_independent() -> None:
@@ -84,10 +87,13 @@ def test_another_seed_step_layer_or_row_has_another_mask(other: dict) -> None:
 
 
 def test_seeds_and_steps_do_not_share_their_masks() -> None:
-    """The noise of 200 x 200 seeds and steps: as few equal pairs as 32 random bits have (about 0.2 expected)."""
+    """The noise of 200 x 200 seeds and steps: no equal keys, and in each word as few equal pairs as 32 random
+    bits have (about 0.2 expected)."""
     seeds, steps = jnp.meshgrid(jnp.arange(200), jnp.arange(200))
-    numbers = np.asarray(step_noise(seeds, steps, jnp.arange(1)).seed).ravel()
-    assert numbers.size - np.unique(numbers).size <= 4
+    key = step_noise(seeds, steps, jnp.arange(1)).key
+    for numbers in map(np.ravel, map(np.asarray, key)):
+        assert numbers.size - np.unique(numbers).size <= 4
+    assert np.unique(np.stack(key).reshape(2, -1), axis=1).shape[1] == seeds.size
 
 
 def test_mix_fills_every_byte() -> None:
@@ -115,6 +121,55 @@ def test_mix_flips_half_of_the_bits() -> None:
 
 def test_mix_is_a_bijection_on_counters() -> None:
     assert np.unique(np.asarray(mix(jnp.arange(2**18, dtype=jnp.uint32)))).size == 2**18
+
+
+# --- At the size of a real batch: 480 rows of 1,024 positions and 768 features
+
+
+def part(rows: int, length: int, width: int, seed: int = 1, step: int = 2, path: str = "self/dropout") -> np.ndarray:
+    """A corner of the mask, each bit with probability 1/2."""
+    noise = step_noise(seed, step, jnp.arange(rows)).at("decoder/layer", 3)
+    return np.asarray(jax.jit(lambda noise: keep_mask(noise, path, (rows, length, width), 0.5))(noise))
+
+
+def words(bits: np.ndarray) -> np.ndarray:
+    """The 64 bits from each place of the last axis on."""
+    found, size = bits.astype(np.uint64), 1
+    while size < 64:
+        found = found[..., :-size] | (found[..., size:] << np.uint64(size))
+        size *= 2
+    return found
+
+
+# The axis of a run -> all first words along it, and a few whole lines.
+CORNERS = {
+    "feature": (2, (480, 1024, 64), (2, 1024, 768)),
+    "position": (1, (480, 64, 256), (2, 1024, 256)),
+    "row": (0, (64, 256, 256), (480, 256, 4)),
+}
+
+
+@pytest.mark.parametrize("axis", CORNERS)
+def test_no_run_of_bits_stands_twice(axis: str) -> None:
+    """Among 10^11 pairs of 64 independent bits none are equal. Where the places of a mask lie on one line (position and
+    feature times a constant, say), shifted runs of hundreds of bits are equal in thousands of pairs of rows."""
+    along, first, whole = CORNERS[axis]
+    heads = words(np.moveaxis(part(*first), along, -1)).ravel()
+    assert np.unique(heads).size == heads.size
+    for other in ({}, {"seed": 2}, {"step": 3}, {"path": "cross/dropout"}):
+        lines = words(np.moveaxis(part(*whole, **other), along, -1))
+        lines = lines if other else lines[..., 1:]  # without those of the heads themselves
+        assert heads.size * lines.size > 2e10
+        assert not np.isin(lines, heads).any()
+
+
+@pytest.mark.parametrize("axis", CORNERS)
+def test_neighbours_of_any_pattern_are_as_frequent(axis: str) -> None:
+    """Chi-square of eight neighbouring bits against the uniform distribution."""
+    along, first, _ = CORNERS[axis]
+    counts = np.bincount(np.packbits(part(*first), axis=along).ravel(), minlength=256)
+    expected = counts.sum() / 256
+    assert abs(((counts - expected) ** 2 / expected).sum() - 255) < SIGMAS * np.sqrt(2 * 255)
 
 
 # --- The same mask wherever it is made

@@ -12,6 +12,7 @@ from transformer.model.layers import ACTIVATIONS, Linear, Norm, by_rows, weight_
 from transformer.model.noise import Dropout, Noise
 from transformer.model.parameters import parameter, rows
 from transformer.model.positions import POSITIONS, Rotation, longest, table_deviation
+from transformer.model.products import product
 from transformer.model.tokens import Tokens
 
 
@@ -59,7 +60,7 @@ class TokenEmbedder(nn.Module):
     def logits(self, features: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
         """Logits in float32, from products in the type of the features."""
         table, bias = output_layer(self.variables["params"])
-        logits = jnp.matmul(features, table.astype(features.dtype).T, preferred_element_type=jnp.float32)
+        logits = product(features, table.astype(features.dtype).T)
         return logits if bias is None else logits + bias
 
 

@@ -117,7 +117,7 @@ class EncoderOnly(nn.Module):
         if config.pooling == "pooler":
             self.pooler = Linear(config.d_model, kernel_init=weight_init(config))
         if config.num_classes:
-            self.head = Linear(config.num_classes, kernel_init=nn.initializers.zeros)
+            self.head = Linear(config.num_classes, kernel_init=nn.initializers.zeros, wide=True)
 
     def encode(
         self, inputs: Array, where: Tokens | None, noise: Noise | None = None, types: Int[Array, "B L"] | None = None
@@ -150,7 +150,7 @@ class EncoderOnly(nn.Module):
         """Logits of the classes; without classes, of the token at each position of a text; else the pooled vector."""
         if self.config.num_classes or self.config.inputs != "tokens":
             pooled = self.pooled(*self.encode(inputs, where, noise, types))
-            return self.head(pooled.astype(jnp.float32)) if self.config.num_classes else pooled
+            return self.head(pooled.astype(self.config.dtype)) if self.config.num_classes else pooled
         return self.embedder.logits(self.features(inputs, where, noise, types))
 
 
@@ -164,7 +164,7 @@ class Forecaster(nn.Module):
     def setup(self) -> None:
         self.front = EMBEDDERS["series"](self.config)
         self.encoder = Stack(self.config, causal=False)
-        self.head = Linear(self.config.num_classes, kernel_init=weight_init(self.config))
+        self.head = Linear(self.config.num_classes, kernel_init=weight_init(self.config), wide=True)
 
     def __call__(self, inputs: Float[Array, "B time C"], noise: Noise | None = None) -> Float[Array, "B horizon C"]:
         """The next `config.num_classes` steps of each variable."""
@@ -177,7 +177,7 @@ class Forecaster(nn.Module):
             noise = noise._replace(rows=rows)
         x, where = self.front(alone)
         x, _ = self.encoder(x, where, noise)
-        out = self.head(x.reshape(batch, variables, x.shape[1] * x.shape[2]).astype(jnp.float32)).transpose(0, 2, 1)
+        out = self.head(x.reshape(batch, variables, x.shape[1] * x.shape[2])).transpose(0, 2, 1)
         return out * deviation + mean
 
 

@@ -1,7 +1,7 @@
 """The recurrent baselines, with the interface of the Transformers: LSTM (Hochreiter & Schmidhuber 1997), GRU (Cho et
 al. 2014). `model.cell` chooses Flax's cell, of width d_model. Dropout is on embeddings and on the outputs of layers,
-never on the recurrent state (Zaremba et al. 2014, arXiv 1409.2329). Configuration keys for attention heads,
-feed-forward layers and norms are ignored; positions and windows are refused."""
+never on the recurrent state (Zaremba et al. 2014, arXiv 1409.2329), which is in float32. Configuration keys for
+attention heads, feed-forward layers and norms are ignored; positions and windows are refused."""
 
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from transformer.model.tokens import Tokens
 
 CELLS: dict[str, Any] = {"lstm": nn.OptimizedLSTMCell, "gru": nn.GRUCell}
 
-# A layer's recurrent state, leaves [B, D]: (c, h) of an LSTM, h of a GRU.
+# A layer's recurrent state, leaves [B, D] in float32: (c, h) of an LSTM, h of a GRU.
 Carry = Any
 
 
@@ -65,12 +65,12 @@ class AdditiveAttention(nn.Module):
 
     def setup(self) -> None:
         self.query = Linear(self.config.d_model, use_bias=False)
-        self.score = Linear(1, use_bias=False)
+        self.score = Linear(1, use_bias=False, wide=True)
 
     def __call__(self, state: Float[Array, "B D"], memory: Memory) -> Float[Array, "B twoD"]:
         scores = self.score(jnp.tanh(self.query(state)[:, None] + memory.keys))[..., 0]
         weights = nn.softmax(jnp.where(memory.real, scores, jnp.finfo(scores.dtype).min))
-        weights = jnp.where(memory.real, weights, 0)
+        weights = jnp.where(memory.real, weights, 0).astype(memory.values.dtype)
         return jnp.einsum("bs,bsd->bd", weights, memory.values)
 
 
@@ -81,7 +81,7 @@ class Place(nn.Module):
     attentive: bool = False
 
     def setup(self) -> None:
-        self.cell = CELLS[self.config.cell](self.config.d_model)
+        self.cell = CELLS[self.config.cell](self.config.d_model, dtype=self.config.dtype)
         if self.attentive:
             self.attention = AdditiveAttention(self.config)
 
@@ -99,11 +99,11 @@ class Place(nn.Module):
             carry = _choose(restart, jax.tree.map(jnp.zeros_like, carry), carry)
         if self.attentive:
             assert memory is not None
-            context = self.attention(hidden(carry), memory)
+            context = self.attention(hidden(carry).astype(x.dtype), memory)
             x = jnp.concatenate([x, context], axis=-1)
         stepped, out = self.cell(carry, x)
         name_axes_of(self, self.cell)
-        return _choose(real, stepped, carry), (out, context)
+        return _choose(real, stepped, carry), (out.astype(x.dtype), context)
 
 
 def over_places(config: ModelConfig, name: str, attentive: bool = False, reverse: bool = False) -> nn.Module:
@@ -208,7 +208,7 @@ class RecurrentEncoderDecoder(Recurrent):
         self.decoder = RecurrentDecoder(self.config, self.config.recurrent_attention)
         parts = len(jax.tree.leaves(zero_carry(self.config, 1)))
         self.bridges = [
-            [Linear(self.config.d_model, name=f"bridge_{i}_{part}") for part in range(parts)]
+            [Linear(self.config.d_model, name=f"bridge_{i}_{part}", wide=True) for part in range(parts)]
             for i in range(self.config.num_layers)
         ]
         if self.config.recurrent_attention:
@@ -224,7 +224,8 @@ class RecurrentEncoderDecoder(Recurrent):
     def _bridge(self, layer: int, rightward: Carry, leftward: Carry) -> Carry:
         leaves, structure = jax.tree.flatten(rightward)
         pairs = zip(leaves, jax.tree.leaves(leftward), strict=True)
-        made = [linear(jnp.concatenate(pair, axis=-1)) for linear, pair in zip(self.bridges[layer], pairs, strict=True)]
+        joined = [jnp.concatenate(pair, axis=-1).astype(self.config.dtype) for pair in pairs]
+        made = [linear(both) for linear, both in zip(self.bridges[layer], joined, strict=True)]
         return jax.tree.unflatten(structure, [*made[:-1], jnp.tanh(made[-1])])
 
     def features(

@@ -107,14 +107,19 @@ def output_cross_entropy(
     return {"loss": (loss.sum(), total.sum()), **rows}
 
 
-def _slice_loss(
-    x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float
-) -> tuple[Array, tuple[Array, Array]]:
-    """`output` is the table and the bias, which may be None."""
+def _slice_logits(x: Array, output: Any) -> tuple[Array, Array, Array]:
+    """x [tokens, D], the table in the type of x, and logits [tokens, V] in float32. `output` is the table and the bias,
+    which may be None."""
     flat, (table, bias) = x.reshape(-1, x.shape[-1]), output
-    logits = jnp.matmul(flat, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
-    logits = (logits if bias is None else logits + bias).reshape(*targets.shape, -1)
-    metrics = _cross_entropy(logits, targets, weights, label_smoothing)
+    table = table.astype(x.dtype)
+    logits = jnp.matmul(flat, table.T, preferred_element_type=jnp.float32)
+    return flat, table, logits if bias is None else logits + bias
+
+
+def _slice_loss(
+    logits: Array, targets: Array, weights: Array, label_smoothing: float
+) -> tuple[Array, tuple[Array, Array]]:
+    metrics = _cross_entropy(logits.reshape(*targets.shape, -1), targets, weights, label_smoothing)
     return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
 
 
@@ -127,7 +132,7 @@ def _nothing(targets: Array) -> tuple[Array, Array, Array]:
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _sliced(x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float) -> tuple[Array, ...]:
     def one(sums: Any, part: Any) -> tuple[Any, None]:
-        loss, others = _slice_loss(part[0], output, part[1], part[2], label_smoothing)
+        loss, others = _slice_loss(_slice_logits(part[0], output)[2], part[1], part[2], label_smoothing)
         return jax.tree.map(jnp.add, sums, (loss, *others)), None
 
     return jax.lax.scan(one, _nothing(targets), (_counted(x, weights), targets, weights))[0]
@@ -138,11 +143,18 @@ def _sliced_forward(
 ) -> tuple[tuple[Array, ...], tuple[Array, Any]]:
     def one(carry: tuple[Any, Any], part: tuple[Array, ...]) -> tuple[tuple[Any, Any], Array]:
         sums, output_gradient = carry
-        (loss, others), (x_gradient, more) = jax.value_and_grad(_slice_loss, (0, 1), has_aux=True)(
-            part[0], output, part[1], part[2], label_smoothing
+        flat, table, logits = _slice_logits(part[0], output)
+        (loss, others), gradient = jax.value_and_grad(_slice_loss, has_aux=True)(
+            logits, part[1], part[2], label_smoothing
+        )
+        # The products of the gradient are in the type of x as well, and the table's sum is in float32.
+        rounded = gradient.astype(x.dtype)
+        more = (
+            jnp.einsum("tv,td->vd", rounded, flat, preferred_element_type=jnp.float32),
+            None if output[1] is None else gradient.sum(axis=0),
         )
         sums = jax.tree.map(jnp.add, sums, (loss, *others))
-        return (sums, jax.tree.map(jnp.add, output_gradient, more)), x_gradient
+        return (sums, jax.tree.map(jnp.add, output_gradient, more)), (rounded @ table).reshape(part[0].shape)
 
     start = (_nothing(targets), jax.tree.map(jnp.zeros_like, output))
     (sums, output_gradient), x_gradient = jax.lax.scan(one, start, (_counted(x, weights), targets, weights))

@@ -9,25 +9,27 @@ from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
 from transformer.model.attention.marks import unmarked
-from transformer.model.attention.scores import HIDDEN, LOWEST, Score, wide
+from transformer.model.attention.scores import HIDDEN, LOWEST, Score
+from transformer.model.products import product, wide
 
 
 @jax.custom_jvp
 def products(q: Float[Array, "*B L K"], k: Float[Array, "*B S K"]) -> Float[Array, "*B L S"]:
-    """Q K^T, of marked queries and keys. Its derivatives are those of unmarked ones."""
-    return _products(q, k)
+    """Q K^T, of marked queries and keys. Its derivatives are those of unmarked ones, by products in the type of q."""
+    return _products(q, k, wide(q))
 
 
-def _products(q: Array, k: Array) -> Array:
+def _products(q: Array, k: Array, kind: Any) -> Array:
     if q.shape[-2] == 1:  # decoding: transpose the one query, not all keys
-        return jnp.swapaxes(jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=wide(q)), -1, -2)
-    return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=wide(q))
+        return jnp.swapaxes(jnp.matmul(k, jnp.swapaxes(q, -1, -2), preferred_element_type=kind), -1, -2)
+    return jnp.matmul(q, jnp.swapaxes(k, -1, -2), preferred_element_type=kind)
 
 
 @products.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (q, k), (dq, dk) = primals, tangents
-    return _products(q, k), _products(dq, unmarked(k)) + _products(unmarked(q), dk)
+    change = _products(dq, unmarked(k), q.dtype) + _products(unmarked(q), dk, q.dtype)
+    return _products(q, k, wide(q)), change.astype(wide(q))
 
 
 def weighted_values(
@@ -41,7 +43,7 @@ def weighted_values(
     lost = ~jnp.isfinite(peak)
     weights = jnp.exp(jnp.where(lost, HIDDEN, scores) - jnp.where(lost, 0, peak))
     total = weights.sum(axis=-1, keepdims=True)
-    summed = jnp.matmul(weights.astype(values.dtype), values, preferred_element_type=wide(values))
+    summed = product(weights.astype(values.dtype), values)
     return jnp.where(lost, jnp.nan, summed / jnp.where(total == 0, 1, total)).astype(values.dtype)
 
 

@@ -26,11 +26,6 @@ HIDDEN = float(np.finfo(np.float32).min)
 LOWEST = HIDDEN / 2
 
 
-def wide(x: Array) -> Any:
-    """The type of scores, softmax and sums for arrays of the type of x: float32, or float64 for float64."""
-    return jnp.promote_types(x.dtype, jnp.float32)
-
-
 @runtime_checkable
 class Score(Protocol):
     """scores, q_positions, k_positions -> scores."""

@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer.model import masks
 from transformer.model.attention.marks import unmarked
-from transformer.model.attention.scores import HIDDEN, LOWEST, Score, wide
+from transformer.model.attention.scores import HIDDEN, LOWEST, Score
+from transformer.model.products import wide
 
 NOBODY = np.iinfo(np.int32).min  # the segment of padding queries
 
