@@ -16,21 +16,24 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     """Runs the command with its flags parsed."""
-    from transformer.data.sources.files import lines_of
+    from transformer.data.sources.files import lines_of, refuse_json
     from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
 
     if not FLAGS.input or not FLAGS.output:
         raise UserError("--input or --output is missing: name text files, and the .json file to write")
     kind_class(FLAGS.kind)  # before any file is read
     extra = ((MASK,) if FLAGS.mask else ()) + holes(FLAGS.holes)
-    lines = (line for path in FLAGS.input for line in lines_of(Path(path).expanduser()))
+    paths = [Path(path).expanduser() for path in FLAGS.input]
+    for path in paths:
+        refuse_json(path)
+    lines = (line for path in paths for line in lines_of(path))
     tokenizer = Tokenizer.train(lines, FLAGS.vocab_size, FLAGS.kind, extra)
     tokenizer.save(Path(FLAGS.output).expanduser())
     print(f"{tokenizer.vocab_size} pieces of {FLAGS.kind} in {FLAGS.output}")
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("input", None, "A text file, plain or gzipped; give the flag once a file.")
+    flags.DEFINE_multi_string("input", None, "A text file, plain or compressed; give the flag once a file.")
     flags.DEFINE_string("output", None, "The .json file to write.")
     flags.DEFINE_string("kind", "bpe", "A row of transformer.data.tokenizers.TOKENIZERS.")
     flags.DEFINE_integer("vocab_size", 8000, "At most so many pieces, special tokens included.")

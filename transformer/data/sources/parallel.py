@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset
-from transformer.data.sources.files import existing, lines_of
+from transformer.data.sources.files import existing, is_json, lines_of, refuse_json
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """The files of a dataset: split -> field -> file, plain or gzipped UTF-8 with one example per line. With `hashed`
-    there is only one pair of files, and a hash of the first field decides the split of a line."""
+    """The files of a dataset: split -> field -> file, plain or compressed UTF-8 with one example per line. With
+    `hashed` there is only one pair of files, and a hash of the first field decides the split of a line."""
 
     splits: Mapping[str, Mapping[str, Path]]
     hashed: bool = False
@@ -41,8 +42,13 @@ class TextFiles:
         for part, files in self.splits.items():
             digest.update(json.dumps(part).encode())
             dropped = 0
-            for lines in _aligned(files):
+            for number, lines in enumerate(_aligned(files)):
+                if number == 0 and any(map(is_json, lines)):
+                    paths = " and ".join(str(path) for path in files.values())
+                    logger.warning("%s begins with a JSON object, and its lines are read as they stand", paths)
                 digest.update("\n".join((*lines, "")).encode())
+                if self.hashed and not unicodedata.is_normalized("NFC", lines[0]):
+                    digest.update(self._split_of(part, lines).encode())  # once the hash was of the text as it stands
                 if all(lines):
                     counts[self._split_of(part, lines)] += 1
                 else:
@@ -74,8 +80,9 @@ class TextFiles:
     def _split_of(self, part: str, lines: tuple[str, ...]) -> str:
         if not self.hashed:
             return part
-        # A hash of the text only, so that the same sentence is never in two splits.
-        bucket = int.from_bytes(hashlib.sha256(lines[0].encode()).digest()[:8], "big") % 20
+        # A hash of the text only, however its accents are written, so that the same sentence is never in two splits.
+        text = unicodedata.normalize("NFC", lines[0])
+        bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 20
         return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
@@ -112,7 +119,7 @@ FOLDER_STEMS = {"train": ("train",), "validation": ("validation", "val", "valid"
 def files(data: DataConfig) -> Dataset:
     """Any parallel text: `data.dir` with {train,validation,test}.{source,target}, or the paths of one pair of files.
 
-    The folder's validation files may be called val, valid or dev, and every file may be gzipped. A pair of files is
+    The folder's validation files may be called val, valid or dev, and every file may be compressed. A pair of files is
     split by a hash of the source line into 90 / 5 / 5 percent, so that no source sentence is in two splits; its fields
     are called source and target. With an empty `data.source` there is only one text, for a language model.
     """
@@ -129,5 +136,6 @@ def files(data: DataConfig) -> Dataset:
     for field, path in paths.items():
         if not path.is_file():
             raise UserError(f"There is no file data.{field}={path}: give a text file, or name a folder in data.dir.")
+        refuse_json(path)
     aliases = dict(zip(names, fields, strict=True))
     return parallel_text(data.name, TextFiles({"all": paths}, hashed=True), aliases=aliases)
