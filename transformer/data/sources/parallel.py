@@ -42,13 +42,8 @@ class TextFiles:
         for part, files in self.splits.items():
             digest.update(json.dumps(part).encode())
             dropped = 0
-            for number, lines in enumerate(_aligned(files)):
-                if number == 0 and any(map(is_json, lines)):
-                    paths = " and ".join(str(path) for path in files.values())
-                    logger.warning("%s begins with a JSON object, and its lines are read as they stand", paths)
+            for lines in _aligned(files):
                 digest.update("\n".join((*lines, "")).encode())
-                if self.hashed and not unicodedata.is_normalized("NFC", lines[0]):
-                    digest.update(self._split_of(part, lines).encode())  # once the hash was of the text as it stands
                 if all(lines):
                     counts[self._split_of(part, lines)] += 1
                 else:
@@ -100,7 +95,10 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
 
 
 def parallel_text(name: str, files: TextFiles, **options: Any) -> Dataset:
-    """The dataset of these files."""
+    """The dataset of these files. UserError: one is empty, or cannot be read."""
+    for path in (path for part in files.splits.values() for path in part.values()):
+        if is_json(next(lines_of(path))):
+            logger.warning("%s begins with a JSON object, and its lines are read as they stand", path)
     splits = {split: functools.partial(files.examples, split) for split in files.split_names}
     features = {field: tfds.features.Text() for field in files.fields}
     return Dataset(name, features, splits, functools.partial(files.fingerprint, name), **options)

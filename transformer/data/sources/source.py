@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import quiet
+from transformer.data.sources.images import decoders
 from transformer.errors import UserError
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -99,7 +100,8 @@ class Source:
         texts, others = _features(self.builder)
         try:
             with quiet():
-                records = self.builder.as_data_source(split=self.slices.get(name, name))
+                pixels = decoders(self.name, self.builder)
+                records = self.builder.as_data_source(split=self.slices.get(name, name), decoders=pixels)
         except NotImplementedError as error:
             raise UserError(
                 f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "

@@ -23,7 +23,7 @@ COVERAGE = 0.9995
 
 # Training by merges takes quadratic time in the length of a word: 100 s for 100,000 characters without a space.
 LONGEST = 256  # characters of a run of letters, or of white space, that training sees as one
-MOST = 2**20  # characters of such runs that are taken from one text
+MOST = 2**19  # characters of such runs that are taken from one text
 _LONG = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
 
 

@@ -86,7 +86,7 @@ class WordPiece(Library):
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
         normalizer = _keeping_marks()
-        normal = [normalizer.normalize_str(text) for text in texts]
+        normal = [normalizer.normalize_str(text) for text in bounded(texts)]
         room = vocab_size - len(specials) - 1
         # Each letter is two pieces: at the beginning of a word and within it. BERT's limit is 1000 letters.
         letters = frequent(("".join(text.split()) for text in normal), max(1, min(1000, room // 4)))
@@ -100,7 +100,7 @@ class WordPiece(Library):
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=rows, continuing_subword_prefix="##", show_progress=False
         )
-        learner.train_from_iterator((text.translate(kept) for text in bounded(normal)), trainer)
+        learner.train_from_iterator((text.translate(kept) for text in normal), trainer)
         made = cls.of(model_of(learner)["vocab"], UNKNOWN)
         made.library.normalizer = normalizer
         return made
