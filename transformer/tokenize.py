@@ -18,7 +18,7 @@ FLAGS = flags.FLAGS
 
 def main() -> None:
     """Runs the command with its flags parsed."""
-    from transformer.data.sources.files import lines_of
+    from transformer.data.sources.files import lines_of, refuse_json
     from transformer.data.tokenizers import MASK, Tokenizer, holes, kind_class
 
     if not FLAGS.input or not FLAGS.output:
@@ -28,6 +28,8 @@ def main() -> None:
     output, paths = local(FLAGS.output, "--output"), [local(path, "--input") for path in FLAGS.input]
     if output.suffix != ".json" or output.is_dir() or not os.access(_first_there(output), os.W_OK):
         raise UserError(f"--output={FLAGS.output} is no .json file that can be written: name one, such as mine.json")
+    for path in paths:
+        refuse_json(path)
     lines = (line for path in paths for line in lines_of(path))
     tokenizer = Tokenizer.train(lines, FLAGS.vocab_size, FLAGS.kind, extra)
     tokenizer.save(output)
@@ -40,7 +42,7 @@ def _first_there(path: Path) -> Path:
 
 
 if __name__ == "__main__":
-    flags.DEFINE_multi_string("input", None, "A text file, plain or gzipped; give the flag once a file.")
+    flags.DEFINE_multi_string("input", None, "A text file, plain or compressed; give the flag once a file.")
     flags.DEFINE_string("output", None, "The .json file to write.")
     flags.DEFINE_string("kind", "bpe", "A row of transformer.data.tokenizers.TOKENIZERS.")
     flags.DEFINE_integer("vocab_size", 8000, "At most so many pieces, special tokens included.")

@@ -1,5 +1,6 @@
 import dataclasses
 import gzip
+import io
 import itertools
 import struct
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from transformer.config import DataConfig
 from transformer.data.batches.augmentation import uniforms
@@ -199,12 +201,11 @@ with tfds.core.registered.skip_registration():
             return {"train": self._generate_examples(40), "test": self._generate_examples(6)}
 
         def _generate_examples(self, count: int) -> Iterator[tuple[int, dict]]:
-            from PIL import Image
-
             for i in range(count):
                 path = Path(self.data_dir).parent / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(tiny_pixels(i)).save(path)
+                image = Image.fromarray(tiny_pixels(i))
+                (image if i % 3 else image.quantize(kmeans=35)).save(path)  # every third with a palette
                 yield i, {"image": str(path), "label": i % 2}
 
 
@@ -250,6 +251,70 @@ def test_a_prepared_dataset_of_tfds_is_read_without_tensorflow(tmp_path: Path) -
     assert found["train"] | found["validation"] == written[40]
     assert not found["train"].keys() & found["validation"].keys()
     assert found["test"] == written[6]
+
+
+RGB = tiny_pixels(0)
+GREY = RGB[..., :1]
+DEEP = Image.fromarray(GREY[..., 0].astype(np.uint16) * 256)
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # its right side is the top
+
+
+def encoded(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "PNG", **options)
+    return file.getvalue()
+
+
+SEEN: dict[str, tuple[Image.Image, int, np.ndarray]] = {  # image, channels of the feature, what is to be seen
+    "colours": (Image.fromarray(RGB), 3, RGB),
+    "grey as colours": (Image.fromarray(GREY[..., 0]), 3, GREY.repeat(3, -1)),
+    "grey": (Image.fromarray(GREY[..., 0]), 1, GREY),
+    "grey of any channels": (Image.fromarray(GREY[..., 0]), None, GREY),
+    "palette": (Image.fromarray(RGB).quantize(kmeans=35), 3, RGB),
+    "palette of any channels": (Image.fromarray(RGB).quantize(kmeans=35), None, RGB),
+    "black and white": (Image.fromarray(GREY[..., 0] > 99), 1, (GREY > 99) * np.uint8(255)),
+    "transparency": (Image.fromarray(np.concatenate([RGB, GREY], -1)), 4, np.concatenate([RGB, GREY], -1)),
+    "transparency, dropped": (Image.fromarray(np.concatenate([RGB, GREY], -1)), 3, RGB),
+}
+
+
+def pixels_of(content: bytes, channels: int | None) -> np.ndarray:
+    decoder = images.Pixels("pictures")
+    decoder.setup(feature=tfds.features.Image(shape=(None, None, channels)))
+    return decoder.decode_example_np(content)
+
+
+@pytest.mark.parametrize("case", SEEN)
+def test_images_are_decoded_as_they_are_seen(case: str) -> None:
+    image, channels, expected = SEEN[case]
+    found = pixels_of(encoded(image), channels)
+    assert found.dtype == np.uint8
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_images_are_upright_and_of_the_colours_of_their_inks() -> None:
+    turned = pixels_of(encoded(Image.fromarray(RGB), exif=TURNED), 3)
+    np.testing.assert_array_equal(turned, np.rot90(RGB, -1))
+    file = io.BytesIO()
+    Image.fromarray(np.full((8, 8, 3), (200, 30, 60), np.uint8)).convert("CMYK").save(file, "JPEG", quality=100)
+    assert np.abs(pixels_of(file.getvalue(), 3).astype(int) - (200, 30, 60)).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (encoded(DEEP), "pictures has an image of I;16 pixels, not of 8 bits"),
+        (encoded(Image.fromarray(RGB))[:-40], r"pictures has an image that cannot be read \(image file is truncated"),
+        (b"\x89PNG nothing", r"pictures has an image that cannot be read \(cannot identify image file\): prepare it"),
+        (b"", "pictures has an image that cannot be read"),
+    ],
+    ids=["16 bits", "cut off", "broken", "empty"],
+)
+def test_images_that_cannot_be_decoded(content: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        pixels_of(content, 3)
+    assert "\n" not in str(caught.value)
 
 
 # --- Batches

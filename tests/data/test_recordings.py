@@ -1,6 +1,9 @@
 import dataclasses
+import gzip
 import io
 import itertools
+import re
+import struct
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -8,15 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.signal
+import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
 from transformer.config import DataConfig
 from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
-from transformer.data.batches.recordings import SpeechBatches
+from transformer.data.batches.recordings import SpeechBatches, read_frames
+from transformer.data.builder import array_feature, of_arrays, prepared
 from transformer.data.sources import load_source, recordings
-from transformer.data.sources.source import Source
+from transformer.data.sources.source import Source, from_builder
 from transformer.data.tokenizers import Tokenizer
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
@@ -173,17 +178,43 @@ def of(audio: np.ndarray, **form: int) -> bytes:
     return path.getvalue()
 
 
+def encoded(audio: np.ndarray, container: str, kind: str, rate: int = 8000) -> bytes:
+    path = io.BytesIO()
+    soundfile.write(path, audio, rate, format=container, subtype=kind)
+    return path.getvalue()
+
+
+def piped(audio: np.ndarray, length: int) -> bytes:
+    """As written into a pipe: the lengths in the header are not known."""
+    content = of(audio)
+    return content[:4] + struct.pack("<I", length) + content[8:40] + struct.pack("<I", length) + content[44:]
+
+
 AUDIO = np.arange(1, 801, dtype=np.int16)
+NOISE = np.random.default_rng(0).normal(size=40_000) / 9
 BAD: dict[str, tuple[bytes, str]] = {
-    "stereo": (of(AUDIO, channels=2), r"has 2 channel\(s\) of 16 bit at 8000 Hz, not one of 16 bit at 8000 Hz"),
-    "16 kHz": (of(AUDIO, rate=16000), r"has 1 channel\(s\) of 16 bit at 16000 Hz"),
-    "8 bit": (of(AUDIO.astype(np.uint8), width=1), r"has 1 channel\(s\) of 8 bit at 8000 Hz"),
-    "cut off": (of(AUDIO)[:-501], "is cut off: it holds 549 of 800 samples"),
-    "cut off in the header": (of(AUDIO)[:20], "is no whole WAV file"),
-    "empty": (b"", r"is no whole WAV file \(it ends too early\)"),
-    "text": (b"not a recording at all, but a text", "is no whole WAV file"),
+    "cut off": (of(AUDIO)[:-501], "is cut off: it holds 1099 of 1600 bytes of samples"),
+    "nothing but a header": (of(AUDIO)[:44], "is cut off: it holds 0 of 1600 bytes of samples"),
+    "cut off in the header": (of(AUDIO)[:20], "is no recording that can be read"),
+    "empty": (b"", "is no recording that can be read"),
+    "text": (b"not a recording at all, but a text", r"is no recording that can be read \(Format not recognised\)"),
     "silent": (of(np.zeros(800, np.int16)), r"is silent \(all of its 800 samples are zero\)"),
-    "no samples": (of(AUDIO[:0]), "is silent"),
+    "no samples": (of(AUDIO[:0]), "has no samples"),
+    "never closed": (piped(AUDIO, 0), "has no samples, or a header that was never finished: convert it"),
+    "16-bit values as floats": (encoded(AUDIO.astype(np.float32), "WAV", "FLOAT"), "has float samples up to 800, and"),
+    "a hole": (encoded(np.array([0.5, np.nan, 0.1]), "WAV", "DOUBLE"), "has float samples up to nan, and"),
+    "opposite channels": (encoded(np.stack([AUDIO, -AUDIO], 1), "WAV", "PCM_16"), "is silent"),
+    "FLAC, cut off": (encoded(AUDIO, "FLAC", "PCM_16")[:-99], "is no recording that can be read"),
+    "Ogg, cut off": (encoded(NOISE, "OGG", "VORBIS")[:-1], "is cut off: it has no last page"),
+    "Opus, cut in half": (encoded(NOISE, "OGG", "OPUS")[:-7000], "is cut off: it has no last page"),
+    "MP3, cut off": (
+        encoded(np.tile(AUDIO, 9), "MP3", "MPEG_LAYER_III")[:-999],
+        r"is cut off: it holds \d+ of 7200 samples",
+    ),
+    "AIFF, cut off": (encoded(AUDIO, "AIFF", "PCM_16")[:-500], "is cut off: it holds 1108 of 1608 bytes of samples"),
+    "RF64, cut off": (encoded(AUDIO, "RF64", "PCM_16")[:-500], "is cut off: it holds 550 of 800 samples"),
+    "W64, cut off": (encoded(AUDIO, "W64", "PCM_16")[:-500], "is cut off"),
+    "AU, cut off": (encoded(AUDIO, "AU", "PCM_16")[:-500], "is cut off: it holds 1100 of 1600 bytes of samples"),
 }
 
 
@@ -196,6 +227,101 @@ def test_bad_recordings(case: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"1_ann_0\.wav {message}") as caught:
         load_source(config(tmp_path, tmp_path / "cache"))
     assert "\n" not in str(caught.value)
+
+
+LOUD = samples(1, "x", 0) * 8
+EXACT: dict[str, bytes] = {  # 16-bit samples, or more exact ones of the same values
+    "WAV": of(LOUD),
+    "gzipped": gzip.compress(of(LOUD)),
+    "extensible": encoded(LOUD, "WAVEX", "PCM_16"),
+    "24 bit": encoded(LOUD, "WAV", "PCM_24"),
+    "32 bit": encoded(LOUD, "WAV", "PCM_32"),
+    "float": encoded(LOUD / 2**15, "WAV", "FLOAT"),
+    "double": encoded(LOUD / 2**15, "WAV", "DOUBLE"),
+    "big-endian": encoded(LOUD, "AIFF", "PCM_16"),
+    "FLAC": encoded(LOUD, "FLAC", "PCM_16"),
+    "RF64": encoded(LOUD, "RF64", "PCM_16"),
+    "two equal channels": encoded(np.stack([LOUD, LOUD], 1), "WAV", "PCM_16"),
+    "piped by ffmpeg": piped(LOUD, 0xFFFFFFFF),
+    "piped by sox": piped(LOUD, 0x7FFFF000),
+}
+
+
+@pytest.mark.parametrize("form", EXACT)
+def test_samples_of_any_container_are_exact(form: str, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(EXACT[form])
+    audio, _ = recordings.read_audio(tmp_path / "a")
+    assert audio.dtype == np.int16
+    np.testing.assert_array_equal(audio, LOUD)
+
+
+@pytest.mark.parametrize(
+    ("container", "kind", "most"),
+    [
+        ("WAV", "ULAW", 0.03),
+        ("WAV", "ALAW", 0.03),
+        ("WAV", "PCM_U8", 0.02),
+        ("OGG", "VORBIS", 0.2),
+        ("MP3", "MPEG_LAYER_III", 0.2),
+    ],
+)
+def test_lossy_formats_have_the_same_scale(container: str, kind: str, most: float, tmp_path: Path) -> None:
+    tone = (np.sin(2 * np.pi * 440 * np.arange(4000) / 8000) * 20_000).astype(np.int16)
+    (tmp_path / "a").write_bytes(encoded(tone, container, kind))
+    audio, form = recordings.read_audio(tmp_path / "a")
+    assert form == (1, 8000)
+    assert len(audio) == len(tone)
+    assert np.abs(audio[200:-200].astype(float) - tone[200:-200]).max() < most * 20_000
+
+
+def test_eight_bits_and_mu_law_to_the_bit(tmp_path: Path) -> None:
+    """Unsigned bytes around 128, and the standard's decoder: 14 bits of a sign, an exponent and a mantissa."""
+    codes = np.arange(256)
+    (tmp_path / "a").write_bytes(of(codes.astype(np.uint8), width=1))
+    np.testing.assert_array_equal(recordings.read_audio(tmp_path / "a")[0], (codes - 128) * 256)
+    content = encoded(np.zeros(256, np.int16), "WAV", "ULAW")
+    (tmp_path / "a").write_bytes(content[:-256] + bytes(range(256)))
+    flipped = 255 - codes
+    size = (((flipped & 15) * 2 + 33) << (flipped >> 4 & 7)) - 33
+    np.testing.assert_array_equal(
+        recordings.read_audio(tmp_path / "a")[0], np.where(flipped & 128, -4 * size, 4 * size)
+    )
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2), (8000, 2), (6000, 1)])
+def test_other_rates_are_resampled_and_channels_averaged(rate: int, channels: int, tmp_path: Path) -> None:
+    time = np.arange(rate) / rate
+    parts = [0.4] if channels == 1 else [0.0, 0.8]
+    tone = np.sin(2 * np.pi * 440 * time)[:, None] * parts
+    high = np.sin(2 * np.pi * 5000 * time[:, None]) * 0.2 if rate > 12_000 else 0  # no band of the features holds it
+    (tmp_path / "a").write_bytes(encoded(tone + high, "WAV", "PCM_24", rate))
+    audio, form = recordings.read_audio(tmp_path / "a")
+    assert form == (channels, rate)
+    assert len(audio) == 8000
+    expected = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) * 0.4 * 2**15
+    assert np.abs(audio - expected)[100:-100].max() < 4
+
+
+def test_files_of_several_formats_are_one_dataset(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for take, (container, name, rate) in enumerate(
+        [("WAV", "wav", 8000), ("FLAC", "flac", 16_000), ("OGG", "ogg", 8000)]
+    ):
+        path = tmp_path / "recordings" / f"1_ann_{take * 5}.{name}"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(LOUD, container, "VORBIS" if name == "ogg" else "PCM_16", rate))
+    (tmp_path / "recordings" / ".DS_Store").write_bytes(b"\0")
+    source = load_source(config(tmp_path, tmp_path / "cache"))
+    assert [len(source.split(split)) for split in ("test", "validation", "train")] == [1, 1, 1]
+    assert len(source.split("validation")[0]["audio"]) == -(-len(LOUD) // 2)
+    assert re.search(
+        r"1 of 3 recordings are not mono at 8000 Hz \(.*1_ann_5\.flac: 1 channel\(s\) at 16000 Hz\)", caplog.text
+    )
+    write_wav(tmp_path / "recordings" / "1_ann_05.wav", AUDIO)
+    with pytest.raises(UserError, match=r"1_ann_5\.flac is a second recording of that digit, speaker and take"):
+        load_source(config(tmp_path, tmp_path / "cache"))
+    (tmp_path / "recordings" / "1_ann_05.wav").rename(tmp_path / "recordings" / "notes.txt")
+    with pytest.raises(UserError, match=r"notes\.txt is not named"):
+        load_source(config(tmp_path, tmp_path / "cache"))
 
 
 def test_missing_recordings(tmp_path: Path, cache: Path) -> None:
@@ -267,6 +393,15 @@ def test_narrow_bands_and_silence() -> None:
         log_mel.filterbank(200)
     with pytest.raises(UserError, match="silent"):
         log_mel.normalised(log_mel.log_mel(np.zeros(999, np.int16), 13))
+
+
+def test_other_samples_are_not_taken_for_16_bit_ones(tmp_path: Path) -> None:
+    audio = np.sin(np.arange(999, dtype=np.float32))
+    features = {"audio": array_feature((None,), np.float32)}
+    made = of_arrays("floats", features, {"train": lambda: iter([{"audio": audio}])})
+    source = from_builder("floats", prepared(made, config("", tmp_path)), made.fingerprint)
+    with pytest.raises(UserError, match="floats has recordings of type float32, not int16 with a full scale"):
+        read_frames(source, "train", config("", tmp_path), MELS)
 
 
 # --- Batches

@@ -1,6 +1,7 @@
 import csv
 import dataclasses
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from transformer.errors import UserError
 OF_ETT = series.ETT_ROWS
 ROWS = {"train": 61, "validation": 23, "test": 29}
 COLUMNS = ["HUFL", "MUFL", "OT"]
+START = np.datetime64("2016-07-01T00")  # hours are added to it
 
 
 def toy_values() -> np.ndarray:
@@ -30,7 +32,7 @@ def write_ett(folder: Path, values: np.ndarray, **changes: str) -> None:
     writer.writerow(["date", *COLUMNS])
     for number, row in enumerate(values):
         fields = [changes.get(f"r{number}c{column}", repr(float(value))) for column, value in enumerate(row)]
-        writer.writerow([f"2016-07-01 {number}", *fields])
+        writer.writerow([str(START + number), *fields])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ETTh1.csv").write_text(text.getvalue())
 
@@ -132,18 +134,76 @@ def test_the_fingerprint_is_of_the_values(tmp_path: Path, source: Source, cache:
     assert load_source(config(tmp_path / "b", cache)).fingerprint != source.fingerprint
 
 
-BAD_FIELDS = {
-    "r17c1": {"nan": "nan in row 18 of column 'MUFL'", "": "nan in row 18 of column 'MUFL'", "-inf": "-inf in row 18"},
-    "r3c2": {"1,5": r"'1,5' in line 5, column 'OT', which is no number", "n/a": "'n/a' in line 5, column 'OT'"},
-}
-
-
-@pytest.mark.parametrize(("place", "field"), [(place, field) for place in BAD_FIELDS for field in BAD_FIELDS[place]])
-def test_fields_that_are_no_numbers(place: str, field: str, tmp_path: Path, cache: Path) -> None:
-    write_ett(tmp_path, toy_values(), **{place: field})
-    with pytest.raises(UserError, match=BAD_FIELDS[place][field]) as caught:
+@pytest.mark.parametrize(
+    "field", ["nan", "", " ", "-inf", "1,5", "1,234.5", "1.234,5", "n/a", "20_000", "0x10", "1e999", "\u0661"]
+)
+def test_fields_that_are_no_numbers(field: str, tmp_path: Path, cache: Path) -> None:
+    write_ett(tmp_path, toy_values(), r3c2=field)
+    message = f"{field!r} in line 5, column 'OT', which is no finite number: correct it, or fill it in"
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         load_source(config(tmp_path, cache))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["+1.5e3", " 7 ", "-.5", "5.", "1E-2"])
+def test_fields_that_are_numbers(field: str, tmp_path: Path, cache: Path) -> None:
+    values = toy_values()
+    values[3, 2] = float(field)
+    write_ett(tmp_path, toy_values(), r3c2=field)
+    read = series.read_csv(tmp_path / "ETTh1.csv", 120)[1]
+    np.testing.assert_array_equal(read, values)
+
+
+Rows = list[tuple[str, int]]
+DATED: Rows = [(str(START + i).replace("T", " ") + ":00:00", i) for i in range(113)]
+
+
+def series_file(folder: Path, rows: Rows, header: str = "date,a\n", end: str = "") -> Path:
+    path = folder / "ETTh1.csv"
+    path.write_text(header + "".join(f"{date},{value}\n" for date, value in rows) + end)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (DATED[::-1], "goes back to 2016-07-05 15:00:00 in line 3: sort its rows, oldest first"),
+        ([*DATED[:50], *DATED[49:]], "repeats 2016-07-03 01:00:00 in line 52: sort its rows, .* each date once"),
+        ([*DATED[:50], *DATED[51:]], "goes on by 2:00:00 to 2016-07-03 03:00:00 in line 52, and by 1:00:00 before"),
+        ([DATED[0], *DATED[2:]], "goes on by 1:00:00 to 2016-07-01 03:00:00 in line 4, and by 2:00:00 before"),
+        ([*DATED[:9], ("", 9), *DATED[10:]], "has '' in line 11, where a date belongs: write dates as 2016-07-01"),
+        ([(str(value), value) for _, value in DATED], "has '0' in line 2, where a date belongs"),
+        ([("01/07/2016 00:00", 0), *DATED[1:]], "has '01/07/2016 00:00' in line 2, where a date belongs"),
+        (
+            [*DATED[:9], (DATED[9][0] + "+02:00", 9), *DATED[10:]],
+            "has dates with and without a time zone, as of line 11",
+        ),
+    ],
+    ids=["newest first", "repeated", "skipped", "skipped at once", "missing", "numbers", "no ISO", "time zones"],
+)
+def test_dates_that_do_not_rise_evenly(rows: Rows, message: str, tmp_path: Path, cache: Path) -> None:
+    path = series_file(tmp_path, rows)
+    with pytest.raises(UserError, match=rf"ETTh1\.csv {message}") as caught:
+        load_source(config(tmp_path, cache))
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_dates_of_one_time_zone_and_of_a_change_of_the_clock(tmp_path: Path) -> None:
+    zones = [(date + ("+02:00" if place < 50 else "+01:00"), place) for place, (date, _) in enumerate(DATED)]
+    with pytest.raises(UserError, match=r"goes on by 2:00:00 to .* in line 52"):
+        series.read_csv(series_file(tmp_path, zones), 113)
+    zones[50:] = [(DATED[place - 1][0] + "+01:00", place) for place in range(50, 113)]  # the clock is put back
+    assert len(series.read_csv(series_file(tmp_path, zones), 113)[1]) == 113
+
+
+def test_rows_that_are_not_used_are_told(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    series_file(tmp_path, DATED)
+    source = load_source(config(tmp_path, cache))
+    assert not caplog.text
+    series_file(tmp_path, [*DATED, ("later", 8), ("or never", 9)], end="\n \n,\n")  # blank lines are no rows
+    assert load_source(config(tmp_path, cache)).fingerprint == source.fingerprint
+    assert "ETTh1.csv: the 2 rows after the first 113 are not used" in caplog.text
 
 
 def test_files_of_another_form(tmp_path: Path, cache: Path) -> None:
@@ -154,21 +214,45 @@ def test_files_of_another_form(tmp_path: Path, cache: Path) -> None:
             path.write_bytes(content.encode() if isinstance(content, str) else content)
         load_source(config(tmp_path, cache))
 
-    whole = "date,a\n" + "".join(f"x,{i}\n" for i in range(113))
+    whole = series_file(tmp_path, DATED).read_text()
+    header, body = whole.split("\n", 1)
     with pytest.raises(UserError, match=r"no file .*ETTh1\.csv: add it"):
         load(None)
-    for empty in ("", "date,a\n", "date\n1\n2\n"):
+    for empty in ("", "date,a\n", "date\n1\n2\n", "\n\n"):
         with pytest.raises(UserError, match="no column of numbers"):
             load(empty)
-    with pytest.raises(UserError, match="has 1 fields in line 115, not 2"):
-        load(whole + "x\n")
-    with pytest.raises(UserError, match="not valid UTF-8"):
-        load(b"date,\xff\n")
+    with pytest.raises(UserError, match="has 1 fields in line 114, not 2"):
+        load(whole[: whole.rindex(",112")])
+    with pytest.raises(UserError, match="has 0 fields in line 2, not 2"):
+        load(f"{header}\n\n{body}")
+    with pytest.raises(UserError, match="has numbers in line 1, where the names of the columns belong"):
+        load(body)
+    for separator in ";\t":
+        with pytest.raises(UserError, match=re.escape(f"has {separator!r} between fields in line 1: write commas")):
+            load(whole.replace(",", separator))
+    with pytest.raises(UserError, match="has the column 'a' twice"):
+        load("date,a,a\n" + body.replace("\n", ",1\n"))
+    with pytest.raises(UserError, match=r"where a date belongs: .* in the first column"):
+        load("a,date\n" + "".join(f"{value},{date}\n" for date, value in DATED))
+    with pytest.raises(UserError, match="not valid UTF-8 in line 2"):
+        load(b"date,a\n\xff\n")
+    with pytest.raises(UserError, match="is UTF-16, not UTF-8"):
+        load(whole.encode("utf-16"))
     with pytest.raises(UserError, match="ett has 112 rows, fewer than the 113 of its splits"):
-        load(whole[: whole.rindex("x,112")])
+        load(whole[: whole.rindex("2016")])
     with pytest.raises(UserError, match="column 'a', which is constant in the training part"):
-        load("date,a\n" + "x,1\n" * 61 + "x,2\n" * 60)
-    load(whole)
+        load(
+            header
+            + "\n"
+            + "".join(f"{date},{value > 60}\n" for date, value in DATED).replace("True", "2").replace("False", "1")
+        )
+    for same_text in (
+        whole.replace("\n", "\r\n"),
+        whole.replace("\n", "\r"),
+        "\ufeff" + whole,
+        whole.replace("a\n", '"a\u2028b"\n'),
+    ):
+        load(same_text)
     with pytest.raises(UserError, match=r"ett needs data\.dir: name the folder that holds ETTh1\.csv"):
         load_source(config("", cache))
 

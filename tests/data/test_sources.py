@@ -1,15 +1,18 @@
+import bz2
 import dataclasses
 import gzip
 import hashlib
 import io
 import json
 import logging
+import lzma
 import os
 import random
 import shutil
 import subprocess
 import sys
 import textwrap
+import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -177,6 +180,12 @@ MANY = "".join(f"line {i}\n" for i in range(300))
         (MANY, MANY.encode() + b"gr\xfc\xdfe\n", r"text\.de is not valid UTF-8 in line 301"),
         (MANY, b"\x1f\x8b broken", r"text\.de is a damaged gzip file"),
         (MANY, gzip.compress(MANY.encode(), mtime=0)[:-20], r"text\.de is a damaged gzip file"),
+        (MANY, MANY.encode("utf-16"), r"text\.de is UTF-16, not UTF-8"),
+        (MANY, MANY.encode("utf-16-be"), r"text\.de has a NUL character in line 1"),
+        (MANY, MANY + "a\0\n", r"text\.de has a NUL character in line 301"),
+        (MANY, b"PK\x03\x04" + bytes(99), r"text\.de is a zip archive: unpack it"),
+        (MANY, MANY.replace("\n", "\r"), r"text\.de ends its lines with carriage returns alone: convert it"),
+        (MANY, MANY.replace("\n", "\r") + "\n", r"text\.de ends its lines with carriage returns alone"),
         ("a\nb\n", "a\nb\n", "give 2 examples in all, too few for train, validation, test"),
         ("\n\n", " \n\n", "give 0 examples in all, too few"),
     ],
@@ -196,7 +205,7 @@ def test_missing_files(tmp_path: Path) -> None:
         for language in ("en", "de"):
             write(tmp_path / f"{stem}.{language}", MANY)
     with pytest.raises(
-        UserError, match=r"no file .*validation\.en, plain or as \.gz \(nor as val\.en, valid\.en, dev\.en\)"
+        UserError, match=r"no file .*validation\.en, plain or as .*xz \(nor as val\.en, valid\.en, dev\.en\)"
     ):
         load_source(config(tmp_path))
     with pytest.raises(UserError, match=r"data\.cache=.*text\.en/cache cannot be made"):
@@ -218,6 +227,50 @@ def test_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
         write(tmp_path / f"{split}.de", "1\n2\n3\n4\n")
     texts = [example["en"] for example in load_source(config(tmp_path)).split("test")]
     assert texts == ["first", "a\u2028b", "c\x0bd\x85e", "f"]
+
+
+@pytest.mark.parametrize(
+    ("content", "ending"),
+    [
+        (MANY.replace("\n", "\r\n").encode(), ""),
+        (MANY.encode("utf-8-sig"), ""),
+        (bz2.compress(MANY.encode()), ".bz2"),
+        (lzma.compress(MANY.encode()), ".xz"),
+    ],
+    ids=["CRLF", "BOM", "bzip2", "xz"],
+)
+def test_the_same_lines_in_another_form(tmp_path: Path, content: bytes, ending: str) -> None:
+    plain = load_source(pair(tmp_path / "a", MANY, MANY))
+    other = load_source(pair(tmp_path / "b", content, content, ending))
+    assert [list(other.split(name)) for name in SPLITS] == [list(plain.split(name)) for name in SPLITS]
+    for split in SPLITS:  # as a folder has them
+        for language in ("en", "de"):
+            write(tmp_path / f"{split}.{language}{ending}", content)
+    assert len(load_source(config(tmp_path)).split("test")) == 300
+
+
+def test_a_text_is_in_one_split_however_its_accents_are_written(tmp_path: Path) -> None:
+    composed = "".join(f"lin\u00e9 {i}\n" for i in range(300))
+    decomposed = unicodedata.normalize("NFD", composed)
+    source = load_source(pair(tmp_path / "a", composed + decomposed, composed + decomposed))
+    texts = {name: [example["source"] for example in source.split(name)] for name in SPLITS}
+    for found in texts.values():  # both of each, as they were written
+        forms = [{text for text in found if unicodedata.is_normalized(form, text)} for form in ("NFC", "NFD")]
+        assert forms[0] == {unicodedata.normalize("NFC", text) for text in forms[1]}
+        assert 2 * len(forms[0]) == len(found) > 0
+    # Composed texts are in the splits that they were in when the hash was of the text as it stands.
+    for number, text in enumerate((composed, decomposed)):
+        alone = load_source(pair(tmp_path / str(number), text, text))
+        assert [len(alone.split(split)) for split in SPLITS] == [268, 14, 18]
+
+
+def test_json_lines_are_not_read_as_they_stand_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    objects = "".join(f'{{"text": "line {i}"}}\n' for i in range(300))
+    write(tmp_path / "a.jsonl", objects)
+    with pytest.raises(UserError, match=r"a\.jsonl is JSON, which would be read as it stands: write its texts"):
+        load_source(config(tmp_path, dir="", source="", target=str(tmp_path / "a.jsonl")))
+    load_source(pair(tmp_path, MANY, objects))  # a target may well be JSON
+    assert caplog.text.count("begins with a JSON object, and its lines are read as they stand") == 1
 
 
 def test_examples_are_a_sequence(tmp_path: Path) -> None:

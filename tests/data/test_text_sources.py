@@ -1,9 +1,11 @@
 """Sources of texts: what they hold, that nothing crosses from split to split, and a sentence for every bad file."""
 
+import bz2
 import collections
 import gzip
 import hashlib
 import json
+import lzma
 import re
 from pathlib import Path
 
@@ -61,6 +63,13 @@ def test_labelled_lines(tmp_path: Path) -> None:
         ("a\t1\nb\t0\n", "a\t1\nb\t2\n", r"dev\.tsv has the class '2', of which train\.tsv has no example"),
         (b"a\t1\n\xff\t1\n", "a\t1\n", r"train\.tsv is not valid UTF-8 in line 2"),
         (gzip.compress(b"a\t1\n" * 99, mtime=0)[:-9], "a\t1\n", r"train\.tsv is a damaged gzip file"),
+        ("\n\n", "a\t1\n", r"train\.tsv has no text and label: write"),
+        ("text\tlabel\n", "a\t1\n", r"train\.tsv has no text and label: write"),
+        ("id\ttext\tlabel\n1\ta\t1\n", "a\t1\n", r"train\.tsv has the columns id, text, label: keep two of them"),
+        ("1\ta\n0\tb\n1\tc\n", "1\ta\n", r"train\.tsv has more labels than texts: write the text first"),
+        ("a\tPos\nb\tneg\nc\tpos\n", "a\tneg\n", r"train\.tsv has the classes 'Pos' and 'pos', which are alike"),
+        ("a\t\u00e9\nb\te\u0301\n", "a\t\u00e9\n", "which are alike: write one of them"),
+        ("a\t1\nb\t0\n".encode("utf-16"), "a\t1\n", r"train\.tsv is UTF-16, not UTF-8: convert it"),
     ],
 )
 def test_bad_labelled_lines(tmp_path: Path, train: str | bytes, other: str, message: str) -> None:
@@ -68,6 +77,26 @@ def test_bad_labelled_lines(tmp_path: Path, train: str | bytes, other: str, mess
     with pytest.raises(UserError, match=message) as raised:
         load_source(config(tmp_path, "sst2"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_header_is_no_example(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = "a fine film\t1\na dull film\t 0\n"
+    write(tmp_path, ".tsv", f"sentence\tLabel\n{rows}", rows)
+    source = load_source(config(tmp_path, "sst2"))
+    assert source.classes == ("negative", "positive")
+    assert list(source.split("train")) == list(source.split("test"))
+    assert re.search(r"line 1 of .*train\.tsv is left out", caplog.text)
+    assert "dev.tsv" not in caplog.text
+    # The name of a class that has more examples is none of a column.
+    write(tmp_path, ".tsv", "a\ttarget\nb\tother\nc\ttarget\n")
+    assert load_source(config(tmp_path, "sst2")).classes == ("other", "target")
+
+
+def test_columns_that_are_read_as_text_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, ".tsv", "1\ta\t1\n2\tb\t0\n", "a\t1\nb\t c\t0\n")
+    assert load_source(config(tmp_path, "sst2")).split("train")[0]["text"] == "1\ta"
+    assert re.search(r"train\.tsv has 3 columns, and all but the last are read as the text", caplog.text)
+    assert "dev.tsv" not in caplog.text
 
 
 @pytest.mark.parametrize(("name", "file"), [("sst2", r"train\.tsv"), ("scitldr", r"train\.jsonl")])
@@ -97,9 +126,22 @@ def test_abstracts(tmp_path: Path) -> None:
     ("line", "message"),
     [
         ("{", r"train\.jsonl is no JSON in line 2 \(.*\): fetch it again"),
-        ("{}", "no lists of text 'source' and 'target' in line 2"),
-        ("[1]", "no lists of text 'source' and 'target' in line 2"),
-        ('{"source": ["a"], "target": [3]}', "no lists of text 'source' and 'target' in line 2"),
+        ("{}", "has no field 'source' in line 2: add it, a list of strings"),
+        ('{"source": ["a"]}', "has no field 'target' in line 2"),
+        ("[1]", "has a list in line 2, where an object belongs"),
+        ('"a"', "has a string in line 2, where an object belongs"),
+        ("null", "has null in line 2, where an object belongs"),
+        ('{"source": ["a"], "target": [3]}', "has a number in 'target' of line 2, where a list of strings belongs"),
+        ('{"source": "spaced", "target": ["a"]}', "has a string in 'source' of line 2, where a list of strings"),
+        ('{"source": ["a"], "target": "a"}', "has a string in 'target' of line 2, where a list of strings"),
+        ('{"source": null, "target": ["a"]}', "has null in 'source' of line 2, where a list of strings"),
+        ('{"source": [null], "target": ["a"]}', "has null in 'source' of line 2"),
+        ('{"source": {"a": 1}, "target": ["a"]}', "has an object in 'source' of line 2"),
+        ('{"source": [["a"]], "target": ["a"]}', "has a list in 'source' of line 2"),
+        ('{"source": [true], "target": ["a"]}', "has true or false in 'source' of line 2"),
+        (r'{"source": ["a\ud800"], "target": ["a"]}', "has a NUL or half a character in 'source' of line 2"),
+        (r'{"source": ["a"], "target": ["a\u0000"]}', "has a NUL or half a character in 'target' of line 2"),
+        ("[" * 100_000, "is no JSON in line 2"),
         ('{"source": ["a"], "target": []}', "an empty summary in line 2"),
         ('{"source": [" "], "target": ["a"]}', "no abstract or an empty summary in line 2"),
     ],
@@ -114,7 +156,7 @@ def test_bad_abstracts(tmp_path: Path, line: str, message: str) -> None:
 
 
 def test_one_text(tmp_path: Path) -> None:
-    text = "".join(f"Zeile {i} ü\r\n" for i in range(97))
+    text = "".join(f"Zeile {i} ü\u2028\x85\x0b\n" for i in range(97))
     (tmp_path / "input.txt").write_bytes(text.encode())
     parts = (text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :])
     for changes in ({}, {"dir": "", "target": str(tmp_path / "input.txt")}):
@@ -146,16 +188,62 @@ def test_a_language_model_reads_one_text_as_it_stands(tmp_path: Path) -> None:
     assert len(tokens.flat) == int(len(text) * 0.9)
 
 
+LINES = "".join(f"Zeile {i} ü\n" for i in range(9))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LINES.replace("\n", "\r\n").encode(),
+        LINES.replace("\n", "\r").encode(),
+        LINES.encode("utf-8-sig"),
+        gzip.compress(LINES.encode()),
+        bz2.compress(LINES.encode()),
+        lzma.compress(LINES.encode()),
+    ],
+    ids=["CRLF", "CR", "BOM", "gzip", "bzip2", "xz"],
+)
+def test_the_same_text_in_another_form(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "input.txt").write_bytes(content)
+    source = load_source(config(tmp_path, "text"))
+    assert "".join(source.split(split)[0]["text"] for split in ("train", "validation")) == LINES
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "has only 0 characters"), (b"short", "has only 5 characters"), (b"a" * 30 + b"\xff", "UTF-8 at byte 30")],
+    [
+        (b"", "has only 0 characters"),
+        (b"short", "has only 5 characters"),
+        (b"a\n" * 30 + b"\xff", "is not valid UTF-8 in line 31: convert it"),
+        (LINES.encode("utf-16"), "is UTF-16, not UTF-8: convert it, for example with iconv -f UTF-16 -t UTF-8"),
+        (LINES.encode("utf-32"), "is UTF-32, not UTF-8"),
+        (LINES.encode("utf-16-le"), r"has a NUL character in line 1, which is in no text: .*UTF-16LE"),
+        (b"a\n" * 30 + b"b\0\n", "has a NUL character in line 31"),
+        (b"PK\x03\x04" + bytes(99), "is a zip archive: unpack it, or compress it by gzip, bzip2 or xz"),
+        (b"(\xb5/\xfd" + bytes(99), "is a zstd archive: unpack it"),
+        (bz2.compress(LINES.encode())[:-9], "is a damaged bzip2 file"),
+        (lzma.compress(LINES.encode())[:-9], "is a damaged xz file"),
+        (gzip.compress(LINES.encode()) + b"junk", "is a damaged gzip file"),
+    ],
 )
 def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "input.txt").write_bytes(content)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=rf"input\.txt {message}") as raised:
         load_source(config(tmp_path, "text"))
+    assert "\n" not in str(raised.value)
     with pytest.raises(UserError, match=r"no text file .*none: name one in data\.target"):
         load_source(config(tmp_path, "text", dir="", target=str(tmp_path / "none")))
+
+
+def test_json_is_not_read_as_it_stands_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = "".join(f'{{"text": "line {i}"}}\n' for i in range(9))
+    for name in ("a.jsonl", "a.json", "a.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
+        with pytest.raises(UserError, match=f"{name} is JSON, which would be read as it stands: write its texts"):
+            load_source(config(tmp_path, "text", dir="", target=str(tmp_path / name)))
+    (tmp_path / "input.txt").write_text(content)
+    load_source(config(tmp_path, "text"))
+    assert "input.txt begins with a JSON object, and is read as it stands" in caplog.text
 
 
 # --- Summaries

@@ -2,6 +2,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import random
+import re
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,11 @@ from hypothesis import strategies as st
 
 from transformer.config import DataConfig
 from transformer.data.sources import load_source
-from transformer.data.tokenizers import MASK, SPECIALS, TOKENIZERS, Tokenizer, holes, training
+from transformer.data.tokenizers import MASK, SPECIALS, TOKENIZERS, Tokenizer, holes, subwords, training
 from transformer.data.tokenizers.letters import BYTES
 from transformer.data.tokenizers.subwords import ByteLevelBPE
 from transformer.data.tokenizers.training import load_or_train
-from transformer.data.tokenizers.words import UNKNOWN
+from transformer.data.tokenizers.words import _FORMER, _WORD, UNKNOWN
 from transformer.errors import UserError
 
 TEXTS = ["Ein Haus am See.", "A house by the lake.", "Häuser, Häuser und noch mehr Häuser!", "ğ 語 🏡", "a  b\tc\n"] * 5
@@ -331,6 +333,73 @@ def test_words_lose_what_they_have_not_seen() -> None:
     assert len(tokenizer.encode("a tree")) == 2
 
 
+MARKED = [
+    "बिल्ली खिड़की पर सो रही है",
+    "แมวนอนอยู่ริมหน้าต่าง",
+    "le cafe\u0301 e\u0301tait pre\u0302t",  # decomposed
+    "le café était prêt",
+    "می\u200cخواهم",  # a joiner
+    "한국어 날씨 がぎぐ йод ёж",
+    "👩\u200d👩\u200d👧 🇩🇪 1\ufe0f\u20e3",
+]
+
+
+@pytest.mark.parametrize("kind", LOSSY)
+def test_marks_stay_with_their_letters(kind: str) -> None:
+    tokenizer = Tokenizer.train(iter([*MARKED, "."] * 2), 400, kind)
+    for text in MARKED:
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+        cut = tokenizer.decode(tokenizer.encode(f"{text}. {text}"))
+        assert cut == f"{text} . {text}"  # and none is joined that was not
+
+
+def test_words_are_as_they_were_where_there_are_no_marks() -> None:
+    for letter in map(chr, range(0x3100)):
+        assert _WORD.findall(f"a {letter} b") == _FORMER.findall(f"a {letter} b")
+    text = " ".join([*TEXTS, "a_b2 don't x² ½ e.g.\r\n\x1c(語彙)"])
+    assert _WORD.findall(text) == _FORMER.findall(text)
+    assert _WORD.findall("a\u0301b \u0301 c") == ["a\u0301b", "\u0301", "c"]
+
+
+def test_words_that_were_saved_earlier_are_cut_as_then() -> None:
+    saved = json.loads(Tokenizer.train(iter(["है hai"]), 400, "words").to_json())
+    former = {"words": ["ह", "\u0948", "hai"]}
+    words = TOKENIZERS["words"].from_state(former, tuple(saved["specials"]))
+    assert words.decode(words.encode_batch(["है hai"])[0]) == "ह \u0948 hai"
+    assert words.state() == former
+    assert saved["state"] == {"words": ["hai", "है"], "clusters": True}
+
+
+# --- Texts without spaces
+
+
+def test_training_sees_long_runs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    longest = subwords.LONGEST
+    plain = ["", "a " * 999, "x" * (longest - 1), *TEXTS]
+    assert list(subwords.bounded(plain)) == plain  # as they stand
+    run = "".join(chr(0x4E00 + i % 20_000) for i in range(9 * longest + 17))
+    text = f"before it {run} after it, and{' ' * 2 * longest}so on"
+    parts = list(subwords.bounded([text, "b"]))
+    assert "".join(parts) == text + "b"
+    assert max(len(word) for part in parts for word in re.findall(r"\S+|\s+", part)) <= longest
+    monkeypatch.setattr(subwords, "MOST", 3 * longest)
+    parts = list(subwords.bounded([f"before it {run} after"]))
+    taken = "".join(parts)[len("before it ") : -len(" after")]
+    assert taken == "".join(run[place * longest :][:longest] for place in (0, 3, 6)) + run[9 * longest :]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "sentencepiece_bpe", "unigram", "wordpiece"])
+def test_a_text_without_spaces_is_no_word(kind: str) -> None:
+    """Seen as one word, a text that is repeated would become a piece (BPE), and time would be quadratic."""
+    draw = random.Random(0)
+    text = "".join(draw.choices("abcdefghij", k=3 * subwords.LONGEST)) * 40
+    tokenizer = Tokenizer.train(iter([text]), 1500, kind)
+    longest = max(len(tokenizer.decode([i])) for i in range(tokenizer.first_piece, tokenizer.vocab_size))
+    assert longest <= subwords.LONGEST
+    if kind != "wordpiece":
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 VOCAB = ["[PAD]", "[unused0]", "the", "[UNK]", "house", "##s", "[CLS]", "[SEP]", "[MASK]", ",", "["]
 
 
@@ -342,6 +411,7 @@ def test_berts_own_vocabulary(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == len(VOCAB)
     assert tokenizer.encode_with_ends("The houses, [SEP") == [6, 2, 4, 5, 9, 10, 3, 7]
     assert tokenizer.encode_with_ends("The houses, the", 4) == [6, 2, 4, 7]
+    assert tokenizer.encode("THÉ house\u0301") == [2, 4]  # accents are lost, as in BERT
     assert tokenizer.decode([6, 2, 4, 5, 3, 7, 0]) == "the houses \ufffd"
     tokenizer.save(tmp_path / "tokenizer.json")
     loaded = Tokenizer.load(tmp_path / "tokenizer.json")

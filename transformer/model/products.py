@@ -14,8 +14,8 @@ def wide(x: Array) -> Any:
 
 @jax.custom_jvp
 def product(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`jnp.matmul` of two arrays of one type, with `wide` results. In the backward pass the cotangent is rounded to that
-    type, so that its products have operands of that type as well; by JAX's own rule, they would be in float32."""
+    """`jnp.matmul` of two arrays of one type, with `wide` results. In the backward pass the cotangent is rounded to
+    that type, so that its products have operands of that type too; by JAX's own rule, they would be in float32."""
     return jnp.matmul(x, y, preferred_element_type=wide(x))
 
 

@@ -109,9 +109,14 @@ class Frames(NamedTuple):
 
 
 def read_frames(source: Source, split: str, data: DataConfig, mels: int) -> Frames:
-    """Log-mel frames of the field `audio` of a split, cached."""
+    """Log-mel frames of the field `audio` of a split, cached. UserError: it is not of 16-bit samples."""
     source.array("audio")
     examples = source.split(split)
+    kind = examples[0]["audio"].dtype
+    if kind != np.int16:
+        raise UserError(
+            f"{source.name} has recordings of type {kind}, not int16 with a full scale of 2**15: convert it."
+        )
     key = Key(cache_root(data) / "frames", [source.fingerprint, split, mels], [log_mel, read_frames], ("numpy",))
 
     def make(folder: Path) -> None:

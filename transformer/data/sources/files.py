@@ -1,13 +1,38 @@
-"""Reads the user's folders, gzipped files and lines; every error is a UserError of one sentence."""
+"""Reads the user's folders, compressed files, texts and lines; every error is a UserError of one sentence."""
 
+import bz2
+import codecs
+import contextlib
 import gzip
+import json
+import lzma
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 from transformer.config import DataConfig
 from transformer.errors import UserError
+
+ENDINGS = ("", ".gz", ".bz2", ".xz")  # of files that are read
+# The first bytes of a file -> its format and what reads it; None: it has to be unpacked first.
+FORMATS: dict[bytes, tuple[str, Callable[[Path], Any] | None]] = {
+    b"\x1f\x8b": ("gzip", gzip.open),
+    **{b"BZh%d1AY&SY" % level: ("bzip2", bz2.open) for level in range(1, 10)},
+    b"\xfd7zXZ\x00": ("xz", lzma.open),
+    b"PK\x03\x04": ("zip", None),
+    b"(\xb5/\xfd": ("zstd", None),
+    b"\x04\x22M\x18": ("lz4", None),
+    b"7z\xbc\xaf\x27\x1c": ("7z", None),
+    b"Rar!\x1a\x07": ("rar", None),
+}
+WIDE = {
+    codecs.BOM_UTF32_LE: "UTF-32",  # begins as UTF-16 does
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+JSON_ENDINGS = {".json", ".jsonl", ".ndjson"}
 
 
 def folder_of(data: DataConfig, form: str) -> Path:
@@ -21,48 +46,102 @@ def folder_of(data: DataConfig, form: str) -> Path:
 
 
 def existing(folders: Sequence[Path], names: Sequence[str]) -> Path:
-    """The first of the names, plain or gzipped, that exists in one of the folders. UserError: none does."""
+    """The first of the names, plain or compressed, that exists in one of the folders. UserError: none does."""
     for folder in folders:
         for name in names:
-            for path in (folder / name, folder / f"{name}.gz"):
+            for path in (folder / f"{name}{ending}" for ending in ENDINGS):
                 if path.is_file():
                     return path
     others = f" (nor as {', '.join(names[1:])})" if len(names) > 1 else ""
-    raise UserError(f"There is no file {folders[-1] / names[0]}, plain or as .gz{others}: add it or change data.dir.")
+    raise UserError(
+        f"There is no file {folders[-1] / names[0]}, plain or as .gz, .bz2 or .xz{others}: add it or change data.dir."
+    )
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A binary stream of a file, plain or compressed by gzip, bzip2 or xz. UserErrors, also while it is read: it is
+    compressed in another way, damaged, or cannot be read."""
+    form = "plain"
+    try:
+        with open(path, "rb") as stream:
+            head = stream.read(max(map(len, FORMATS)))
+        form, opener = next((row for start, row in FORMATS.items() if head.startswith(start)), (form, _plain))
+        if opener is None:
+            raise UserError(f"{path} is a {form} archive: unpack it, or compress it by gzip, bzip2 or xz.")
+        with opener(path) as stream:
+            yield cast(BinaryIO, stream)
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
+        raise UserError(f"{path} is a damaged {form} file ({error}): fetch it again.") from error
+
+
+def _plain(path: Path) -> BinaryIO:
+    return open(path, "rb")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file, decompressed if it is gzipped. UserError: it is damaged, or cannot be read."""
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
+    """The content of a file, decompressed. UserErrors: see `opened`."""
+    with opened(path) as stream:
+        return stream.read()
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, decompressed and without a byte order mark. UserErrors: it holds NUL characters, is not UTF-8
+    (with the line); see `opened`."""
+    return _decoded(path, read_bytes(path), 1)
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """The lines of a file, plain or gzipped, without surrounding white space. Only a line feed ends a line, since
-    U+2028 and similar characters belong to the text. UserErrors: the file is empty, damaged, not UTF-8 (with the line),
-    or cannot be read."""
-    number = 0
-    try:
-        with opened(path) as stream:
-            for number, line in enumerate(stream, start=1):
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not valid UTF-8 in line {number}: convert it, for example with iconv.") from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is a damaged gzip file ({error}): fetch it again.") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its permissions.") from error
+    """The lines of a file, decompressed, without surrounding white space. Only a line feed ends a line, since U+2028
+    and similar characters belong to the text. UserErrors: it is empty, holds NUL characters, is not UTF-8 (with the
+    line), has carriage returns in place of line feeds; see `opened`."""
+    number, returns = 0, False
+    with opened(path) as stream:
+        for number, content in enumerate(stream, start=1):
+            line = _decoded(path, content, number).strip()
+            returns = returns or (number == 1 and "\r" in line)
+            yield line
     if not number:
         raise UserError(f"{path} is empty: give a file with one example a line.")
+    if number == 1 and returns:
+        raise UserError(f"{path} ends its lines with carriage returns alone: convert it, for example with mac2unix.")
 
 
-def opened(path: Path) -> BinaryIO:
-    """A binary stream of a file, plain or gzipped."""
-    with open(path, "rb") as stream:
-        zipped = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path) if zipped else open(path, "rb")  # type: ignore[return-value]
+def _decoded(path: Path, content: bytes, first: int) -> str:
+    """`content` of a file as text; it begins in line `first`."""
+
+    def line_at(place: int) -> int:
+        return first + content.count(b"\n", 0, place)
+
+    if first == 1:
+        for mark, name in WIDE.items():
+            if content.startswith(mark):
+                raise UserError(f"{path} is {name}, not UTF-8: convert it, for example with iconv -f {name} -t UTF-8.")
+        content = content.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in content:
+        line = line_at(content.index(b"\0"))
+        raise UserError(
+            f"{path} has a NUL character in line {line}, which is in no text: convert it, for example with iconv "
+            "-f UTF-16LE -t UTF-8 if it is UTF-16, or take the character out."
+        )
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = line_at(error.start)
+        raise UserError(f"{path} is not valid UTF-8 in line {line}: convert it, for example with iconv.") from error
+
+
+def refuse_json(path: Path) -> None:
+    """UserError: by its name, a file where text is read as it stands is JSON."""
+    if JSON_ENDINGS.intersection(path.suffixes[-2:]):
+        raise UserError(f"{path} is JSON, which would be read as it stands: write its texts into a text file.")
+
+
+def is_json(line: str) -> bool:
+    """Whether a line is a JSON object."""
+    try:
+        return line.startswith("{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

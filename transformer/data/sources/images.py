@@ -3,6 +3,7 @@ black, and `label`, the digit."""
 
 import functools
 import hashlib
+import io
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
+import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
@@ -95,6 +98,45 @@ def moments(counts: np.ndarray) -> dict[str, list[float]]:
     deviation = np.sqrt((shares * (grey - mean[:, None]) ** 2).sum(axis=1))
     deviation = np.where(deviation > 0, deviation, 1)
     return {"mean": mean.astype(np.float32).tolist(), "deviation": deviation.astype(np.float32).tolist()}
+
+
+class Pixels(tfds.decode.Decoder):
+    """Decodes the 8-bit images of a TFDS dataset as they are seen: upright by EXIF, of the colours of their palette or
+    of CMYK, black and white as 0 and 255, in the channels of the feature (transparency is dropped where it has none).
+    TFDS itself takes numbers of a palette for greys, 1 for white, and 16 bits modulo 256. UserErrors: an image has 16
+    bits a channel, or cannot be read."""
+
+    MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def decode_example(self, serialized_image: Any) -> Any:
+        raise NotImplementedError("with TensorFlow")
+
+    def decode_example_np(self, content: bytes) -> np.ndarray:
+        """Pixels [H, W, C], uint8."""
+        try:
+            with PIL.Image.open(io.BytesIO(content)) as opened:
+                image = PIL.ImageOps.exif_transpose(opened)
+        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+            reason = str(error).partition(" <")[0]
+            raise UserError(f"{self.name} has an image that cannot be read ({reason}): prepare it again.") from error
+        if image.mode[0] in "IF":
+            raise UserError(f"{self.name} has an image of {image.mode} pixels, not of 8 bits: prepare it with 8 bits.")
+        channels = self.feature.shape[-1]
+        mode = self.MODES.get(channels) or (image.mode if image.mode in self.MODES.values() else "RGB")
+        return np.array(image.convert(mode)).reshape(image.height, image.width, -1)
+
+
+def decoders(name: str, builder: tfds.core.DatasetBuilder) -> dict[str, Pixels] | None:
+    """What decodes the fields of a builder that are 8-bit images; None where there is none."""
+    features = builder.info.features
+    images = [
+        key for key in features if type(features[key]) is tfds.features.Image and features[key].np_dtype == np.uint8
+    ]
+    return {key: Pixels(name) for key in images} or None
 
 
 def _labelled(folder: Path, stem: str) -> tuple[np.ndarray, np.ndarray]:

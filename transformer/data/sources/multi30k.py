@@ -31,7 +31,7 @@ def captions(data: DataConfig) -> Dataset:
     """Captions of Flickr30k images (Elliott et al., 2016): 29,000, 1,014 and 1,000 (test_2016_flickr) sentences.
 
     Read from `data.dir`, in the layout of the dataset's repository or with its files directly in the folder, plain or
-    gzipped; else downloaded from that repository. Only the languages of the config are needed.
+    compressed; else downloaded from that repository. Only the languages of the config are needed.
     """
     languages = languages_of(data)
     for language in languages:

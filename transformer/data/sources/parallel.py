@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import logging
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from itertools import zip_longest
@@ -15,7 +16,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import FORM, Dataset
-from transformer.data.sources.files import existing, lines_of
+from transformer.data.sources.files import existing, is_json, lines_of, refuse_json
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -23,8 +24,8 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-    """The files of a dataset: split -> field -> file, plain or gzipped UTF-8 with one example per line. With `hashed`
-    there is only one pair of files, and a hash of the first field decides the split of a line."""
+    """The files of a dataset: split -> field -> file, plain or compressed UTF-8 with one example per line. With
+    `hashed` there is only one pair of files, and a hash of the first field decides the split of a line."""
 
     splits: Mapping[str, Mapping[str, Path]]
     hashed: bool = False
@@ -74,8 +75,9 @@ class TextFiles:
     def _split_of(self, part: str, lines: tuple[str, ...]) -> str:
         if not self.hashed:
             return part
-        # A hash of the text only, so that the same sentence is never in two splits.
-        bucket = int.from_bytes(hashlib.sha256(lines[0].encode()).digest()[:8], "big") % 20
+        # A hash of the text only, however its accents are written, so that the same sentence is never in two splits.
+        text = unicodedata.normalize("NFC", lines[0])
+        bucket = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") % 20
         return {0: "validation", 1: "test"}.get(bucket, "train")
 
 
@@ -93,7 +95,10 @@ def _aligned(files: Mapping[str, Path]) -> Iterator[tuple[str, ...]]:
 
 
 def parallel_text(name: str, files: TextFiles, **options: Any) -> Dataset:
-    """The dataset of these files."""
+    """The dataset of these files. UserError: one is empty, or cannot be read."""
+    for path in (path for part in files.splits.values() for path in part.values()):
+        if is_json(next(lines_of(path))):
+            logger.warning("%s begins with a JSON object, and its lines are read as they stand", path)
     splits = {split: functools.partial(files.examples, split) for split in files.split_names}
     features = {field: tfds.features.Text() for field in files.fields}
     return Dataset(name, features, splits, functools.partial(files.fingerprint, name), **options)
@@ -112,7 +117,7 @@ FOLDER_STEMS = {"train": ("train",), "validation": ("validation", "val", "valid"
 def files(data: DataConfig) -> Dataset:
     """Any parallel text: `data.dir` with {train,validation,test}.{source,target}, or the paths of one pair of files.
 
-    The folder's validation files may be called val, valid or dev, and every file may be gzipped. A pair of files is
+    The folder's validation files may be called val, valid or dev, and every file may be compressed. A pair of files is
     split by a hash of the source line into 90 / 5 / 5 percent, so that no source sentence is in two splits; its fields
     are called source and target. With an empty `data.source` there is only one text, for a language model.
     """
@@ -129,5 +134,6 @@ def files(data: DataConfig) -> Dataset:
     for field, path in paths.items():
         if not path.is_file():
             raise UserError(f"There is no file data.{field}={path}: give a text file, or name a folder in data.dir.")
+        refuse_json(path)
     aliases = dict(zip(names, fields, strict=True))
     return parallel_text(data.name, TextFiles({"all": paths}, hashed=True), aliases=aliases)

@@ -1,5 +1,6 @@
 """Sources of recordings: spoken digits, and strings of them joined into one recording.
 
+The files may have any format that libsndfile reads (WAV, FLAC, Ogg, MP3), type of sample, rate and number of channels.
 Fields of `fsdd`: `audio`, int16 [T] at 8 kHz, `label` (the digit) and `speaker`. Fields of `digit_strings`: `audio`,
 `text` (the digits as words, "three one four", so that the word error rate counts digits) and `speaker`. A name after a
 slash, as in `fsdd/george`, holds out a speaker: `test` is every recording of the speaker, and `train` and `validation`
@@ -9,14 +10,16 @@ are as without the slash, minus the speaker.
 import dataclasses
 import functools
 import io
+import logging
 import random
 import re
-import wave
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
+import soxr
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
@@ -24,9 +27,11 @@ from transformer.data.builder import Dataset, array_feature, of_arrays
 from transformer.data.sources.files import folder_of, read_bytes
 from transformer.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 RATE = 8_000  # samples a second
 OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that can hold out a speaker
-FORM = "recordings/{digit}_{speaker}_{take}.wav"
+FORM = "recordings/{digit}_{speaker}_{take}.wav"  # or .flac, .mp3, ...
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 STRINGS = {"train": 6_000, "validation": 300, "test": 300}
@@ -116,38 +121,77 @@ def _splits(data: DataConfig) -> dict[str, list[Recording]]:
 
 
 def read_recordings(folder: Path) -> list[Recording]:
-    """The recordings of a folder, ordered by digit, speaker and take. UserErrors: there is none, or one has a wrong
-    name or format, is cut off or silent."""
-    paths = sorted((folder / "recordings").glob("*.wav"))
+    """The recordings of a folder, ordered by digit, speaker and take. UserErrors: there is none, one is there twice, or
+    has a wrong name, or cannot be read (see `read_audio`)."""
+    paths = sorted((folder / "recordings").glob("[!.]*"))
     if not paths:
         raise UserError(f"There is no file {folder}/{FORM}: add them or change data.dir.")
-    found = []
+    found: dict[tuple[int, str, int], Recording] = {}
+    changed = {}
     for path in paths:
-        named = re.fullmatch(r"(\d)_(.+)_(\d+)\.wav", path.name)
+        named = re.fullmatch(r"(\d)_(.+)_(\d+)\.\w+", path.name, re.ASCII)
         if not named:
             raise UserError(f"{path} is not named {{digit}}_{{speaker}}_{{take}}.wav: rename or remove it.")
-        found.append(Recording(int(named[1]), named[2], int(named[3]), read_wav(path)))
-    return sorted(found, key=lambda recording: (recording.digit, recording.speaker, recording.take))
+        key = (int(named[1]), named[2], int(named[3]))
+        if key in found:
+            raise UserError(f"{path} is a second recording of that digit, speaker and take: remove one of them.")
+        audio, form = read_audio(path)
+        found[key] = Recording(*key, audio)
+        if form != (1, RATE):
+            changed[path] = form
+    if changed:
+        path, (channels, rate) = next(iter(changed.items()))
+        logger.warning(
+            "%d of %d recordings are not mono at %d Hz (%s: %d channel(s) at %d Hz): their channels are averaged, and "
+            "they are resampled", len(changed), len(found), RATE, path, channels, rate,
+        )  # fmt: skip
+    return [found[key] for key in sorted(found)]
 
 
-def read_wav(path: Path) -> np.ndarray:
-    """The samples of a WAV file, int16 [T]. UserError: not mono, 8 kHz and 16 bit; cut off; silent."""
+# A length in a header that is longer than the file, in libsndfile's words.
+SHORT = re.compile(r"^ *(?:data|SSND|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+SHORT_RF64 = re.compile(r"frame count (?P<held>\d+) does not match value from 'ds64' chunk of (?P<announced>\d+)")
+SHORT_OGG = re.compile("Junk after the last page|lacks an end-of-stream bit|ended unexpectedly")
+UNKNOWN = 2**31 - 2**16  # what programs that write into a pipe announce at least, since they cannot know the length
+
+
+def read_audio(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """The samples of a recording, int16 [T] at RATE, and its channels and rate before they were averaged and resampled.
+    Full scale is 2**15 whatever the type of the samples; what is mono, at RATE and 16-bit is unchanged. UserErrors: no
+    recording of a known format; cut off; float samples beyond full scale, or not finite; silent."""
+    content = read_bytes(path)
     try:
-        with wave.open(io.BytesIO(read_bytes(path))) as reader:
-            channels, width, rate, count = reader.getparams()[:4]
-            content = reader.readframes(count)
-    except (wave.Error, EOFError) as error:
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            samples = file.read(dtype="float64", always_2d=True)  # full scale is 1
+            rate, announced, notes, kind = file.samplerate, file.frames, file.extra_info, file.subtype
+    except (soundfile.LibsndfileError, TypeError) as error:
+        reason = getattr(error, "error_string", str(error)).strip().rstrip(".")
         raise UserError(
-            f"{path} is no whole WAV file ({str(error) or 'it ends too early'}): fetch it again."
+            f"{path} is no recording that can be read ({reason}): convert it, or fetch it again."
         ) from error
-    if (channels, width, rate) != (1, 2, RATE):
-        raise UserError(
-            f"{path} has {channels} channel(s) of {8 * width} bit at {rate} Hz, not one of 16 bit at {RATE} Hz: "
-            "convert it, for example with sox."
-        )
-    if len(content) != 2 * count:
-        raise UserError(f"{path} is cut off: it holds {len(content) // 2} of {count} samples, fetch it again.")
-    audio = np.frombuffer(content, "<i2").astype(np.int16)
-    if not audio.any():
-        raise UserError(f"{path} is silent (all of its {count} samples are zero): remove it or record it again.")
-    return audio
+    _check_whole(path, len(samples), announced, notes)
+    if not len(samples):
+        raise UserError(f"{path} has no samples, or a header that was never finished: convert it, or remove it.")
+    peak = np.abs(samples).max(initial=0)
+    if not peak <= 1 and kind in ("FLOAT", "DOUBLE"):  # decoders of lossy formats may pass 1 a little
+        raise UserError(f"{path} has float samples up to {peak:.6g}, and full scale is 1: scale it down.")
+    audio = samples.mean(axis=1)
+    if rate != RATE:
+        audio = soxr.resample(audio, rate, RATE)
+    scaled = np.clip(np.round(audio * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
+    if not scaled.any():
+        raise UserError(f"{path} is silent (all of its {len(scaled)} samples are zero): remove it or record it again.")
+    return scaled, (samples.shape[1], rate)
+
+
+def _check_whole(path: Path, count: int, announced: int, notes: str) -> None:
+    """UserError: a file holds fewer samples than its header announces."""
+    held, unit = count, "samples"
+    if match := SHORT.search(notes):
+        announced, held, unit = int(match[1]), int(match[2]), "bytes of samples"
+    elif match := SHORT_RF64.search(notes):
+        announced = int(match["announced"])
+    if SHORT_OGG.search(notes):
+        raise UserError(f"{path} is cut off: it has no last page, fetch it again.")
+    if held < announced < UNKNOWN:
+        raise UserError(f"{path} is cut off: it holds {held} of {announced} {unit}, fetch it again.")

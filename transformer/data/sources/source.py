@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import FORM, quiet, signed
+from transformer.data.sources.images import decoders
 from transformer.errors import UserError
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -111,7 +112,8 @@ class Source:
         stored, chosen = self.parts.get(name, (name, None))
         try:
             with quiet():
-                records = self.builder.as_data_source(split=stored)
+                pixels = decoders(self.name, self.builder)
+                records = self.builder.as_data_source(split=stored, decoders=pixels)
         except NotImplementedError as error:
             raise UserError(
                 f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "

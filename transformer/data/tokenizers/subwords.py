@@ -6,7 +6,8 @@ so that neither a text nor a merge can produce them. Training is deterministic.
 
 import abc
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import tokenizers
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
 
 # SentencePiece's default: the rarest 0.05 percent of the characters are spelled by bytes.
 COVERAGE = 0.9995
+
+# Training by merges takes quadratic time in the length of a word: 100 s for 100,000 characters without a space.
+LONGEST = 256  # characters of a run of letters, or of white space, that training sees as one
+MOST = 2**19  # characters of such runs that are taken from one text
+_LONG = re.compile(rf"\S{{{LONGEST}}}|\s{{{LONGEST}}}")
+
+
+def bounded(texts: Iterable[str]) -> Iterator[str]:
+    """The texts for training: runs without a space, as whole texts in Chinese or Thai are, in parts of `LONGEST`
+    characters, evenly spaced where a text has more than `MOST` of them. All other text is as it stands."""
+    for text in texts:
+        ends = [match.end() for match in _LONG.finditer(text)]
+        stride = -(-len(ends) * LONGEST // MOST)
+        for place, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            yield text[start : end - (LONGEST if place % stride else 0)]
+        yield text[ends[-1] if ends else 0 :]
 
 
 def model_of(library: tokenizers.Tokenizer) -> dict[str, Any]:
@@ -58,7 +75,7 @@ class ByteLevelBPE(Library):
         learner = tokenizers.Tokenizer(models.BPE())
         learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
         learner.train_from_iterator(
-            texts,
+            bounded(texts),
             trainers.BpeTrainer(
                 vocab_size=vocab_size,
                 special_tokens=list(specials),
@@ -97,7 +114,7 @@ class _SentencePiece(Library, abc.ABC):
         letters = frequent(texts, max(1, room // 2), COVERAGE)  # the other half is for pieces of several letters
         letters = "".join(sorted({*letters, " "}))[:room]
         alphabet = Alphabet(letters)
-        spelled = ((" " + text).translate(alphabet) for text in texts)
+        spelled = ((" " + text).translate(alphabet) for text in bounded(texts))
         library = tokenizers.Tokenizer(cls._learn(spelled, vocab_size, list(specials), letters.replace(" ", SPACE)))
         library.pre_tokenizer = _metaspace()
         return cls(library, letters)

@@ -39,7 +39,7 @@ def load_or_train(
         fields = source.chosen_fields(data)
     names = tuple(dict.fromkeys(source.field(name) for name in fields))
     inputs = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra)]
-    key = Key(cache_root(data) / "tokenizers", inputs, (*CODE, sys.modules[__name__]), ("tokenizers",))
+    key = Key(cache_root(data) / "tokenizers", inputs, (*CODE, sys.modules[__name__]), ("tokenizers", "regex"))
 
     def make(folder: Path) -> None:
         start = time.perf_counter()

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import regex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from transformer.data.tokenizers.letters import frequent
-from transformer.data.tokenizers.subwords import Library, model_of
+from transformer.data.tokenizers.subwords import Library, bounded, model_of
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,14 +23,22 @@ BERT_UNKNOWN = "[UNK]"
 _NO_TEXT = "There is no word in the training texts: give some text."
 
 
+# A grapheme cluster; some signs would take a following space into theirs.
+_CLUSTER = r"(?:\X(?<!\s)|.)"
+# Letters, digits and underscores, or one other character, each with its marks; without marks, the words of _FORMER.
+_WORD = regex.compile(rf"(?:(?=[\p{{L}}\p{{N}}_]){_CLUSTER})+|(?=[^\s\x1c-\x1f]){_CLUSTER}")
+_FORMER = re.compile(r"\w+|[^\w\s]")  # of tokenizers that were saved without `clusters`: marks are words of their own
+
+
 class Words:
-    """The most frequent words and punctuation marks; all others are the unknown piece. Not lossless: decoded words are
-    separated by one space, unknown ones are U+FFFD."""
+    """The most frequent words and punctuation marks, cut between grapheme clusters only; all others are the unknown
+    piece. Not lossless: decoded words are separated by one space, unknown ones are U+FFFD."""
 
     fewest: ClassVar[tuple[int, str]] = (2, "an unknown token, a word")
 
-    def __init__(self, specials: Sequence[str], words: Sequence[str]) -> None:
-        self._words = list(words)
+    def __init__(self, specials: Sequence[str], words: Sequence[str], clusters: bool = True) -> None:
+        self._words, self._clusters = list(words), clusters
+        self._cut = _WORD if clusters else _FORMER
         self._pieces = [*specials, UNKNOWN_TEXT, *words]
         self._unknown = len(specials)
         self._ids = {word: number for number, word in enumerate(words, start=len(specials) + 1)}
@@ -39,7 +48,7 @@ class Words:
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
         counts: Counter[str] = Counter()
         for text in texts:
-            counts.update(_words_of(text))
+            counts.update(_WORD.findall(text))
         if not counts:
             raise UserError(_NO_TEXT)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
@@ -47,25 +56,25 @@ class Words:
 
     @classmethod
     def from_state(cls, state: dict[str, Any], specials: Sequence[str]) -> "Self":
-        return cls(specials, state["words"])
+        return cls(specials, state["words"], state.get("clusters", False))
 
     def state(self) -> dict[str, Any]:
-        return {"words": self._words}
+        return {"words": self._words} | ({"clusters": True} if self._clusters else {})
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [[self._ids.get(word, self._unknown) for word in _words_of(text)] for text in texts]
+        return [[self._ids.get(word, self._unknown) for word in self._cut.findall(text)] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
         return " ".join(self._pieces[i] for i in ids)
 
 
-def _words_of(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text)
-
-
 class WordPiece(Library):
-    """BERT's WordPiece: lower-case words without accents, split greedily into the longest pieces. Not lossless: case,
-    accents and spaces are lost, and a word with an unseen letter is one unknown piece, decoded as U+FFFD."""
+    """BERT's WordPiece: lower-case words, split greedily into the longest pieces. Not lossless: case and spaces are
+    lost, and a word with an unseen letter or of more than 100 is one unknown piece, decoded as U+FFFD.
+
+    What is trained here keeps accents and other marks, since words of most scripts mean something else without them;
+    with BERT's own vocabulary they are lost, as in BERT.
+    """
 
     fewest: ClassVar[tuple[int, str]] = (3, "an unknown token, a letter in its two forms")
 
@@ -76,8 +85,8 @@ class WordPiece(Library):
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
-        normalizer = normalizers.BertNormalizer()
-        normal = [normalizer.normalize_str(text) for text in texts]
+        normalizer = _keeping_marks()
+        normal = [normalizer.normalize_str(text) for text in bounded(texts)]
         room = vocab_size - len(specials) - 1
         # Each letter is two pieces: at the beginning of a word and within it. BERT's limit is 1000 letters.
         letters = frequent(("".join(text.split()) for text in normal), max(1, min(1000, room // 4)))
@@ -92,7 +101,9 @@ class WordPiece(Library):
             vocab_size=vocab_size, special_tokens=rows, continuing_subword_prefix="##", show_progress=False
         )
         learner.train_from_iterator((text.translate(kept) for text in normal), trainer)
-        return cls.of(model_of(learner)["vocab"], UNKNOWN)
+        made = cls.of(model_of(learner)["vocab"], UNKNOWN)
+        made.library.normalizer = normalizer
+        return made
 
     @classmethod
     def of(cls, vocab: dict[str, int], unknown: str, **normal: Any) -> "Self":
@@ -106,6 +117,12 @@ class WordPiece(Library):
     def decode(self, ids: Sequence[int]) -> str:
         text = super().decode(ids)
         return text.replace(self._name, UNKNOWN_TEXT) if self._unknown in ids else text
+
+
+def _keeping_marks() -> normalizers.Normalizer:
+    """BERT's normalizer without its losses: of accents, which are letters' parts in most scripts, and of control and
+    format characters, such as the joiners of Persian and Hindi."""
+    return normalizers.BertNormalizer(clean_text=False, strip_accents=False)
 
 
 class _Only(dict[int, str]):

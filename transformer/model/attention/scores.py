@@ -15,9 +15,8 @@ and scanned.
 """
 
 import abc
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
