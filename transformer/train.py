@@ -88,6 +88,8 @@ def _train(
     layout = sharding.make_layout(
         dataclasses.replace(config, model=task.model_config), axes=task.axes
     )  # made early, so that errors come at once
+    if not len(source.split("validation")):
+        raise UserError(f"the validation part of {config.data.name!r} holds no example: give it some")
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     per_epoch = training.steps_per_epoch
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)

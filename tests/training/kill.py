@@ -154,9 +154,8 @@ def run(folder: Path, kills: int, steps: int, checkpoint_every: int, seed: int =
     that was meant for a save and came too late counts as another."""
     config, drawn = make_config(folder, steps, checkpoint_every, log_every=1), random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
-    process = start(config, whole)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
+    with (folder / "whole.log").open("w") as log:
+        undisturbed = start(config, whole, log.fileno())
     left = Counter({(how, saves): kills // 3 if saves else kills - kills // 3
                     for how in (signal.SIGKILL, signal.SIGTERM) for saves in (True, False)})  # fmt: skip
     done, began = 0, time.monotonic()
@@ -172,13 +171,14 @@ def run(folder: Path, kills: int, steps: int, checkpoint_every: int, seed: int =
     process = start(config, killed)
     said = process.communicate()[1]
     assert process.returncode == 0, said
+    assert undisturbed.wait() == 0, (folder / "whole.log").read_text()
     return compare(whole, killed)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--checkpoint_every", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)

@@ -1,7 +1,6 @@
 """A disk that fills and is freed again, twice, under a run: a small tmpfs stands for it, so root runs this."""
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
@@ -41,8 +40,8 @@ def _fill(ballast: Path) -> None:
 @pytest.mark.skipif(shutil.which("mount") is None or os.geteuid() != 0, reason="mounting a tmpfs needs root")
 def test_a_disk_that_fills_and_is_freed_twice_costs_nothing_but_the_saves_between(tmp_path: Path) -> None:
     """The run goes on; what it has saved, and the best of that, stays; the end is that of a run with room."""
-    steps, disk = 4000, tmp_path / "disk"
-    config = kill.make_config(tmp_path, steps, checkpoint_every=20, log_every=20)
+    steps, disk = 600, tmp_path / "disk"
+    config = kill.make_config(tmp_path, steps, checkpoint_every=10, log_every=10)
     whole = kill.start(config, tmp_path / "whole")
     said = whole.communicate()[1]
     assert whole.returncode == 0, said
@@ -59,7 +58,7 @@ def test_a_disk_that_fills_and_is_freed_twice_costs_nothing_but_the_saves_betwee
                 time.sleep(0.005)
 
         def failures() -> int:
-            return log.read_text().count("could not be written")
+            return log.read_text().count("training goes on, and tries again at the next")
 
         checkpoints = Checkpoints(workdir)
         wait(lambda: len(checkpoints.losses) > 0)
@@ -75,14 +74,12 @@ def test_a_disk_that_fills_and_is_freed_twice_costs_nothing_but_the_saves_betwee
             wait(lambda kept=kept: checkpoints.latest > max(kept))
             assert best in checkpoints.steps or checkpoints.losses[checkpoints.best] <= checkpoints.losses.get(best, 99)
         assert process.wait() == 0, log.read_text()
-        print(f"{failures()} writes failed; last checkpoint {checkpoints.latest}, best {checkpoints.best}")
+        print(f"{failures()} saves failed; last checkpoint {checkpoints.latest}, best {checkpoints.best}")
         kept = [path.name for path in (workdir / "checkpoints").iterdir()]
         assert sorted(map(int, kept)) == checkpoints.steps, "nothing unfinished is left"
-        written = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
         named = kill.final(tmp_path / "whole"), kill.final(workdir)
         assert named[0].keys() == named[1].keys()
         assert all((named[0][name] == named[1][name]).all() for name in named[0])
-        whole_lines = kill.lines(tmp_path / "whole")
-        assert [line for line in kill.lines(workdir) if line not in whole_lines] == []
-        assert len(written) < len(whole_lines), "some could not be written"
+        expected = kill.lines(tmp_path / "whole")
+        assert [line for line in kill.lines(workdir) if line not in expected] == [], "no line is torn"
         checkpoints.close()
