@@ -249,6 +249,15 @@ def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path, mo
     checkpoints.close()
 
 
+def test_what_comes_even_later_goes_with_the_next_save(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, owner=True)
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir()
+    checkpoints.save(2, _state(2), {})
+    checkpoints.finish()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    checkpoints.close()
+
+
 # --- What is not damage
 
 

@@ -233,10 +233,10 @@ class Checkpoints:
 
     def set_aside_after(self, step: int) -> None:
         """Moves the checkpoints after `step`, which are damaged, to `damaged_checkpoints/`."""
-        late = [number for number in self.steps if number > step]
-        if not late or not self.owner:
+        if not self.owner:
             return
-        if jax.process_index() == 0:
+        late = [number for number in self.steps if number > step]
+        if late and jax.process_index() == 0:
             aside = self.workdir / "damaged_checkpoints"
             aside.mkdir(exist_ok=True)
             for number in late:
@@ -253,6 +253,7 @@ class Checkpoints:
 
     def _finish_save(self, wait: Callable[[], object]) -> None:
         wait()
+        self._remove_unfinished()  # what late writers of a failed save made again
         self._prune()
 
     def _prune(self) -> None:
