@@ -48,7 +48,7 @@ lint: $(STAMP)
 check: lint
 	$(BIN)/python -m pytest $(SUITE) -m 'slow and not long'
 
-# Fifty steps on every mesh, and thirty kills.
+# Fifty steps on every mesh, thirty kills by each signal, and a disk that fills.
 long: $(STAMP)
 	$(BIN)/python -m pytest $(SUITE) -m long
 

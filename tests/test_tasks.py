@@ -17,9 +17,11 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, override
+from transformer.data import sources
 from transformer.data.batches.pairs import pair_batch
 from transformer.data.batches.tokens import Tokens, gather
-from transformer.data.sources import recordings, series
+from transformer.data.sources import load_source, recordings, series
+from transformer.data.sources.source import Examples, Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.evaluation import baselines
@@ -193,6 +195,32 @@ SLOW = ("prompts", "summarization", "span_corruption")
 TASKS_HERE = [pytest.param(task, marks=[pytest.mark.slow] * (task in SLOW)) for task in KINDS]
 
 
+class Without(Source):
+    """A source whose split `test` or `validation` is empty."""
+
+    empty = "test"
+
+    def split(self, name: str) -> Examples:
+        return Examples([], {}, {}) if name == self.empty else super().split(name)
+
+
+def without(source: Source, split: str) -> Source:
+    found = Without(**{field.name: getattr(source, field.name) for field in dataclasses.fields(source)})
+    object.__setattr__(found, "empty", split)
+    return found
+
+
+# One of each kind of batches.
+@pytest.mark.parametrize("task", ["translation", "masked_language_model", "image_classification", "forecasting"])
+def test_nothing_to_validate_on_is_told_before_the_first_step(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "load_source", lambda data: without(load_source(data), "validation"))
+    with pytest.raises(UserError, match=r"the validation part of .* holds no example: give it some"):
+        train(configured(task, tmp_path / "data"), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("task", TASKS_HERE)
 def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
     config = configured(task, tmp_path / "data")
@@ -213,6 +241,9 @@ def test_a_task_from_its_data_to_its_figures(task: str, tmp_path: Path) -> None:
         assert len(measured(trained)["loss"].statistics) == -(-windows // (2 * config.data.horizon)) < windows
     found = baselines.baselines(trained, "test")
     assert found.keys() == BASELINES.get(task, set())
+    empty = dataclasses.replace(trained, data=lambda: without(trained.source, "test"))
+    with pytest.raises(UserError, match="'test' holds no example to evaluate on: name another --split"):
+        evaluate(empty, "test")
     lines_in = ["uno due", "", "tre"]
     if task in ("translation", "summarization", "language_model", "prompts", "text_classification"):
         out = generate(trained, lines_in)

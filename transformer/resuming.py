@@ -17,6 +17,7 @@ from transformer.data.sources.source import comparable
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.runs import read_config
+from transformer.training.events import append, replace
 
 # Keys that --change allows: they leave the model, the batches and the shapes of the state as they are. Those of
 # NEVER_EMPTY may not change from or to 0 (that adds or removes optimizer state) or "" (other initial parameters).
@@ -94,13 +95,11 @@ def claim(
     moved = {"learning_rate": rates} if rates[0] != rates[1] else {}
     try:
         if changed:
-            with (workdir / "changes.jsonl").open("a") as file:
-                file.write(json.dumps({"step": step, "changed": changed} | moved) + "\n")
+            line = json.dumps({"step": step, "changed": changed} | moved)
+            append(workdir / "changes.jsonl", f"{line}\n".encode())
         data = data | _written(workdir)  # values recorded at the start of the run are kept
         for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
-            part = workdir / f".{name}.part"
-            part.write_text(content + "\n")
-            part.replace(workdir / name)
+            replace(workdir / name, f"{content}\n".encode())
     except OSError as error:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
     told = {key: pair for key, pair in changed.items() if not is_runtime(key) or (key == "steps" and moved)}

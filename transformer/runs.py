@@ -127,7 +127,7 @@ def read_params(
         if average > 1:
             params = checkpoints.average_params(like, average)
         else:
-            params = checkpoints.restore_params(like, checkpoints.best if best else None)
+            params = checkpoints.restore_params(like, best)
         return params, checkpoints.restored
     finally:
         checkpoints.close()

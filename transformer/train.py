@@ -99,9 +99,16 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     layout = sharding.make_layout(
         dataclasses.replace(config, model=task.model_config), axes=task.axes
     )  # made early, so that errors come at once
+    if not len(source.split("validation")):
+        raise UserError(f"the validation part of {config.data.name!r} holds no example: give it some")
     training, validation = task.batches(source, "train"), task.batches(source, "validation")
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
     sharding.check_rows(layout, validation.evaluation_shapes)
+    if next(validation.evaluation(config.data.max_len), None) is None:
+        raise UserError(
+            f"the validation part of {config.data.name!r} holds no example that fits into data.max_len="
+            f"{config.data.max_len}: raise it, or give other examples"
+        )
     return _Ready(old, source, tokenizer, task, layout, training, validation)
 
 
@@ -160,8 +167,9 @@ def _train(
                     tokenizer.save(workdir / "tokenizer.json")
             rates = [optim.current_rate(each)(state.optimizer) for each in (old or config, config)]
             said = resuming.claim(workdir, config, data, old, start, (rates[0], rates[1]))
+    again = loop.is_evaluated_first(config, start, checkpoints)
     with together(stop):
-        writer = Writer(workdir, start, config.steps, quiet, first)
+        writer = Writer(workdir, start, config.steps, quiet, first, again)
     eval_step = step.make_eval_step(task.loss, layout)
 
     def evaluate(state: step.State) -> dict[str, float]:
@@ -195,14 +203,12 @@ def _train(
             lambda: writer.show(start + 1, f"first step after {time.monotonic() - began:.1f} s"),
             stop,
             profile_steps,
+            again,
         )
-        if not metrics:  # the run had already finished: only evaluate again
-            metrics = evaluate(state)
-            writer.write(config.steps, **{f"validation_{name}": value for name, value in metrics.items()})
         checkpoints.finish()
         writer.show(config.steps, f"validation loss {metrics['loss']:.4f} in {str(workdir)!r}")
     except meter.Diverged as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{error}: {meter.advice(config.optimizer, checkpoints.steps)}") from error
     finally:
         batches.close()
         checkpoints.close()

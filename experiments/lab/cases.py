@@ -43,8 +43,9 @@ def measure(module: ModuleType, workdir: Path, command: str, report_only: bool) 
         if bar.disable:
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         line = {"case": name, "rows": rows, "seconds": time.monotonic() - began, **where}
+        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a kill while a line was written
         with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write("\n" * torn + json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
         kept.append(line)

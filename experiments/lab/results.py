@@ -119,13 +119,13 @@ def outcome(folder: Path, keys: Sequence[str] = ("metrics", "config")) -> tuple[
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; a last line that is still being written is left out."""
+    """The objects of a file of JSON lines; a line that was not written to its end is left out."""
     lines = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:
-            break
+            continue
     return lines
 
 

@@ -1,7 +1,9 @@
-"""python tests/training/kill.py --kills=30 [--folder=...]
+"""python tests/training/kill.py --kills=30 [--seed=0] [--folder=...]
 
-Trains one tiny run undisturbed, and the same run killed again and again, at random moments, by SIGKILL and SIGTERM;
-then compares the two final states bit for bit. Prints what happened, and exits with 1 where they differ.
+Trains one tiny run undisturbed, and the same run ended so many times by SIGKILL and as often by SIGTERM, at random
+moments; a third of each comes while a checkpoint is being saved. Then compares the two: the final states bit for bit,
+the lines of metrics.jsonl but for the clock's figures, the checkpoints that are kept, and which is the best. Prints
+what happened, and exits with 1 where they differ.
 """
 
 import argparse
@@ -13,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+CLOCK = ("tokens_per_second", "seconds_per_step", "data_share", "device_share", "mfu")
 
 
-def make_config(folder: Path, steps: int, checkpoint_every: int) -> Path:
+def make_config(folder: Path, steps: int, checkpoint_every: int, log_every: int = 5) -> Path:
     """A config file of a tiny translation model with dropout, over files that it writes."""
     drawn = random.Random(1)
     data = folder / "data"
@@ -43,8 +47,8 @@ def make_config(folder: Path, steps: int, checkpoint_every: int) -> Path:
         "data.batch_tokens": 128,
         "data.buckets": (32,),
         "optimizer.warmup_steps": 5,
-        "logging.log_every": 5,
-        "logging.evaluate_every": 10,
+        "logging.log_every": log_every,
+        "logging.evaluate_every": 2 * checkpoint_every,
         "logging.checkpoint_every": checkpoint_every,
     }
     path = folder / "config.py"
@@ -55,47 +59,55 @@ def make_config(folder: Path, steps: int, checkpoint_every: int) -> Path:
     return path
 
 
-def start(config: Path, workdir: Path) -> "subprocess.Popen[str]":
-    """The verb, in a process of its own."""
+def start(config: Path, workdir: Path, said: int = subprocess.PIPE) -> "subprocess.Popen[str]":
+    """The verb, in a process of its own, which finds what an earlier one compiled."""
     command = [sys.executable, "-m", "transformer.train", f"--config={config}", f"--workdir={workdir}"]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(config.parent / "compiled")}
+    cache["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    environment = cache | os.environ
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=said, stdout=subprocess.DEVNULL, text=True)
 
 
 def steps_written(workdir: Path) -> int:
     """The last step in metrics.jsonl, or -1 before the first."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
     try:
-        return int(json.loads(lines[-1])["step"]) if lines else -1
-    except ValueError:
-        return -1  # half a line
+        with (workdir / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2000))
+            return int(json.loads(file.read().splitlines()[-1])["step"])
+    except (OSError, ValueError, IndexError, TypeError):
+        return -1  # not there yet, or half a line
 
 
 def saving(workdir: Path) -> bool:
-    """Whether a checkpoint is being written at this moment."""
-    return any((workdir / "checkpoints").glob("*orbax-checkpoint-tmp*"))
+    """Whether a checkpoint is being written at this moment: a newer one than all others, which are perhaps removed."""
+    names = [path.name.partition(".") for path in (workdir / "checkpoints").glob("[0-9]*")]
+    whole = max((int(step) for step, dot, _ in names if not dot), default=-1)
+    return any(int(step) > whole for step, dot, _ in names if dot)
 
 
-def disturb(process: Any, workdir: Path, random: random.Random) -> str:
-    """Kills the process at a random moment: after some time, after some step, or while it saves."""
-    how = random.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
-    when = random.choice(["early", "step", "save"])
-    before, until = steps_written(workdir), time.monotonic() + random.uniform(0, 20)
+def disturb(process: Any, workdir: Path, how: signal.Signals, when: str, random: random.Random) -> bool:
+    """Ends the process at a random moment: after some time, after some steps, or while it saves. Whether a checkpoint
+    was being saved: one that was killed then leaves it unfinished."""
+    until = time.monotonic() + random.uniform(0, 20)
+    further = max(0, steps_written(workdir)) + random.randint(1, 60)
+    hit = False
     while process.poll() is None:
         if when == "early" and time.monotonic() > until:
             break
-        if when == "step" and steps_written(workdir) > before:
+        if when == "step" and steps_written(workdir) >= further:
             break
-        if when == "save" and saving(workdir):
+        if when == "save" and steps_written(workdir) >= further - 30 and saving(workdir):
+            hit = True
             break
-        time.sleep(0.002)
-    if process.poll() is None:
+        time.sleep(0.001)
+    alive = process.poll() is None
+    if alive:
         process.send_signal(how)
     said = process.communicate()[1]
-    if process.returncode not in (0, os.EX_TEMPFAIL, -signal.SIGKILL, -signal.SIGTERM):
+    if process.returncode not in (0, os.EX_TEMPFAIL, -how):
         raise SystemExit(f"exit {process.returncode}: {said}")
     assert (process.returncode == os.EX_TEMPFAIL) == (": the same command goes on from there" in said), said
-    return f"{signal.Signals(how).name} ({when}) after step {steps_written(workdir)}, exit {process.returncode}"
+    return alive and (saving(workdir) if how == signal.SIGKILL else hit)
 
 
 def final(workdir: Path) -> dict[str, Any]:
@@ -116,41 +128,64 @@ def final(workdir: Path) -> dict[str, Any]:
     return {path_of(path): np.asarray(leaf) for path, leaf in flat}
 
 
+def lines(workdir: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    read = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in read]
+
+
 def compare(left: Path, right: Path) -> list[str]:
-    """The names of the arrays that differ."""
+    """What differs: names of arrays, numbers of lines of metrics.jsonl, "checkpoints"."""
     import numpy as np
+
+    from transformer.training.checkpoint import Checkpoints
 
     one, other = final(left), final(right)
     assert len(one) > 20, "a state has parameters and moments"
-    return [name for name in one.keys() | other.keys() if not np.array_equal(one.get(name), other.get(name))]
+    names = [name for name in one.keys() | other.keys() if not np.array_equal(one.get(name), other.get(name))]
+    written = [lines(each) for each in (left, right)]
+    names += [f"line {number}" for number, (a, b) in enumerate(zip(*written, strict=False), start=1) if a != b]
+    names += [f"{len(written[0])} and {len(written[1])} lines"] * (len(written[0]) != len(written[1]))
+    kept = [(each.steps, each.losses, each.best) for each in map(Checkpoints, (left, right))]
+    return names + [f"checkpoints: {kept}"] * (kept[0] != kept[1])
 
 
 def run(folder: Path, kills: int, steps: int, checkpoint_every: int, seed: int = 0) -> list[str]:
-    """Names of arrays that differ between the undisturbed run and the run that was killed so many times."""
-    config, random_moments = make_config(folder, steps, checkpoint_every), random.Random(seed)
+    """What differs between the undisturbed run and the one that was ended so many times by each signal. A SIGKILL
+    that was meant for a save and came too late counts as another."""
+    config, drawn = make_config(folder, steps, checkpoint_every, log_every=1), random.Random(seed)
     whole, killed = folder / "whole", folder / "killed"
-    process = start(config, whole)
-    said = process.communicate()[1]
-    assert process.returncode == 0, said
-    done = 0
-    while done < kills and steps_written(killed) < steps:
-        print(f"{done + 1:3} {disturb(start(config, killed), killed, random_moments)}", flush=True)
+    with (folder / "whole.log").open("w") as log:
+        undisturbed = start(config, whole, log.fileno())
+    left = Counter({(how, saves): kills // 3 if saves else kills - kills // 3
+                    for how in (signal.SIGKILL, signal.SIGTERM) for saves in (True, False)})  # fmt: skip
+    done, began = 0, time.monotonic()
+    while left.total():
+        how, saves = drawn.choice(sorted(left.elements()))
+        when = "save" if saves else drawn.choice(["early", "step", "step"])
+        hit = disturb(start(config, killed), killed, how, when, drawn)
+        left[how, hit] = max(0, left[how, hit] - 1)
         done += 1
+        word, at = "while saving" if hit else when, steps_written(killed)
+        print(f"{done:3} {how.name} ({word}) after step {at}; {time.monotonic() - began:.0f} s", flush=True)
+        assert at < steps, f"the run ended before {left.total()} of its kills: give more steps"
     process = start(config, killed)
     said = process.communicate()[1]
     assert process.returncode == 0, said
+    assert undisturbed.wait() == 0, (folder / "whole.log").read_text()
     return compare(whole, killed)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--checkpoint_every", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     arguments = parser.parse_args()
     sys.path.insert(0, str(ROOT))
     where = arguments.folder or Path(tempfile.mkdtemp())
-    different = run(where, arguments.kills, arguments.steps, arguments.checkpoint_every)
-    print("the same bit for bit" if not different else f"differ: {different}")
+    different = run(where, arguments.kills, arguments.steps, arguments.checkpoint_every, arguments.seed)
+    print("the same bit for bit" if not different else f"differ: {different[:20]}")
     sys.exit(bool(different))

@@ -5,7 +5,7 @@ import gc
 import os
 import resource
 import signal
-import time
+import tempfile
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,25 +106,29 @@ def test_a_reader_leaves_what_is_being_written(run: Path) -> None:
     assert reader.latest == 12
     reader.close()
     assert (run / "checkpoints" / "16.orbax-checkpoint-tmp").exists()
-    owner = Checkpoints(run, owner=True)
-    end = time.monotonic() + 20  # Orbax clears away in the background
-    while (run / "checkpoints" / "16.orbax-checkpoint-tmp").exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    owner.close()
+    Checkpoints(run, owner=True).close()
     assert not (run / "checkpoints" / "16.orbax-checkpoint-tmp").exists()
+
+
+def _save_with(checkpoints: Checkpoints, losses: list[float | None]) -> None:
+    """Checkpoints of steps 1, 2, ..., with their losses."""
+    for step, loss in enumerate(losses, start=1):
+        checkpoints.save(step, _state(step), {})
+        if loss is not None:
+            checkpoints.set_loss(step, loss)
+    checkpoints.finish()
 
 
 def test_the_best_stays_beside_the_newest(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
-    for step, loss in enumerate([3.0, None, 2.0, 5.0, None, None], start=1):
-        checkpoints.save(step, _state(step), {}, loss)
-    checkpoints.finish()
+    _save_with(checkpoints, [3.0, None, 2.0, 5.0, None, None])
     assert checkpoints.steps == [3, 5, 6]
     assert checkpoints.best == 3
     checkpoints.close()
     assert Checkpoints(tmp_path).best == 3  # as another process finds it
     with pytest.raises(UserError, match=r"no checkpoint with a loss of validation: train with logging\.evaluate_every"):
         _ = Checkpoints(tmp_path / "none").best
+    assert not (tmp_path / "none").exists()  # a reader makes no folder
 
 
 @contextlib.contextmanager
@@ -142,11 +146,71 @@ def _little_room() -> Iterator[None]:
 
 def test_a_loss_that_is_no_number_is_never_the_best(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
-    for step, loss in enumerate([3.0, float("nan"), float("nan")], start=1):
-        checkpoints.save(step, _state(step), {}, loss)
-    checkpoints.finish()
+    _save_with(checkpoints, [3.0, float("nan"), float("inf")])
     assert checkpoints.steps == [1, 3]
     assert checkpoints.best == 1
+    assert set(checkpoints.losses) == {1, 3}
+    checkpoints.close()
+
+
+def test_where_every_loss_is_no_number_there_is_no_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
+    _save_with(checkpoints, [float("nan"), float("nan")])
+    with pytest.raises(UserError, match=r"no checkpoint with a loss of validation"):
+        _ = checkpoints.best
+    checkpoints.close()
+
+
+def test_a_loss_comes_after_the_save_and_nothing_is_removed_before(tmp_path: Path) -> None:
+    """With keep=1, until it is known whether the new one is better both are there."""
+    checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
+    _save_with(checkpoints, [3.0])
+    checkpoints.save(2, _state(2), {})
+    checkpoints.finish()
+    assert (checkpoints.steps, checkpoints.best) == ([1, 2], 1)
+    checkpoints.set_loss(2, 2.5)
+    assert (checkpoints.steps, checkpoints.best) == ([2], 2)
+    checkpoints.set_loss(7, 0.1)  # of a save that failed
+    checkpoints.save(3, _state(3), {})
+    checkpoints.set_loss(3, 4.0)
+    checkpoints.finish()
+    assert (checkpoints.steps, checkpoints.best) == ([2, 3], 2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    checkpoints.close()
+
+
+def test_orbax_finds_the_loss_where_it_keeps_its_own(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, owner=True)
+    _save_with(checkpoints, [3.5])
+    checkpoints.close()
+    other = checkpoint.ocp.training.Checkpointer(tmp_path / "checkpoints")
+    assert [found.metrics for found in other.checkpoints] == [{"loss": 3.5}]
+    other.close()
+
+
+GARBLED = {
+    "half": lambda path: path.write_text('{"lo'),
+    "empty": lambda path: path.write_text(""),
+    "another type": lambda path: path.write_text('{"loss": null}'),
+    "not text": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "an error of the system": lambda path: _replace(path, Path("/proc/self/mem")),
+}
+
+
+@pytest.mark.parametrize("garble", GARBLED)
+def test_a_garbled_loss_is_said_once_and_costs_no_checkpoint(
+    tmp_path: Path, garble: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, owner=True)
+    _save_with(checkpoints, [1.0, 2.0])
+    GARBLED[garble](tmp_path / "checkpoints" / "1" / "metrics" / "metrics")
+    assert checkpoints.best == 2
+    for step in (3, 4):
+        checkpoints.save(step, _state(step), {})
+    checkpoints.finish()
+    assert checkpoints.steps == [1, 2, 3, 4]
+    assert capsys.readouterr().err.count("the validation loss of the checkpoint of step 1") == 1
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(_like(), 1), _state(1))
     checkpoints.close()
 
 
@@ -185,6 +249,15 @@ def test_what_comes_late_of_a_failed_save_is_cleared_away_too(tmp_path: Path, mo
     checkpoints.close()
 
 
+def test_what_comes_even_later_goes_with_the_next_save(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, owner=True)
+    (tmp_path / "checkpoints" / "1.orbax-checkpoint-tmp").mkdir()
+    checkpoints.save(2, _state(2), {})
+    checkpoints.finish()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    checkpoints.close()
+
+
 # --- What is not damage
 
 
@@ -220,7 +293,7 @@ def test_too_many_open_files_are_no_damage(run: Path, opened: Checkpoints) -> No
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))
-        with pytest.raises(UserError, match=r"step 12 .* cannot be read now \(Too many open files\)"):
+        with pytest.raises(UserError, match=r"cannot be read now \(Too many open files\): nothing was changed"):
             opened.restore(_like())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -228,10 +301,24 @@ def test_too_many_open_files_are_no_damage(run: Path, opened: Checkpoints) -> No
     jax.tree.map(np.testing.assert_array_equal, opened.restore(_like()), _state(12))
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError(), RuntimeError("can't start new thread"), ValueError("RESOURCE_EXHAUSTED: out of memory")]
-)
-def test_too_little_memory_is_no_damage(opened: Checkpoints, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_DAMAGE = [
+    MemoryError(),
+    RuntimeError("can't start new thread"),
+    ValueError("RESOURCE_EXHAUSTED: out of memory"),
+    ValueError("PERMISSION_DENIED: Error opening"),
+    ValueError("UNAVAILABLE: the service"),
+    ValueError("UNKNOWN: Failed to open: Input/output error [os_error_code='5']"),
+    PermissionError(13, "Permission denied"),
+    TimeoutError("timed out"),
+    ConnectionResetError("by peer"),
+    type("TooManyRequests", (Exception,), {})("of a library that reads a remote disk"),
+]
+
+
+@pytest.mark.parametrize("error", NO_DAMAGE, ids=lambda error: f"{type(error).__name__} {error}"[:30])
+def test_what_says_nothing_of_the_files_is_no_damage(
+    opened: Checkpoints, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def load(*_: Any, **__: Any) -> None:
         raise error
 
@@ -240,16 +327,116 @@ def test_too_little_memory_is_no_damage(opened: Checkpoints, error: Exception, m
         opened.restore(_like())
 
 
+@contextlib.contextmanager
+def _another_user() -> Iterator[None]:
+    """Root may read everything, and so becomes another user for a while."""
+    user = os.geteuid()
+    if user:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize(
+    "name", ["state/_METADATA", "state/manifest.ocdbt", "state/ocdbt.process_0/d/*", "checksums/data.json"]
+)
+def test_a_file_that_may_not_be_read_is_no_damage(name: str) -> None:
+    """In a folder of its own: those above pytest's are closed to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        made = Checkpoints(Path(folder), owner=True)
+        _save_with(made, [1.0])
+        made.close()
+        for path in (Path(folder), *Path(folder).rglob("*")):
+            path.chmod(0o755)
+        for path in (Path(folder) / "checkpoints" / "1").glob(name):
+            path.chmod(0)
+        reader = Checkpoints(Path(folder))
+        with _another_user(), pytest.raises(UserError, match=r"step 1 .* cannot be read now \(Permission denied\)"):
+            reader.restore(_like())
+        reader.close()
+
+
+def test_another_type_of_an_array_is_another_model(run: Path, opened: Checkpoints) -> None:
+    """It was read as the other type, and then its checksum did not match."""
+    like = _like()
+    other = like["kernel"].update(dtype=jnp.bfloat16)
+    with pytest.raises(UserError, match=r"another model .*kernel is float32 in it and bfloat16 in the config"):
+        opened.restore(like | {"kernel": other})
+    assert opened.steps == [4, 8, 12]
+
+
+def test_a_reader_of_the_best_takes_one_that_is_better_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, reader = Checkpoints(tmp_path, keep=1, owner=True), Checkpoints(tmp_path)
+    state = {step: {"params": _state(step)} for step in (1, 2)}
+    trainer.save(1, state[1], {})
+    trainer.set_loss(1, 3.0)
+    read = Checkpoints._read
+
+    def raced(self: Checkpoints, step: int, *more: Any) -> Any:
+        if step == 1:
+            trainer.save(2, state[2], {})
+            trainer.set_loss(2, 2.0)
+        return read(self, step, *more)
+
+    monkeypatch.setattr(Checkpoints, "_read", raced)
+    found = reader.restore_params(_like(), best=True)
+    jax.tree.map(np.testing.assert_array_equal, found, _state(2))
+    assert reader.restored == 2
+    reader.close()
+    trainer.close()
+
+
+def test_a_damaged_best_is_said_and_no_other_is_taken_for_it(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
+    for step, loss in ((1, 2.0), (2, 3.0)):
+        checkpoints.save(step, {"params": _state(step)}, {})
+        checkpoints.set_loss(step, loss)
+    _flip(_largest(tmp_path, 1))
+    with pytest.raises(UserError, match=r"step 1 .* is damaged .*: use the newest checkpoint"):
+        checkpoints.restore_params(_like(), best=True)
+    checkpoints.close()
+
+
+def test_a_kill_while_a_checkpoint_is_removed_leaves_none_that_is_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=1, owner=True)
+    checkpoints.save(1, _state(1), {})
+    checkpoints.finish()
+
+    def killed(path: Path) -> None:
+        next(file for file in path.rglob("*") if file.is_file()).unlink()
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoints.save(2, _state(2), {})
+        checkpoints.finish()  # that is no failure of the save
+    assert checkpoints.steps == [2]
+    checkpoints.close()
+    Checkpoints(tmp_path, owner=True).close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
 def test_a_reader_that_races_the_pruning_takes_a_newer_one(
-    run: Path, opened: Checkpoints, capsys: pytest.CaptureFixture[str]
+    run: Path, opened: Checkpoints, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader = Checkpoints(run)
     for step in (16, 20, 24):
         opened.save(step, _state(step), {})
     opened.finish()
-    assert reader.steps == [4, 8, 12]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["16", "20", "24"]
-    jax.tree.map(np.testing.assert_array_equal, reader.restore(_like()), _state(24))
+    with monkeypatch.context() as patch:  # it had listed the folder before
+        lists = iter([[4, 8, 12]])
+        current = Checkpoints.steps.fget
+        patch.setattr(Checkpoints, "steps", property(lambda self: next(lists, None) or current(self)))
+        jax.tree.map(np.testing.assert_array_equal, reader.restore(_like()), _state(24))
     assert reader.restored == 24
     assert capsys.readouterr().err == ""
     with pytest.raises(UserError, match="holds no checkpoint of step 12"):
@@ -373,7 +560,7 @@ def test_the_mean_of_bfloat16_is_rounded_once(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write checkpoints to"):
-        Checkpoints(tmp_path / "file")
+        Checkpoints(tmp_path / "file", owner=True)
 
 
 def test_no_wrong_bit_escapes_the_checksum() -> None:

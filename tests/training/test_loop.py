@@ -1,6 +1,8 @@
 """The loop over a step that only counts: what it writes, saves, skips and stops."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.training.tiny import points
 from transformer.config import Config, override
+from transformer.resuming import CHANGEABLE
 from transformer.training import loop, meter
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.profiling import Cost, Program
@@ -20,13 +24,17 @@ from transformer.training.writer import Writer
 class Saved(Checkpoints):
     """Checkpoints that only remember."""
 
-    def __init__(self, workdir: Path):
-        self.workdir, self.saved, self.losses, self.finished = workdir, [], [], False
+    losses: Any = None
 
-    def save(self, step: int, state: State, config: Any, loss: float | None = None) -> None:
+    def __init__(self, workdir: Path):
+        self.workdir, self.saved, self.evaluated, self.finished = workdir, [], {}, False
+
+    def save(self, step: int, state: State, config: Any) -> None:
         assert int(state.step) == step
         self.saved.append(step)
-        self.losses.append(loss)
+
+    def set_loss(self, step: int, loss: float) -> None:
+        self.evaluated[step] = loss
 
     def finish(self) -> None:
         self.finished = True
@@ -61,15 +69,18 @@ def _run(
     start: int = 0,
     stop: Callable[[], bool] = lambda: False,
     formula: bool = True,
+    evaluate: Callable[[State], dict[str, float]] = lambda state: {"loss": float(state.step)},
+    saved: Saved | None = None,
+    again: bool = False,
+    quiet: bool = True,
     **changes: Any,
 ) -> tuple[Saved, list[dict[str, Any]]]:
     usual = {"steps": 10, "logging.log_every": 4, "logging.checkpoint_every": 5}
     config = override(Config(), usual | {key.replace("__", "."): value for key, value in changes.items()})
-    saved, writer = Saved(workdir), Writer(workdir, start, config.steps, quiet=True)
+    saved, writer = saved or Saved(workdir), Writer(workdir, start, config.steps, quiet, again=again)
     state = State(jnp.int32(start), {}, {})
     try:
-        evaluate = lambda state: {"loss": float(state.step)}  # noqa: E731
-        arguments: Any = (evaluate, saved, writer, lambda: None, stop)
+        arguments: Any = (evaluate, saved, writer, lambda: None, stop, None, again)
         step = Counting(bad, formula)
         loop.train(config, state, step, 1e9, _batches(start), lambda state: float(state.step), *arguments)
     finally:
@@ -108,9 +119,50 @@ def test_it_saves_after_minutes(tmp_path: Path) -> None:
 
 def test_a_checkpoint_knows_its_validation_loss(tmp_path: Path) -> None:
     saved, _ = _run(tmp_path, logging__evaluate_every=5, steps=12)
-    assert saved.losses == [5.0, 10.0, 12.0]
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["validation_loss"] for line in lines if "validation_loss" in line] == [5.0, 10.0, 12.0]
+    assert saved.evaluated == {5: 5.0, 10: 10.0, 12: 12.0}
+    assert _validations(tmp_path) == [5.0, 10.0, 12.0]
+
+
+def _validations(workdir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [line["validation_loss"] for line in lines if "validation_loss" in line]
+
+
+def test_it_saves_before_it_evaluates(tmp_path: Path) -> None:
+    """An evaluation that fails loses nothing; the run that goes on begins with it."""
+    saved = Saved(tmp_path)
+
+    def broken(state: State) -> dict[str, float]:
+        assert saved.saved[-1] == int(state.step)
+        if int(state.step) == 5:
+            raise MemoryError
+        return {"loss": 1.0}
+
+    with pytest.raises(MemoryError):
+        _run(tmp_path, logging__evaluate_every=5, evaluate=broken, saved=saved)
+    assert (saved.saved, saved.evaluated) == ([5], {})
+    later, _ = _run(tmp_path, start=5, again=True, logging__evaluate_every=5)
+    assert later.evaluated == {5: 5.0, 10: 10.0}
+    assert _validations(tmp_path) == [5.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("step", "known", "first"), [(0, [], False), (4, [], False), (5, [], True), (5, [5], False), (10, [10], True)]
+)
+def test_an_evaluation_that_is_missing_comes_first(tmp_path: Path, step: int, known: list[int], first: bool) -> None:
+    """Or that of a run that has finished."""
+    config = override(Config(), {"steps": 10, "logging.evaluate_every": 5})
+    checkpoints = Saved(tmp_path)
+    checkpoints.losses = dict.fromkeys(known, 1.0)
+    assert loop.is_evaluated_first(config, step, checkpoints) == first
+
+
+def test_asked_to_stop_it_saves_and_leaves_the_evaluation_for_later(tmp_path: Path) -> None:
+    saved = Saved(tmp_path)
+    asked = iter([False, False, False, False, True])
+    with pytest.raises(loop.Stopped):
+        _run(tmp_path, stop=lambda: next(asked), saved=saved, logging__evaluate_every=5)
+    assert (saved.saved, saved.evaluated) == ([5], {})
 
 
 def test_skipped_steps_are_counted_and_leave_the_means_alone(tmp_path: Path) -> None:
@@ -120,14 +172,66 @@ def test_skipped_steps_are_counted_and_leave_the_means_alone(tmp_path: Path) -> 
     assert {line["gradient_norm"] for line in lines} == {3.0}
 
 
+def test_where_all_steps_were_skipped_there_is_no_loss(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Null in metrics.jsonl, no number in the events and no zero in what is said."""
+    often: dict[str, Any] = {"logging__log_every": 2, "logging__checkpoint_every": 8, "steps": 8}
+    _, lines = _run(tmp_path, bad=lambda step: step in (1, 2, 6, 7), quiet=False, **often)
+    assert [line["skipped"] for line in lines] == [1, 1, 0, 2]
+    assert [line["loss"] for line in lines] == [2.0, 2.0, 2.0, None]
+    assert [line["gradient_norm"] for line in lines] == [3.0, 3.0, 3.0, None]
+    found = {(tag, step): value for tag, step, value in points(tmp_path)}
+    assert math.isnan(found["training/loss", 8])
+    assert found["training/loss", 6] == 2.0
+    said = capsys.readouterr().err.splitlines()
+    assert "no loss, 0 tokens/s, skipped steps: 2" in next(line for line in said if "step 8/8" in line)
+    assert "loss 2.0000" in next(line for line in said if "step 6/8" in line)
+    assert "skipped" not in next(line for line in said if "step 6/8" in line)
+
+
+def test_a_validation_that_is_no_number_is_null(tmp_path: Path) -> None:
+    saved, _ = _run(tmp_path, evaluate=lambda state: {"loss": math.nan}, logging__evaluate_every=5)
+    assert _validations(tmp_path) == [None, None]
+    assert math.isnan(saved.evaluated[5])
+
+
 def test_too_many_in_a_row_end_the_run_with_the_batch(tmp_path: Path) -> None:
     sentence = (
-        r"for 3 steps in a row, up to step 7 with examples 60 \(its batch is in '.*skipped_batch_7_process_0\.npz'\)"
+        r"for 3 steps in a row, from step 5 to step 7 with examples 60 "
+        r"\(its batch is in '.*skipped_batch_7_process_0\.npz'\)"
     )
     with pytest.raises(meter.Diverged, match=sentence):
         _run(tmp_path, bad=lambda step: step >= 4, optimizer__max_skipped=3)
     dump = np.load(tmp_path / "skipped_batch_7_process_0.npz")
     np.testing.assert_array_equal(dump["inputs"], np.full((2, 3), 6))
+
+
+def test_a_batch_that_cannot_be_written_hides_no_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(meter.np, "savez", full)
+    with pytest.raises(meter.Diverged, match=r"to step 7 .*could not be written to '.*npz': No space left on device"):
+        _run(tmp_path, bad=lambda step: step >= 4, optimizer__max_skipped=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "steps", "said"),
+    [
+        ({}, [], "lower optimizer.learning_rate or optimizer.clip_norm, with --change=optimizer.learning_rate,"
+                 "optimizer.clip_norm, to begin again; or train a new run with optimizer.warmup_steps or "
+                 "optimizer.max_spike"),
+        ({"optimizer.clip_norm": 0.0}, [5], "lower optimizer.learning_rate, with --change=optimizer.learning_rate, to "
+                                            "go on from step 5; or"),
+        ({"optimizer.max_spike": 2.0, "optimizer.clip_norm": 0.0}, [5, 10],
+         "lower optimizer.learning_rate or optimizer.max_spike, with --change=optimizer.learning_rate,"
+         "optimizer.max_spike, to go on from step 10 (from step 5, if you first move checkpoints/10 elsewhere); or "
+         "train a new run with optimizer.warmup_steps"),
+    ],
+)  # fmt: skip
+def test_the_advice_names_what_can_be_changed(changes: dict[str, Any], steps: list[int], said: str) -> None:
+    config = override(Config(), changes)
+    assert meter.advice(config.optimizer, steps).startswith(said)
+    assert set(re.findall(r"optimizer\.[a-z_]+", meter.advice(config.optimizer, steps))) <= set(CHANGEABLE)
 
 
 def test_asked_to_stop_it_saves_and_says_so(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_old_and_new_lie_in_one_folder(old: Path) -> None:
     def later(number: int) -> step.State:
         return jax.tree.map(lambda x: x + number, state)._replace(step=jnp.int32(number))
 
-    checkpoints.save(5, later(5), {}, loss=9.0)
+    checkpoints.save(5, later(5), {})
+    checkpoints.set_loss(5, 9.0)
     checkpoints.finish()
     assert checkpoints.steps == [4, 5]
     assert checkpoints.best == 4  # its loss was 0.12
@@ -85,7 +86,8 @@ def test_old_and_new_lie_in_one_folder(old: Path) -> None:
 
     checkpoints = Checkpoints(old, keep=1, owner=True)
     assert (checkpoints.steps, checkpoints.best) == ([4, 5], 4)
-    checkpoints.save(6, later(6), {}, loss=0.01)
+    checkpoints.save(6, later(6), {})
+    checkpoints.set_loss(6, 0.01)
     checkpoints.finish()
     assert checkpoints.steps == [6]
     assert [path.name for path in (old / "checkpoints").iterdir()] == ["6"]

@@ -1,6 +1,7 @@
 """Schedules against their formulas, and what the optimizer does to which parameter."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -9,7 +10,9 @@ import numpy as np
 import pytest
 
 from transformer.config import Config, override
+from transformer.tasks import TASKS
 from transformer.training.optim import RECENT, SCHEDULES, current_rate, is_spike, make_optimizer, schedule
+from transformer.training.sharding import path_of
 
 
 def _config(**changes: Any) -> Config:
@@ -132,3 +135,34 @@ def test_without_the_key_the_state_is_that_of_older_checkpoints() -> None:
     paths = jax.tree_util.tree_flatten_with_path(make_optimizer(_config()).init(PARAMS))[0]
     assert len(paths) == 2 * len(PARAMS) + 2  # moments, Adam's count and the schedule's
     assert len(jax.tree.leaves(make_optimizer(_config(max_spike=3.0)).init(PARAMS))) == len(paths) + 2
+
+
+KINDS = sorted({(family, task.inputs, name) for name, task in TASKS.items() for family in task.families})
+FIRST = {(family, inputs): name for family, inputs, name in reversed(KINDS)}  # a task of each family and embedder
+
+
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize(("family", "inputs"), FIRST)
+def test_weight_decay_is_of_matrices_and_tables_whatever_the_model(family: str, inputs: str, scanned: bool) -> None:
+    """Every parameter of every family and embedder, by its name."""
+    task = TASKS[FIRST[family, inputs]]
+    recurrent = family.startswith("recurrent")
+    model = {"family": family, "inputs": inputs, "num_layers": 2, "d_model": 8, "d_ff": 16, "num_heads": 2}
+    model |= {"num_classes": 3 * task.has_classes, "norm_type": "layer", "scan_layers": scanned and not recurrent}
+    model |= {"positions": "none"} if recurrent else {"positions": "learned", "attention_bias": True}
+    config = override(Config(), {"task": FIRST[family, inputs]} | {f"model.{key}": v for key, v in model.items()})
+    config = override(config, {"data.max_len": 64, "data.buckets": (64,), "optimizer.weight_decay": 0.5})
+    config = override(config, {"optimizer.warmup_steps": 1, "optimizer.learning_rate": 1.0})
+    made = task(config, SimpleNamespace(vocab_size=24) if task.reads_text else None)
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), jax.eval_shape(made.init, jax.random.key(0)))
+    optimizer = make_optimizer(config, made.axes)
+    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+    vectors = ("bias", "scale", "first", "output_bias")
+    seen = set()
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        name = path_of(path)
+        matrix = not name.endswith(vectors)
+        np.testing.assert_allclose(update, -0.5 if matrix else 0.0, err_msg=name)
+        seen.add((matrix, update.ndim))
+    assert {True, False} == {matrix for matrix, _ in seen}
+    assert ((False, 2) in seen) == (scanned and not recurrent), "biases and scales of stacked layers"

@@ -471,10 +471,10 @@ def test_the_exit_code_says_that_steps_are_left() -> None:
 
 @pytest.mark.slow
 def test_killed_runs_end_bit_for_bit_alike(tmp_path: Path) -> None:
-    assert kill.run(tmp_path, kills=3, steps=60, checkpoint_every=5, seed=3) == []
+    assert kill.run(tmp_path, kills=3, steps=400, checkpoint_every=5, seed=3) == []
 
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_thirty_kills(tmp_path: Path) -> None:
-    assert kill.run(tmp_path, kills=30, steps=2000, checkpoint_every=20) == []
+def test_thirty_kills_by_each_signal(tmp_path: Path) -> None:
+    assert kill.run(tmp_path, kills=30, steps=2400, checkpoint_every=20) == []

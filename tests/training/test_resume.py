@@ -6,7 +6,6 @@ import random
 import resource
 import shutil
 import signal
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
-from tensorboardX.proto.event_pb2 import Event
 
+from tests.training.tiny import crc32c, points
 from transformer import resuming
 from transformer import train as verb
 from transformer.config import (
@@ -33,6 +32,7 @@ from transformer.data.batches.pairs import PairBatches
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.runs import read_config
+from transformer.training import step as step_module
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Diverged
 from transformer.training.optim import make_optimizer
@@ -58,6 +58,17 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
         optimizer=OptimizerConfig(warmup_steps=5, learning_rate=1e-2),
         logging=LoggingConfig(log_every=3, checkpoint_every=100, keep=3),
     )  # fmt: skip
+
+
+def _interrupt_at(step: int) -> Any:
+    make = PairBatches.batch
+
+    def batch(batches: Any, at: int) -> Any:
+        if at == step:
+            raise KeyboardInterrupt
+        return make(batches, at)
+
+    return batch
 
 
 class Run:
@@ -411,12 +422,56 @@ def test_a_finished_run_is_left_as_it_is(
 def test_a_loss_that_is_no_number_is_one_sentence(config: Config, tmp_path: Path) -> None:
     wild = {"optimizer.learning_rate": 1e38, "optimizer.warmup_steps": 1, "optimizer.clip_norm": 0.0, "mesh.data": 1}
     broken = override(config, wild)
-    sentence = r"no finite number for 5 steps in a row, up to step \d+ with examples .*lower optimizer\.learning_rate"
+    sentence = (
+        r"no finite number for 5 steps in a row, from step \d+ to step \d+ with examples .*: lower "
+        r"optimizer\.learning_rate, with --change=optimizer\.learning_rate, to begin again; or train a new run"
+    )
     with pytest.raises(UserError, match=sentence) as raised:
         verb.train(broken, tmp_path, quiet=True)
     assert isinstance(raised.value.__cause__, Diverged)
     (dump,) = tmp_path.glob("skipped_batch_*.npz")
     assert set(np.load(dump)) >= {"inputs", "targets", "example_ids"}
+
+
+def test_an_evaluation_that_fails_loses_nothing(
+    config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the end and in the middle; with keep=1 and a best one. The run then goes on to the same numbers."""
+    often = override(config, {"logging.evaluate_every": 6, "logging.checkpoint_every": 6, "logging.keep": 1})
+    for at in (6, 12):
+
+        def broken(step: Any, params: Any, batches: Any) -> Any:
+            raise MemoryError("while it is evaluated")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(step_module, "total", broken)
+            with pytest.raises(MemoryError):
+                verb.train(often, tmp_path / "run", quiet=True)
+        checkpoints = Checkpoints(tmp_path / "run")
+        assert checkpoints.latest == at
+        assert at not in checkpoints.losses
+        checkpoints.close()
+        if at == 6:
+            with monkeypatch.context() as patch:  # it evaluates what was missing first
+                patch.setattr(PairBatches, "batch", _interrupt_at(8))
+                with pytest.raises(KeyboardInterrupt):
+                    verb.train(often, tmp_path / "run", quiet=True)
+    run = Run(often, tmp_path / "run", monkeypatch)
+    assert run.metrics == whole.metrics
+    for left, right in zip(whole.state(), run.state(), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert [line["step"] for line in run.lines() if "validation_loss" in line] == [6, 12]
+    assert set(Checkpoints(tmp_path / "run").losses) <= {6, 12}
+
+
+def test_nothing_to_validate_on_is_told_before_the_first_step(config: Config, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(config.data.dir, tmp_path / "data", ignore=shutil.ignore_patterns("cache")))
+    for language in ("en", "de"):
+        (data / f"validation.{language}").write_text("abc def abc def abc def abc def abc def abc def\n")
+    moved = override(config, {"data.dir": str(data), "data.cache": str(tmp_path / "cache"), "data.tokenizer": "bytes"})
+    with pytest.raises(UserError, match=r"validation part of 'files' holds no example that fits into data\.max_len=32"):
+        verb.train(moved, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()
 
 
 # --- Checkpoints
@@ -429,7 +484,7 @@ def _state(value: float) -> dict[str, Any]:
 
 @pytest.fixture
 def three(tmp_path: Path) -> Checkpoints:
-    checkpoints = Checkpoints(tmp_path, keep=3)
+    checkpoints = Checkpoints(tmp_path, keep=3, owner=True)
     for step in (1, 2, 4, 8):
         checkpoints.save(step, _state(step * 1.1), {"steps": 8})
     checkpoints.finish()
@@ -485,34 +540,8 @@ def test_the_writer_drops_what_the_checkpoint_does_not_know(tmp_path: Path) -> N
     assert lines[-1]["loss"] == 0.12345679
 
 
-def _crc32c(data: bytes) -> int:
-    """Castagnoli's polynomial bit by bit, then as TensorFlow masks it."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _points(workdir: Path) -> list[tuple[str, int, float]]:
-    """(tag, step, value) of the one event file, every checksum looked at."""
-    (path,) = workdir.glob("*tfevents*")
-    data, at, points = path.read_bytes(), 0, []
-    while at < len(data):
-        length, check = struct.unpack_from("<QI", data, at)
-        event = data[at + 12 : at + 12 + length]
-        assert check == _crc32c(data[at : at + 8])
-        assert struct.unpack_from("<I", data, at + 12 + length)[0] == _crc32c(event)
-        read = Event.FromString(event)
-        points += [(value.tag, read.step, value.simple_value) for value in read.summary.value]
-        at += 16 + length
-    return points
-
-
-def _write(workdir: Path, at: int, steps: int, *lines: tuple[int, str, float]) -> None:
-    writer = Writer(workdir, at, steps, quiet=True)
+def _write(workdir: Path, at: int, steps: int, *lines: tuple[int, str, float], again: bool = False) -> None:
+    writer = Writer(workdir, at, steps, quiet=True, again=again)
     for step, name, value in lines:
         writer.write(step, **{name: value})
     writer.close()
@@ -520,7 +549,7 @@ def _write(workdir: Path, at: int, steps: int, *lines: tuple[int, str, float]) -
 
 def test_crc32c_of_the_test_is_the_standards() -> None:
     unmasked = 0xE3069283  # of RFC 3720's polynomial, for "123456789"
-    assert _crc32c(b"123456789") == ((unmasked >> 15 | unmasked << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    assert crc32c(b"123456789") == ((unmasked >> 15 | unmasked << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def test_tensorboard_has_each_point_once(tmp_path: Path) -> None:
@@ -529,8 +558,8 @@ def test_tensorboard_has_each_point_once(tmp_path: Path) -> None:
     (path,) = tmp_path.glob("*tfevents*")
     path.write_bytes(path.read_bytes() + b"\x40\0\0")
     _write(tmp_path, 10, 20, (15, "loss", 1.5), (20, "loss", 1.0), (20, "validation_loss", 1.25))
-    _write(tmp_path, 20, 20, (20, "validation_loss", 1.25))
-    assert _points(tmp_path) == [
+    _write(tmp_path, 20, 20, (20, "validation_loss", 1.25), again=True)
+    assert points(tmp_path) == [
         ("training/loss", 5, 3.0),
         ("training/loss", 10, 2.0),
         ("validation/loss", 10, 2.5),
@@ -556,7 +585,53 @@ def test_a_full_disk_loses_lines_and_spoils_none(tmp_path: Path, capsys: pytest.
     writer.write(15, loss=0.25)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [5, 15]
-    assert [step for _, step, _ in _points(tmp_path)] == [5, 15]
+    assert [step for _, step, _ in points(tmp_path)] == [5, 15]
+
+
+def _interrupted(path: Path, *_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("half", ["replace", "write_bytes"])
+def test_a_kill_while_the_files_are_rewritten_loses_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: str
+) -> None:
+    """Before and in the middle of the rename."""
+    _write(tmp_path, 0, 20, (5, "loss", 3.0), (10, "loss", 2.0))
+    lines, events = (tmp_path / "metrics.jsonl").read_bytes(), points(tmp_path)
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, half, _interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                Writer(tmp_path, 10, 20, quiet=True)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == lines
+        assert points(tmp_path) == events
+    _write(tmp_path, 10, 20, (15, "loss", 1.0))
+    assert [step for _, step, _ in points(tmp_path)] == [5, 10, 15]
+    assert (tmp_path / "metrics.jsonl").read_bytes().startswith(lines)
+
+
+def test_metrics_that_cannot_be_rewritten_are_a_sentence_and_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path, 0, 20, (5, "loss", 3.0))
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+
+    def full(path: Path, *_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match=r"cannot write metrics to .*: No space left on device"):
+        Writer(tmp_path, 5, 20, quiet=True)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_bytes_that_are_no_text_cost_one_line_only(tmp_path: Path) -> None:
+    _write(tmp_path, 0, 20, (5, "loss", 3.0), (10, "loss", 2.0))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"3.0", b"3\xff0"))
+    _write(tmp_path, 10, 20, (15, "loss", 1.0))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [10, 15]
 
 
 def test_only_the_first_process_writes(tmp_path: Path) -> None:
@@ -567,10 +642,10 @@ def test_only_the_first_process_writes(tmp_path: Path) -> None:
 def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     writer = Writer(tmp_path, 0, 20)
     writer.progress(1)
-    writer.progress(5, 1.25, 4000.0)
+    writer.progress(5, {"loss": 1.25, "tokens_per_second": 4000.0, "skipped": 0})
     writer.close()
     said = capsys.readouterr().err
-    assert "step 5/20  loss 1.2500  4,000 tokens/s" in said
+    assert "step 5/20  loss 1.2500, 4,000 tokens/s" in said
     assert "step 1/20" not in said
     assert "\r" not in said
 

@@ -1,11 +1,14 @@
 """A tiny translation model and ragged batches, for the tests of training and the programs that they start."""
 
+import struct
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 import numpy as np
+from tensorboardX.proto.event_pb2 import Event
 
 from transformer.config import Config, override
 from transformer.tasks import TASKS
@@ -117,3 +120,32 @@ def train(config: Config, steps: int, batch: Any = ragged) -> tuple[State, np.nd
         state, metrics = made.step(state, made.layout.place(batch(number)), np.uint32(config.seed))
         lines.append(jax.device_get(metrics["loss"]))
     return state, np.array([total / weight for total, weight in lines], np.float64)
+
+
+# --- TensorBoard's events
+
+
+def crc32c(data: bytes) -> int:
+    """Castagnoli's polynomial bit by bit, then as TensorFlow masks it."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def points(workdir: Path) -> list[tuple[str, int, float]]:
+    """(tag, step, value) of the one event file, every checksum looked at."""
+    (path,) = workdir.glob("*tfevents*")
+    data, at, points = path.read_bytes(), 0, []
+    while at < len(data):
+        length, check = struct.unpack_from("<QI", data, at)
+        event = data[at + 12 : at + 12 + length]
+        assert check == crc32c(data[at : at + 8])
+        assert struct.unpack_from("<I", data, at + 12 + length)[0] == crc32c(event)
+        read = Event.FromString(event)
+        points += [(value.tag, read.step, value.simple_value) for value in read.summary.value]
+        at += 16 + length
+    return points

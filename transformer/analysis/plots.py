@@ -70,20 +70,20 @@ def learning_curves(
     """Mean over seeds, and a band from the lowest to the highest seed.
 
     Args:
-        curves: name -> (steps [T], values [n seeds, T]).
+        curves: name -> (steps [T], values [n seeds, T]); NaN is left out.
         look: name -> style.
         ylabel: what the values are, with their unit.
     """
     figure, axes = _panel()
     tops = []
     for name, (steps, values) in curves.items():
-        style = look[name]
+        style, values = look[name], np.ma.masked_invalid(values)
         axes.fill_between(steps, values.min(0), values.max(0), color=style.color, alpha=0.15, linewidth=0)
         axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name,
                   marker=style.marker if len(steps) < 12 else None, markersize=4)  # fmt: skip
-        tops.append(values[:, min(1, values.shape[1] - 1)].max())
+        tops.append(float(np.ma.filled(values[:, min(1, values.shape[1] - 1)].max(), values.max())))
     if len(tops):  # the first steps are far above the rest
-        lowest = min(float(values.min()) for _, values in curves.values())
+        lowest = min(float(np.nanmin(values)) for _, values in curves.values())
         span = max(tops) - lowest
         axes.set_ylim(lowest - 0.05 * span - 1e-3, max(tops) + 0.05 * span + 1e-3)
     axes.set_xlabel("training step")

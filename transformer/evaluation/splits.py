@@ -33,8 +33,7 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     than the model takes.
     """
     task = trained.task
-    if not len(trained.source.split(split)):
-        raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
+    _check(trained, split)
     batches = task.batches(trained.source, split)
     if not len(batches.evaluated):
         raise UserError(f"no example of {split!r} fits into data.max_len: name another --split, or train with a larger")
@@ -52,6 +51,8 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
 
     eval_step = step.make_eval_step(task.row_metrics, make_layout(trained.config))
     rows = [jax.device_get(each) for each in step.in_turn(eval_step, trained.params, noted())]
+    if not rows:
+        raise UserError(f"the examples of {split!r} hold nothing to predict: name another --split")
     pairs = {name: np.concatenate([np.stack(each[name]) for each in rows], axis=1) for name in rows[0]}
     units = np.concatenate(numbers)
     if not isinstance(task, TokenTask):
@@ -67,6 +68,12 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     found = metrics.in_order(found, units)
     of_text = isinstance(task, LanguageModel | Translation) and not isinstance(task, SpanCorruption)
     return found | _by_size(found["loss"], batches.evaluated, evaluated_texts(trained, split)) if of_text else found
+
+
+def _check(trained: Trained, split: str) -> None:
+    """UserError: the split holds no example."""
+    if not len(trained.source.split(split)):
+        raise UserError(f"{split!r} holds no example to evaluate on: name another --split")
 
 
 def _by_size(loss: Measured, numbers: np.ndarray, texts: list[str]) -> dict[str, Measured]:
@@ -140,6 +147,7 @@ def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
 
 def measured(trained: Trained, split: str = "test", manner: Manner = GREEDY) -> dict[str, Measured]:
     """All metrics of a split, as sums over examples. An ensemble has only those of its generated outputs."""
+    _check(trained, split)
     written = written_metrics(trained, split, manner)
     if trained.others:
         if not written:

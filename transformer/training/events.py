@@ -28,9 +28,7 @@ class Events:
             tags = [value.tag for value in event.summary.value]
             if tags and keep(event.step, tags):
                 records.append(record)
-        part = workdir / ".events.part"
-        part.write_bytes(b"".join(records))
-        part.replace(self.path)
+        replace(self.path, b"".join(records))
         for path in before:
             path.unlink()
 
@@ -60,6 +58,13 @@ def append(path: Path, data: bytes) -> None:
             raise
 
 
+def replace(path: Path, data: bytes) -> None:
+    """Writes a file that is, whatever happens meanwhile, either the old or the new one. OSError: it cannot."""
+    part = path.with_name(".unfinished")  # without "tfevents"
+    part.write_bytes(data)
+    part.replace(path)
+
+
 def _record(event: Any) -> bytes:
     from tensorboardX.record_writer import masked_crc32c
 
@@ -69,7 +74,8 @@ def _record(event: Any) -> bytes:
 
 
 def _read(path: Path) -> Iterator[tuple[bytes, Any]]:
-    """The complete records of a file; the last may be truncated."""
+    """The complete records of a file, without those that make no sense; the last may be truncated."""
+    from google.protobuf.message import DecodeError
     from tensorboardX.proto.event_pb2 import Event
 
     data, at = path.read_bytes(), 0
@@ -77,5 +83,9 @@ def _read(path: Path) -> Iterator[tuple[bytes, Any]]:
         end = at + 16 + struct.unpack_from("<Q", data, at)[0]
         if end > len(data):
             return
-        yield data[at:end], Event.FromString(data[at + 12 : end - 4])
-        at = end
+        record, at = data[at:end], end
+        try:
+            event = Event.FromString(record[12:-4])
+        except DecodeError:
+            continue
+        yield record, event

@@ -11,7 +11,7 @@ from transformer.config import Config, to_dict
 from transformer.errors import Stopped
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Meter
-from transformer.training.processes import any_process
+from transformer.training.processes import any_process, every_process
 from transformer.training.profiling import Program
 from transformer.training.step import State
 from transformer.training.writer import Writer
@@ -30,19 +30,30 @@ def train(
     on_first_step: Callable[[], None],
     stop: Callable[[], bool] = lambda: False,
     profile_steps: tuple[int, int] | None = None,
+    again: bool = False,
 ) -> tuple[State, dict[str, float]]:
     """Trains from `state.step` to `config.steps`; `batches` begins with the batch of `state.step`. Returns the last
-    state, and the result of `evaluate` for it (empty if no step was left). The metrics of a step are fetched after
-    the next step is dispatched, so that the device does not wait for the host. `peak`: FLOPs per second of all devices
-    together. `rate`: the learning rate of the update that produced a state. `profile_steps`: the first and the last
-    step of a trace in `profile/`, for TensorBoard or Perfetto. Raises Stopped, after saving the state, soon after
-    `stop()` is true in any process."""
+    state, and the result of `evaluate` for it. A state is saved before it is evaluated, so that nothing is lost if that
+    fails; with `again` (`is_evaluated_first`), the first state is evaluated before any step. The metrics of a step are
+    fetched after the next step is dispatched, so that the device does not wait for the host. `peak`: FLOPs per second
+    of all devices together. `rate`: the learning rate of the update that produced a state. `profile_steps`: the first
+    and the last step of a trace in `profile/`, for TensorBoard or Perfetto. Raises Stopped, after saving the state,
+    soon after `stop()` is true in any process."""
     seed, start = np.uint32(config.seed), int(state.step)
     logging = config.logging
     meter = Meter(config.optimizer, checkpoints.workdir, train_step.cost, peak)
     saved = time.monotonic()
-    validation: dict[str, float] = {}
 
+    def validated(step: int) -> dict[str, float]:
+        found = evaluate(state)
+        writer.write(step, **{f"validation_{name}": value for name, value in found.items()})
+        if step < config.steps:
+            writer.show(step, f"validation loss {found['loss']:.4f}")
+        checkpoints.set_loss(step, found["loss"])
+        meter.restart()
+        return found
+
+    validation = validated(start) if again else {}
     for step in range(start + 1, config.steps + 1):
         if profile_steps and step == profile_steps[0]:
             jax.profiler.start_trace(str(checkpoints.workdir / "profile"))
@@ -65,21 +76,29 @@ def train(
             meter.fetch_pending()
             line = meter.line()
             writer.write(step, **line, learning_rate=rate(state))
-            writer.progress(step, line["loss"], line["tokens_per_second"])
+            writer.progress(step, line)
         else:
             writer.progress(step)
 
-        validation = {}
-        if step == config.steps or (logging.evaluate_every and step % logging.evaluate_every == 0):
-            validation = evaluate(state)
-            writer.write(step, **{f"validation_{name}": value for name, value in validation.items()})
-            if step < config.steps:
-                writer.show(step, f"validation loss {validation['loss']:.4f}")
-            meter.restart()
         if saving:
-            checkpoints.save(step, state, to_dict(config), validation.get("loss"))
+            checkpoints.save(step, state, to_dict(config))
             saved = time.monotonic()
         if stopping and step < config.steps:
             checkpoints.finish()
             raise Stopped(f"stopped after step {step} of {config.steps}, which is saved")
+        if _evaluates(config, step):
+            validation = validated(step)
     return state, validation
+
+
+def is_evaluated_first(config: Config, step: int, checkpoints: Checkpoints) -> bool:
+    """Whether a run that goes on at this step evaluates before it trains: it has finished, or was stopped or killed
+    between a save and the evaluation."""
+    if step in (0, config.steps) or not _evaluates(config, step):
+        return step == config.steps
+    return not every_process(step in checkpoints.losses)
+
+
+def _evaluates(config: Config, step: int) -> bool:
+    every = config.logging.evaluate_every
+    return step == config.steps or bool(every and step % every == 0)

@@ -1,5 +1,6 @@
 """Losses and metrics as (sum, weight) pairs, added over rows, batches and devices, and divided once at the end."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -177,5 +178,7 @@ def add(left: dict[str, Pair], right: dict[str, Pair]) -> dict[str, Pair]:
 
 
 def means(metrics: dict[str, tuple[Any, Any]]) -> dict[str, float]:
-    """Sum / weight of every metric; 0 where the weight is 0."""
-    return {name: float(total) / max(float(weight), 1e-9) for name, (total, weight) in metrics.items()}
+    """Sum / weight of every metric; NaN where the weight is 0."""
+    return {
+        name: float(total) / float(weight) if float(weight) else math.nan for name, (total, weight) in metrics.items()
+    }

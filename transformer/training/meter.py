@@ -1,7 +1,7 @@
 """The metrics, times and costs of the steps between two lines of metrics.jsonl."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,20 @@ from transformer.training.profiling import Cost, memory_in_use
 
 class Diverged(Exception):
     """Too many updates in a row were skipped: the loss or its gradient was not finite, or the gradient a spike."""
+
+
+def advice(optimizer: OptimizerConfig, steps: Sequence[int]) -> str:
+    """What to do when a run with checkpoints of these steps has diverged."""
+    keys = ["optimizer.learning_rate"] + ["optimizer.clip_norm"] * bool(optimizer.clip_norm)
+    keys += ["optimizer.max_spike"] * bool(optimizer.max_spike)
+    anew = ["optimizer.warmup_steps"] + ["optimizer.max_spike"] * (not optimizer.max_spike)
+    where = f"go on from step {steps[-1]}" if steps else "begin again"
+    if len(steps) > 1:
+        where += f" (from step {steps[-2]}, if you first move checkpoints/{steps[-1]} elsewhere)"
+    return (
+        f"lower {' or '.join(keys)}, with --change={','.join(keys)}, to {where}; or train a new run with "
+        f"{' or '.join(anew)}"
+    )
 
 
 class Meter:
@@ -66,16 +80,20 @@ class Meter:
             spike = self.optimizer.max_spike
             large = f", or the gradient above {spike:g} times the recent ones" if spike else ""
             raise Diverged(
-                f"the loss or its gradient was no finite number{large} for {self.skipped_in_a_row} steps in a row, up "
-                f"to step {step}{_examples(batch)} (its batch is in {str(self._dump(step, batch))!r}): lower "
-                "optimizer.learning_rate, or warm up longer with optimizer.warmup_steps"
+                f"the loss or its gradient was no finite number{large} for {self.skipped_in_a_row} steps in a row, "
+                f"from step {step - self.skipped_in_a_row + 1} to step {step}{_examples(batch)} "
+                f"({self._dump(step, batch)})"
             )
 
-    def _dump(self, step: int, batch: Any) -> Path:
+    def _dump(self, step: int, batch: Any) -> str:
+        """Writes the batch, and says where it is."""
         path = self.workdir / f"skipped_batch_{step}_process_{jax.process_index()}.npz"
         arrays: Any = {key: _local(value) for key, value in batch.items()}
-        np.savez(path, **arrays)
-        return path
+        try:
+            np.savez(path, **arrays)
+        except OSError as error:
+            return f"its batch could not be written to {str(path)!r}: {error.strerror}"
+        return f"its batch is in {str(path)!r}"
 
     def line(self) -> dict[str, float]:
         """The means since the last line. Begins a new line."""

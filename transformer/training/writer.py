@@ -1,34 +1,43 @@
 """Output of a run: metrics.jsonl, TensorBoard's events, and a progress bar on a terminal or plain lines elsewhere."""
 
 import json
+import math
 import sys
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from transformer.training.events import Events, append, tag_of
+from transformer.errors import UserError
+from transformer.training.events import Events, append, replace, tag_of
 
 
 class Writer:
-    """Appends one JSON object per line to `metrics.jsonl`, and the same numbers to TensorBoard's events. Lines after
-    `step` (of an interrupted run) are dropped. Of several processes only the `first` writes."""
+    """Appends one JSON object per line to `metrics.jsonl`, and the same numbers to TensorBoard's events; what is no
+    finite number is null there and NaN here. Lines after `step` (of an interrupted run) are dropped, and with `again`
+    also the validation of `step`, which is repeated. Of several processes only the `first` writes. UserError: the files
+    cannot be written."""
 
-    def __init__(self, workdir: Path, step: int, steps: int, quiet: bool = False, first: bool = True):
+    def __init__(
+        self, workdir: Path, step: int, steps: int, quiet: bool = False, first: bool = True, again: bool = False
+    ):
         self.path, self.first = workdir / "metrics.jsonl", first
         quiet = quiet or not first
 
         def keep(at: int | float, names: Collection[str]) -> bool:
-            again = at == steps and ("validation_loss" in names or tag_of("validation_loss") in names)
-            return at <= step and not again  # a finished run is only evaluated again
+            validation = "validation_loss" in names or tag_of("validation_loss") in names
+            return at <= step and not (again and at == step and validation)
 
-        if first and self.path.exists():
-            lines = self.path.read_text().splitlines()
-            self.path.write_text("".join(line + "\n" for line in lines if keep(_step(line), line)))
-        if first:
-            self.events = Events(workdir, keep)
+        try:
+            if first and self.path.exists():
+                lines = [(line, _read(line)) for line in self.path.read_bytes().splitlines()]
+                replace(self.path, b"".join(line + b"\n" for line, read in lines if keep(read["step"], read)))
+            if first:
+                self.events = Events(workdir, keep)
+        except OSError as error:
+            raise UserError(f"cannot write metrics to {str(workdir)!r}: {error.strerror}") from error
         self.steps, self.quiet, self.began = steps, quiet, time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and not quiet:
@@ -40,7 +49,7 @@ class Writer:
             return
         line = {"step": step} | {key: _rounded(value) for key, value in metrics.items()}
         try:
-            append(self.path, (json.dumps(line) + "\n").encode())
+            append(self.path, (json.dumps(line, allow_nan=False) + "\n").encode())
             self.events.write(step, {tag_of(key): float(value) for key, value in metrics.items()})
         except OSError as error:
             self.show(step, f"its metrics could not be written to {str(self.path.parent)!r} ({error.strerror})")
@@ -55,26 +64,35 @@ class Writer:
             elapsed = time.monotonic() - self.began
             print(f"[{elapsed:6.1f} s] step {step}/{self.steps}  {message}", file=sys.stderr, flush=True)
 
-    def progress(self, step: int, loss: float | None = None, tokens_per_second: float | None = None) -> None:
+    def progress(self, step: int, line: Mapping[str, float] | None = None) -> None:
+        """Shows that a step is done; `line`: the metrics of the steps since the last line, if they are known."""
+        said = None
+        if line is not None:
+            skipped = f", skipped steps: {line['skipped']:.0f}" if line["skipped"] else ""
+            loss = f"loss {line['loss']:.4f}" if math.isfinite(line["loss"]) else "no loss"
+            said = f"{loss}, {line['tokens_per_second']:,.0f} tokens/s{skipped}"
         if self.bar is None:
-            if loss is not None:
-                self.show(step, f"loss {loss:.4f}  {tokens_per_second:,.0f} tokens/s")
+            if said is not None:
+                self.show(step, said)
             return
         self.bar.update(step - self.bar.n)
-        if loss is not None:
-            self.bar.set_postfix_str(f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s")
+        if said is not None:
+            self.bar.set_postfix_str(said)
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
 
 
-def _step(line: str) -> float:
+def _read(line: bytes) -> dict[str, Any]:
     try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return float("inf")  # a truncated line
+        read = json.loads(line)
+        return read | {"step": float(read["step"])}
+    except (ValueError, KeyError, TypeError):
+        return {"step": math.inf}  # a truncated line
 
 
 def _rounded(value: Any) -> Any:
-    return float(f"{value:.8g}") if isinstance(value, float) else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.8g}") if math.isfinite(value) else None

@@ -58,6 +58,20 @@ def test_an_interrupted_measurement_goes_on(
     assert "The longest word has 6 letters." in (tmp_path / "out" / "report.md").read_text("utf-8")
 
 
+def test_a_line_that_a_kill_tore_is_measured_again_and_costs_no_other(
+    command: Callable[..., int], tmp_path: Path
+) -> None:
+    assert command() == 0
+    path = tmp_path / "out" / "rows.jsonl"
+    one, three, eleven = path.read_text().splitlines()
+    path.write_text(f"{one}\n{eleven}\n{three[:20]}")
+    for _ in range(2):
+        assert command() == 0
+        rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
+        assert [row["word"] for row in rows] == ["one", "three", "eleven"]
+    assert path.read_text().splitlines()[:3] == [one, eleven, three[:20]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,6 +4,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -252,6 +253,11 @@ def test_figures_hold_what_they_were_given() -> None:
     steps, edges = np.arange(1.0, 5.0), np.array([0.0, 4.0, 8.0, 16.0])
     curve = plots.learning_curves({"a-x": (steps, np.stack([steps, steps + 2]))}, look, "loss")
     assert curve.axes[0].lines[0].get_ydata() == pytest.approx(steps + 1)
+    skipped = np.array([[4.0, np.nan, np.nan, 1.0], [2.0, np.nan, 3.0, 1.0]])  # a step without a loss is null
+    curve = plots.learning_curves({"a-x": (steps, skipped)}, look, "loss")
+    found = curve.axes[0].lines[0].get_ydata()
+    np.testing.assert_array_equal(np.ma.filled(found, np.nan), [3.0, np.nan, 3.0, 1.0])
+    assert np.isfinite(curve.axes[0].get_ylim()).all()
     front = plots.front({"a-x": (1.0, 2.0, 1.5, 2.5), "b-x": (3.0, 1.0, 0.0, 2.0)}, ["a-x"], look, "x", "y")
     line = front.axes[0].lines[-1].get_xydata()
     assert line[1] == pytest.approx([1, 2])
@@ -262,6 +268,14 @@ def test_figures_hold_what_they_were_given() -> None:
     shaded = by_length.axes[0].patches[0].get_extents().transformed(by_length.axes[0].transData.inverted())
     assert shaded.x1 == pytest.approx(1.5)  # between the second and the third bin
     assert plots.to_svg(curve) == plots.to_svg(curve)
+
+
+def test_a_curve_of_a_run_with_skipped_steps_is_drawn(tmp_path: Path) -> None:
+    """The null of metrics.jsonl comes through result.json."""
+    curves = {"a-x": [{"curve": [[1, 3.0], [2, None], [3, 2.0]]}]}
+    sweep: Any = SimpleNamespace(variants=["a-x"], of=curves.get, plan={"config": {"label_smoothing": 0.0}})
+    assert len(figures.learning(sweep, tmp_path)) == 1
+    assert (tmp_path / "learning.svg").exists()
 
 
 def test_cost_is_told_from_where_it_pays() -> None:
