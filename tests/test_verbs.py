@@ -24,7 +24,8 @@ ROOT = Path(__file__).parent.parent
 SERVER = """
 import json, os, runpy, sys, traceback
 import flax.linen, grain, jax, ml_collections.config_flags, optax, orbax.checkpoint, sacrebleu, tensorflow_datasets
-import experiments.run, transformer.tasks, transformer.training.checkpoint, transformer.training.loop
+import experiments.lab.cases, experiments.lab.report, experiments.lab.sweep
+import transformer.tasks, transformer.training.checkpoint, transformer.training.loop
 
 for line in sys.stdin:
     request = json.loads(line)
@@ -474,7 +475,7 @@ heads --text=one : give either --workdir
 heads --workdir=RUN --pretrained=TMP/notes --text=one : give either --workdir
 heads --workdir=RUN --text=one --output=TMP/notes : is no file in a folder that is there
 heads --workdir=RUN --text=one --output=gs://bucket/heads.html : is a URL
-heads --pretrained=TMP/notes --text=one --output=TMP/h.html : there is no config.json
+heads --pretrained=TMP/notes --text=one --output=TMP/h.html : holds no vocab.txt
 convert : --llama2c is missing
 convert --llama2c=TMP/none --tokenizer=TMP/none --output=TMP/o : none
 convert --llama2c=TMP/empty --tokenizer=TMP/empty --output=TMP/o : empty
@@ -501,7 +502,7 @@ experiments.run tying --workdir=TMP/empty : cannot write to --workdir=
 experiments.run tying --workdir=gs://bucket/sweep : is a URL
 experiments.run tying --workdir=TMP/s --base=TMP/none.py : there is no config file
 experiments.run tying --workdir=TMP/s --seeds=0 : at least 1
-experiments.run tying --workdir=TMP/s --first-seed=-1 : seed must be
+experiments.run tying --workdir=TMP/s --first-seed=-1 : is not a whole number from 0
 experiments.run tying --workdir=TMP/s --set model.d_modl=3 : did you mean 'model.d_model'?
 experiments.run tying --workdir=TMP/s --set model.d_model : has no value
 experiments.run tying --workdir=TMP/s --set model.d_model=x : takes int, not 'x'
@@ -519,8 +520,10 @@ experiments.run attention_cost --workdir=TMP/s --seeds=4 : leave out --seeds
 """
 
 
-def _files(*folders: Path) -> list[tuple[Path, int]]:
-    return sorted((path, path.stat().st_mtime_ns) for folder in folders for path in folder.rglob("*"))
+def _files(*folders: Path) -> dict[Path, int]:
+    """All files with the times at which they were written, and all folders."""
+    found = (path for folder in folders for path in folder.rglob("*"))
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
 
 
 @pytest.mark.parametrize("line", MISTAKES.strip().split("\n"), ids=lambda line: line.split(" : ")[0])
@@ -581,6 +584,27 @@ def test_a_broken_config_file(verb: Verb, tmp_path: Path, text: str, said: str) 
     (tmp_path / "broken.py").write_text(text)
     ended = verb("train", f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'run'}")
     _one_sentence(ended, said)
+
+
+def test_a_run_in_a_folder_of_any_name(small: Small, verb: Verb, tmp_path: Path) -> None:
+    """The names of all folders; each character by itself is tried in tests/test_paths.py."""
+    place = tmp_path / "-a b%20'\"{e\u0301}\U0001f642#\n\t,=@0$HOME;&<>|~" / "..."
+    shutil.copytree(small.run, place / "run")
+    shutil.copytree(small.data, place / "data")
+    config = place / "config.py"
+    moved = [(str(small.data), str(place / "data")), (str(small.run.parent / "cache"), str(place / "cache"))]
+    text = small.config.read_text()
+    for old, new in moved:
+        text = text.replace(repr(old), repr(new))
+    config.write_text(text)
+    ended = verb("train", f"--config={config}", f"--workdir={place / 'run'}", "--config.steps=6")
+    assert ended.code == 0, ended.err
+    result = verb("evaluate", f"--workdir={place / 'run'}", "--against", place / "run").last
+    assert result["step"] == 6
+    (place / "in.txt").write_text("one two\n")
+    ended = verb("generate", f"--workdir={place / 'run'}", f"--input={place / 'in.txt'}")
+    assert ended.code == 0, ended.err
+    assert len(ended.lines) == 1
 
 
 # --- Mistakes in the data

@@ -225,9 +225,9 @@ def is_runtime(key: str) -> bool:
 
 def load_file(path: str | Path) -> Config:
     """Runs `get_config()` of a config file."""
-    path = paths.local(path, "--config")
+    given, path = str(path), paths.local(path, "--config")
     if not path.is_file():
-        raise UserError(f"there is no config file {str(path)!r}: name one of configs/*.py")
+        raise UserError(f"there is no config file {given!r}: name one of configs/*.py")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{str(path)!r} is not a Python config file: name one of configs/*.py")
