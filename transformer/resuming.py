@@ -97,16 +97,34 @@ def claim(
         if changed:
             line = json.dumps({"step": step, "changed": changed} | moved)
             append(workdir / "changes.jsonl", f"{line}\n".encode())
-        data = data | _written(workdir)  # values recorded at the start of the run are kept
+        written = _written(workdir)
+        now = data.get("shapes", [])
+        reordered = bool(now) and _shapes(written.get("shapes", now)) != _shapes(now)
+        data = data | written  # values recorded at the start of the run are kept
         for name, content in (("data.json", json.dumps(data)), ("config.json", json.dumps(to_dict(config), indent=2))):
             replace(workdir / name, f"{content}\n".encode())
     except OSError as error:
         raise UserError(f"cannot write to --workdir={str(workdir)!r}: {error.strerror}") from error
+    said = []
+    if reordered:
+        said.append(
+            f"an earlier version formed other batches of these examples: from step {step} on they come in another order"
+        )
     told = {key: pair for key, pair in changed.items() if not is_runtime(key) or (key == "steps" and moved)}
     if told and moved:
         way = "up" if rates[1] > rates[0] else "down"
-        return f"{_listed(told)}: the learning rate at step {step} goes {way} from {rates[0]:.4g} to {rates[1]:.4g}"
-    return f"{_listed(told)}, from step {step} on" if told else None
+        said.append(
+            f"{_listed(told)}: the learning rate at step {step} goes {way} from {rates[0]:.4g} to {rates[1]:.4g}"
+        )
+    elif told:
+        said.append(f"{_listed(told)}, from step {step} on")
+    return "; ".join(said) or None
+
+
+def _shapes(shapes: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+    """Shapes of batches, each (rows, width of each side); a width that all sides share is written once, as an earlier
+    version did."""
+    return sorted((rows, *(dict.fromkeys(widths) if len(set(widths)) == 1 else widths)) for rows, *widths in shapes)
 
 
 def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:

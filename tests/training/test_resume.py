@@ -220,6 +220,17 @@ def test_a_fingerprint_of_an_older_form_is_not_compared_and_says_so(
     assert capsys.readouterr().err == ""
 
 
+def test_batches_of_an_earlier_version_are_named_where_they_differ(config: Config, tmp_path: Path) -> None:
+    """It padded both sides of a pair to one width, and wrote it once."""
+    resuming.claim(tmp_path, config, {"shapes": [[16, 8], [8, 16]]}, None, 0, (0.1, 0.1))
+    alike = {"shapes": [(8, 16, 16), (16, 8, 8)]}
+    assert resuming.claim(tmp_path, config, alike, config, 5, (0.1, 0.1)) is None
+    narrower = {"shapes": [(8, 16, 8), (16, 8, 8)]}
+    said = resuming.claim(tmp_path, config, narrower, config, 5, (0.1, 0.1))
+    assert said is not None
+    assert "from step 5 on they come in another order" in said
+
+
 def test_a_run_that_was_moved_goes_on(
     config: Config, whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
