@@ -197,7 +197,7 @@ LINES = "".join(f"Zeile {i} ü\n" for i in range(9))
         LINES.replace("\n", "\r\n").encode(),
         LINES.replace("\n", "\r").encode(),
         LINES.encode("utf-8-sig"),
-        gzip.compress(LINES.encode()),
+        gzip.compress(LINES.encode(), mtime=0),
         bz2.compress(LINES.encode()),
         lzma.compress(LINES.encode()),
     ],
@@ -223,7 +223,7 @@ def test_the_same_text_in_another_form(tmp_path: Path, content: bytes) -> None:
         (b"(\xb5/\xfd" + bytes(99), "is a zstd archive: unpack it"),
         (bz2.compress(LINES.encode())[:-9], "is a damaged bzip2 file"),
         (lzma.compress(LINES.encode())[:-9], "is a damaged xz file"),
-        (gzip.compress(LINES.encode()) + b"junk", "is a damaged gzip file"),
+        (gzip.compress(LINES.encode(), mtime=0) + b"junk", "is a damaged gzip file"),
     ],
 )
 def test_bad_text(tmp_path: Path, content: bytes, message: str) -> None:
