@@ -69,7 +69,9 @@ def test_a_line_that_a_kill_tore_is_measured_again_and_costs_no_other(
         assert command() == 0
         rows = list(csv.DictReader((tmp_path / "out" / "results.csv").open()))
         assert [row["word"] for row in rows] == ["one", "three", "eleven"]
-    assert path.read_text().splitlines()[:3] == [one, eleven, three[:20]]
+    lines = path.read_text().splitlines()
+    assert lines[:3] == [one, eleven, three[:20]]
+    assert len(lines) == 4, "three is measured once more, and only once"
 
 
 @pytest.mark.parametrize(
