@@ -43,7 +43,7 @@ class Tokens(NamedTuple):
 
     def ids(self, length: int) -> Int[Array, "#B L"]:
         """The document of each token: its segment, or 1 in a row of one document; 0 for padding."""
-        return self.real(length).astype(jnp.int32) if self.segments is None else self.segments
+        return (self.real(length) if self.segments is None else jnp.asarray(self.segments)).astype(jnp.int32)
 
     def whole(self, batch: int, length: int) -> "Tokens":
         """The same with explicit positions and documents of every token of a batch [batch, length]."""

@@ -169,7 +169,7 @@ def _forward(tiling: Tiling, score: Any, q: Array, k: Array, v: Array, weights: 
                 scores = _matmul_t(q, slab.k)
                 mask = _mask(tiling, q_positions, q_segments, slab, rows // tiling.block) if masked else None
                 if score is not None:
-                    scores = _where(mask, scores, 0)  # whatever a hidden key gives
+                    scores = _where(mask, scores, 0.0)  # whatever a hidden key gives
                     scores = _scored(tiling, score, weights, scores, q_positions, slab)
                 scores = _where(mask, scores, HIDDEN)
                 higher = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
@@ -222,10 +222,10 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
                     change = lambda scores, weights: _transpose(  # noqa: E731
                         _scored(tiling, score, weights, _transpose(scores), q_positions, slab)
                     )
-                    scores, pull = jax.vjp(change, _where(mask, scores, 0), weights)
+                    scores, pull = jax.vjp(change, _where(mask, scores, 0.0), weights)
                 p = jnp.exp(_where(mask, scores, HIDDEN) - logsumexp)
                 # What is hidden may be so large that its part here is infinite.
-                d_scores = _where(mask, p * (_matmul_t(slab.v, d_out) - delta), 0)
+                d_scores = _where(mask, p * (_matmul_t(slab.v, d_out) - delta), 0.0)
                 if score is not None:
                     d_scores, more = pull(d_scores)
                     d_weights = jax.tree.map(jnp.add, d_weights, more)
