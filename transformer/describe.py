@@ -1,11 +1,13 @@
 """python -m transformer.describe --config=configs/quantities.py [--config.key=value ...]
 
-Prints the parameters by module, the attention backend of each layer with the reason, and `{"parameters": N}` as its
-last line. Nothing is allocated. --mesh=fsdp=4,tensor=2 also prints how each parameter is sharded on such a mesh, and
+Prints the parameters by module, what a training step of the longest batch will use on the devices here (or on as many
+as the config's mesh names), the attention backend of each layer with the reason, and `{"parameters": N}` as its last
+line. Nothing is allocated. --mesh=fsdp=4,tensor=2 also prints how each parameter is sharded on such a mesh, and
 the communication of the compiled step (compiled for that many simulated devices; --nocompile leaves it out).
 --plan=h100 prints an estimate of the time, memory and bytes of a step on such accelerators.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +17,7 @@ from typing import Any, cast
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, override
+from transformer.config import Config, head_width, override
 from transformer.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -53,45 +55,98 @@ def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
     return sorted(counts.items())
 
 
+def layout_of(config: Config, task: Any) -> Any:
+    """The layout of `config.mesh` over the devices here, or over as many as it names where they are more. UserError: it
+    does not divide."""
+    import jax
+
+    from transformer.training.sharding import make_layout
+
+    named = [size for size in dataclasses.astuple(config.mesh)[:3] if size != -1]
+    fixed, here = math.prod(named), len(jax.devices())
+    devices = here if len(named) < 3 and fixed <= here else fixed
+    return make_layout(dataclasses.replace(config, model=task.model_config), devices, task.axes)
+
+
+def longest(config: Config, task: Any) -> tuple[int, int]:
+    """(length, rows) of the longest batch; those of images and series count rows, and their length is 1."""
+    from transformer.training.plan import longest_batch
+
+    if task.inputs not in ("image", "series"):
+        return longest_batch(config)
+    data = dataclasses.replace(config.data, max_len=1, buckets=(1,))
+    return longest_batch(dataclasses.replace(config, data=data))
+
+
+def step_figures(config: Config) -> dict[str, Any]:
+    """What a training step of the longest batch uses. UserError: its rows do not divide over the mesh."""
+    import jax
+
+    from transformer.model.layers import key_heads, value_width
+    from transformer.training.sharding import check_rows
+
+    task = task_of(config)
+    model, layout, (length, rows) = task.model_config, layout_of(config, task), longest(config, task)
+    check_rows(layout, [(rows, length)], config.mesh.accumulate)
+    sizes = dict(layout.mesh.shape)
+    figures = {"task": config.task, "model.family": model.family, "model.dtype": model.dtype}
+    if model.family.startswith("recurrent"):
+        figures |= {"model.cell": model.cell, "model.d_model": model.d_model}
+    else:
+        figures |= {"model.positions": model.positions, "model.d_model": model.d_model, "model.d_ff": model.d_ff}
+        figures |= {"heads": model.num_heads, "heads of keys and values": key_heads(model)}
+        figures |= {"width of a head": head_width(model), "width of its values": value_width(model)}
+    if task.reads_text:
+        figures |= {"vocabulary": model.vocab_size}
+    if task.has_classes:
+        figures |= {"classes": model.num_classes}
+    return (
+        figures
+        | {
+            "platform": jax.default_backend(),
+            "mesh": ", ".join(f"{axis}={size}" for axis, size in sizes.items()),
+            "rows": rows,
+            "rows of a device at a time": rows // (sizes["data"] * sizes["fsdp"] * config.mesh.accumulate),
+        }
+        | ({"length": length, "positions of a step": rows * length} if length > 1 else {})
+    )
+
+
 def backends(config: Config) -> list[str]:
-    """The attention backend that trains each layer on this device, for the longest batch, and the reason; a line each.
-    The model is evaluated abstractly (shapes only), and its calls of attention are intercepted."""
+    """The attention backend that trains each layer, for the longest batch, and the reason; a line each. The model is
+    evaluated abstractly (shapes only) on the mesh, and what its calls of attention choose is noted."""
     import flax.linen as nn
     import jax
 
-    from transformer.model.attention import Padding, choose
+    from transformer.model.attention import noted_choices
     from transformer.model.layers import MultiHeadAttention
-    from transformer.model.masks import band
-    from transformer.training.plan import longest_batch
 
     if config.model.family.startswith("recurrent"):
         return [f"no self-attention: {config.model.cell} cells, one token after another"]
     config = override(config, {"model.scan_layers": False, "model.remat": "none"})  # so that each layer is called
-    task, (length, rows) = task_of(config), longest_batch(config)
-    if task.inputs in ("image", "series"):  # their batches count rows
-        rows = config.data.batch_tokens
+    task = task_of(config)
+    layout, (length, rows) = layout_of(config, task), longest(config, task)
+    rows //= config.mesh.accumulate
     lines: list[str] = []
 
     def listen(call: Any, arguments: Any, told: Any, context: Any) -> Any:
         module = context.module
+        with noted_choices() as choices:
+            out = call(*arguments, **told)
         if isinstance(module, MultiHeadAttention) and context.method_name == "heads":
-            (q, keys, where, score), limits = arguments, band(module.causal, module.window)
-            packed = where.segments is not None or keys.where.segments is not None
-            padded = not module.causal and keys.where.lengths is not None
-            padding: Padding = "segments" if packed else "lengths" if padded else "none"
-            found = choose(q, keys.k, keys.v, limits, score=score, padding=padding, consecutive=told["consecutive"])
             window = "full" if module.window is None else f"window {module.window}"
             place = " ".join(module.path).replace("layer_", "layer ").replace("_attention", "-attention")
-            lines.append(f"{place}: {window}, {found.backend}: {found.reason}")
-        return call(*arguments, **told)
+            lines.extend(f"{place}: {window}, {found.backend}: {found.reason}" for found in choices)
+        return out
 
     def run(params: Any, batch: Any) -> Any:
-        with nn.intercept_methods(listen):
+        with layout.tracing(), nn.intercept_methods(listen):
             return task.model.apply(params, *task.arguments(batch))
 
     params = jax.eval_shape(task.init, jax.random.key(0))
     jax.eval_shape(run, params, jax.eval_shape(lambda: task.example(rows, length)))
-    return [f"attention of {rows} rows of {length} tokens on {jax.default_backend()}:", *lines]
+    each = " of each variable" if task.inputs == "series" else f" of {length} tokens" if length > 1 else ""
+    return [f"attention of {rows} rows{each} on {jax.default_backend()}:", *lines]
 
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
@@ -185,15 +240,17 @@ def main() -> None:
             os.environ["XLA_FLAGS"] = (
                 f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
             )
-    rows = table(config)
+    rows, figures = table(config), step_figures(config)
     total = sum(count for _, count in rows)
     width = max(len(name) for name, _ in [*rows, ("module", 0)])
     lines = [f"{'module':{width}}  {'parameters':>14}   share"]
     for name, count in rows:
         lines.append(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
     lines.append(f"{'total':{width}}  {total:14,}")
-    if not config.model.vocab_size:
+    if "vocabulary" in figures and not config.model.vocab_size:
         lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
+    for name, figure in figures.items():
+        lines.append(f"{name:26}  {figure:,}" if isinstance(figure, int) else f"{name:26}  {figure}")
     lines += backends(config)
     if FLAGS.mesh:
         placed = placement(config, devices)

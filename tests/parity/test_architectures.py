@@ -16,7 +16,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-from transformer.model.pretrained import load, save
+from transformer.model.pretrained import load, model_config, save
 from transformer.model.tokens import Tokens
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[parity]'")
@@ -286,6 +286,12 @@ def test_saved_weights_are_theirs_again(name: str, pairs: Callable[[str], Pair],
     for theirs, ours in zip(expected, got, strict=True):
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)
     assert load(tmp_path)[0].config == pair.model.config
+
+
+@every
+def test_every_key_of_their_configuration_is_known(name: str) -> None:
+    """Of the version that is installed: a key that a newer one adds is refused here first."""
+    model_config(json.loads(CASES[name].make().config.to_json_string(use_diff=False)))
 
 
 def test_shards_are_one_model(pairs: Callable[[str], Pair], tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """Attention: one pure entry point, `attend`, and one file per backend (BACKENDS). `choose` selects the backend and says
 why. Score functions are in `transformer.model.attention.scores`, masks in `transformer.model.masks`."""
 
-from collections.abc import Callable
+import contextlib
+import contextvars
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -32,6 +35,32 @@ class Choice(NamedTuple):
     reason: str
 
 
+_noted: contextvars.ContextVar[list[Choice] | None] = contextvars.ContextVar("noted", default=None)
+
+
+@contextlib.contextmanager
+def noted_choices() -> Iterator[list[Choice]]:
+    """Within, the list gets each choice that `attend` makes."""
+    choices: list[Choice] = []
+    token = _noted.set(choices)
+    try:
+        yield choices
+    finally:
+        _noted.reset(token)
+
+
+def _noting(choosing: Callable[..., Choice]) -> Callable[..., Choice]:
+    @functools.wraps(choosing)
+    def noting(*arrays: Any, **told: Any) -> Choice:
+        choice = choosing(*arrays, **told)
+        if (noted := _noted.get()) is not None:
+            noted.append(choice)
+        return choice
+
+    return noting
+
+
+@_noting
 def choose(
     q: Any,
     k: Any,

@@ -144,7 +144,9 @@ def _config(settings: Settings, architecture: Architecture, names: frozenset[str
 def _told(settings: Settings, folder: Path) -> tuple[str, str]:
     """The fields of LoadedConfig."""
     ids = _checked_ids(settings)
-    names = {key: settings.values[key] for key in NAMES if settings.values.get(key)}
+    names = {key: value for key in NAMES if (value := settings.get(key, {}))}
+    if all(name == f"LABEL_{number}" for number, name in names.get("id2label", {}).items()):
+        names = {}  # made up for classes without names
     path = folder / GENERATION
     if path.is_file():
         _checked_ids(read_json(path))
