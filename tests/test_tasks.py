@@ -333,6 +333,9 @@ def test_long_examples_are_told_and_treated_alike_in_training_and_evaluation(
     assert found["drop"]["tokens"] == sum(kept)
     assert found["cut"]["tokens"] == sum(min(size, 4) for size in sizes)
     assert [found[rule]["too_long"]["rule"] for rule in found] == ["keep", "drop", "cut"]
+    assert found["drop"]["bleu"] is None, "what is left has fewer than four words"
+    assert found["drop"]["bleu_reason"].startswith("no reference has the 4 words")
+    assert "tok:13a" in found["cut"]["bleu_signature"]
     err = capsys.readouterr().err
     for done in ("read whole", "left out", "cut there"):
         assert f"pairs are longer than data.max_len=4 (the longest has {max(sizes)} tokens): {done}" in err
