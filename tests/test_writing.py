@@ -20,6 +20,7 @@ from transformer.data.batches.labelled import LabelledBatches
 from transformer.data.batches.tokens import Tokens as Encoded
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
+from transformer.generate import read_lines
 from transformer.model.tokens import Tokens
 from transformer.reading import of_run
 from transformer.tasks import TASKS
@@ -271,6 +272,25 @@ def test_the_module_needs_no_jax_to_be_imported() -> None:
 
     code = "import sys, transformer.generate; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_lines_of_the_input_are_those_of_a_training_file() -> None:
+    given = "\ufeff a\u2028b \r\n\nc\x85d\re\n"
+    assert read_lines(given.encode()) == ["a\u2028b", "", "c\x85d\re"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (b"a\nb\xff\n", r"^line 2 of the input is not UTF-8 \(byte 1\): convert it"),
+        ("a\nb\n".encode("utf-16"), "^line 1 of the input has a NUL character: convert it to UTF-8"),
+        ("a\nb\n".encode("utf-16-le"), "^line 1 of the input has a NUL"),
+        (b"a\nb\0\n", "^line 2 of the input has a NUL"),
+    ],
+)
+def test_an_input_that_is_no_text(given: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_lines(given)
 
 
 # --- Slices side by side

@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,23 @@ def test_a_pair_belongs_to_one_split() -> None:
     assert made["test"] == [{"body": BODY, "summary": "Length of a polygon."}]
 
 
+def test_accents_make_no_second_text_however_they_are_written(tmp_path: Path) -> None:
+    composed = "Area of a café's garden. Its sides may cross. End of it, and of all that is to be said."
+    texts = [f"{composed}\n\n{BODY}", unicodedata.normalize("NFD", f"{composed}\n\n{BODY}")]
+    for split, text in zip(("train", "test"), texts, strict=True):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "a.py").write_text(f'"""{text}"""\n', encoding="utf-8")
+        (tmp_path / split / "b.py").write_text(f'"""Other text of {split}.\n\n{text}"""\n', encoding="utf-8")
+    made = docstrings.collect({split: {"package": tmp_path / split} for split in ("train", "test")})
+    assert made.splits["train"][0].text == texts[0]
+    assert not made.splits["test"]
+    rows = [docstrings.Docstring(text, "package") for text in texts]
+    both = docstrings.Corpus({"train": (rows[0],), "test": (rows[1],)}, {})
+    for splits in (summaries.splits(both), leads.splits(both)):
+        assert splits["train"]
+        assert not splits["test"]
+
+
 def test_every_sentence_leads_what_follows_it() -> None:
     docstring = "Area of a polygon. Its\n  sides may cross! Yes. What happens to a side of no length? Nothing at all"
     rest = " ".join(docstring.split())
@@ -329,7 +347,7 @@ def test_languages_are_told_apart_on_names_that_training_has_not_seen() -> None:
     made = languages.splits()
     assert list(languages.LANGUAGES) == sorted(set(languages.LANGUAGES))
     assert 20 <= len(languages.LANGUAGES) <= 40
-    texts = [row["text"].casefold() for rows in made.values() for row in rows]
+    texts = [unicodedata.normalize("NFC", row["text"]).casefold() for rows in made.values() for row in rows]
     assert len(texts) == len(set(texts)) > 30_000
     for split, least in {"train": 500, "validation": 50, "test": 50}.items():
         counts = collections.Counter(row["label"] for row in made[split])

@@ -21,6 +21,7 @@ import logging
 import platform
 import sys
 import sysconfig
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -100,8 +101,9 @@ def _docstrings_in(file: Path) -> Iterator[str]:
 
 
 def long_lines(text: str) -> set[str]:
-    """The lines of at least `LONG_LINE` characters, with white space normalised."""
-    return {line for line in (" ".join(line.split()) for line in text.splitlines()) if len(line) >= LONG_LINE}
+    """The lines of at least `LONG_LINE` characters, with white space and accents (NFC) normalised."""
+    lines = unicodedata.normalize("NFC", text).splitlines()
+    return {line for line in (" ".join(line.split()) for line in lines) if len(line) >= LONG_LINE}
 
 
 def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
@@ -115,8 +117,9 @@ def collect(folders: Mapping[str, Mapping[str, Path]]) -> Corpus:
         unique: list[Docstring] = []
         for package, folder in packages.items():
             for text in docstrings_of(folder):
-                if text not in seen:
-                    seen.add(text)
+                key = unicodedata.normalize("NFC", text)
+                if key not in seen:
+                    seen.add(key)
                     unique.append(Docstring(text, package))
         kept = tuple(row for row in unique if seen_lines.isdisjoint(long_lines(row.text)))
         splits[split], dropped[split] = kept, len(unique) - len(kept)

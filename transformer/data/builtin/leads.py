@@ -7,6 +7,7 @@ copy it. Every sentence of 3 to 40 words of every docstring gives a pair: the do
 
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator
 
 from transformer.data.builder import Dataset, at_once, of_texts
@@ -38,9 +39,13 @@ def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
     seen: set[tuple[str, str]] = set()
     made: dict[str, list[dict[str, str]]] = {}
     for split, rows in corpus.splits.items():
-        found = dict.fromkeys(pair for row in rows for pair in pairs_of(row.text) if pair not in seen)
+        found: dict[tuple[str, str], tuple[str, str]] = {}
+        for pair in (pair for row in rows for pair in pairs_of(row.text)):
+            key = (unicodedata.normalize("NFC", pair[0]), unicodedata.normalize("NFC", pair[1]))
+            if key not in seen:
+                found.setdefault(key, pair)
         seen |= found.keys()
-        made[split] = [{"body": passage, "summary": sentence} for passage, sentence in found]
+        made[split] = [{"body": passage, "summary": sentence} for passage, sentence in found.values()]
     return made
 
 

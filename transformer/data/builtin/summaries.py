@@ -8,6 +8,7 @@ what a function does comes first, its parameters and references last.
 
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable
 
 from transformer.data.builder import Dataset, at_once, of_texts
@@ -52,8 +53,9 @@ def splits(corpus: docstrings.Corpus) -> dict[str, list[dict[str, str]]]:
 def _unseen(texts: Iterable[str], seen: set[tuple[str, str]]) -> Iterable[dict[str, str]]:
     for text in texts:
         pair = pair_of(text)
-        if pair and pair not in seen:
-            seen.add(pair)
+        key = pair and (unicodedata.normalize("NFC", pair[0]), unicodedata.normalize("NFC", pair[1]))
+        if pair and key and key not in seen:
+            seen.add(key)
             yield {"body": pair[0], "summary": pair[1]}
 
 
