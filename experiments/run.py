@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NoReturn
 
 from experiments.lab import cases, cluster, report, workers
 from experiments.lab.budgets import BUDGETS
@@ -66,6 +67,9 @@ def sweep(arguments: argparse.Namespace) -> int:
             "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
             "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
         }
+        if arguments.report_only and not any((workdir / "runs").glob("*/seed*")):  # a report begins no sweep
+            count = len(configs) * arguments.seeds
+            raise UserError(f"none of the {count} runs in {str(workdir)!r} has finished, nothing to report")
         plan = claim(workdir, plan, configs, base)
         runs = planned(arguments.experiment, configs, plan["variants"], plan["seeds"], workdir)
         missing = [run for run in runs if outcome(run.folder)[0] is None]
@@ -106,9 +110,14 @@ def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Pa
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        command_line.fail(f"{message}: see python -m experiments.run --help")
+
+
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    p = argparse.ArgumentParser(
+    """The command line; a mistake in it is one line on stderr."""
+    p = _Parser(
         prog="python -m experiments.run",
         description="Trains every variant of an experiment with every seed and writes a report. The same command again "
         "goes on where it stopped.",
@@ -119,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--workdir", required=True, help="folder of the sweep: created, or resumed")
     p.add_argument("--base", help="config file that the variants change (default: the experiment's BASE)")
     p.add_argument("--seeds", type=_positive, default=3, help="number of seeds a variant (default: %(default)s)")
-    p.add_argument("--first-seed", type=int, default=0, metavar="K", help="seeds count from here (default: 0)")
+    p.add_argument("--first-seed", type=_seed, default=0, metavar="K", help="seeds count from here (default: 0)")
     p.add_argument("--jobs", type=_positive, default=2, help="runs at the same time, the cores shared out among them")
     p.add_argument("--steps", type=_positive, help="steps of each run, in place of the base's")
     p.add_argument(
@@ -155,6 +164,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not text.isdigit() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2147483647")
+    return int(text)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses the command line; a `UserError` becomes one line on stderr and exit code 2."""
     arguments = parser().parse_args(argv)
@@ -166,7 +181,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(arguments)
     except UserError as error:
         command_line.fail(error)
-        return 2
     except KeyboardInterrupt as interrupt:
         print(str(interrupt) or INTERRUPTED, file=sys.stderr)
         return os.EX_TEMPFAIL

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parent.parent
 SERVER = """
 import json, os, runpy, sys, traceback
 import flax.linen, grain, jax, ml_collections.config_flags, optax, orbax.checkpoint, sacrebleu, tensorflow_datasets
+import experiments.lab.cases, experiments.lab.report, experiments.lab.sweep
 import transformer.tasks, transformer.training.checkpoint, transformer.training.loop
 
 for line in sys.stdin:
@@ -397,6 +398,150 @@ def test_a_mistake_is_one_sentence(small: Small, verb: Verb, tmp_path: Path, arg
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+# What is typed wrong, for all commands; TMP holds notes/, empty, empty.json, empty.py, binary and syntax.py, RUN a run.
+MISTAKES = """
+train --config=TMP/none.py --workdir=TMP/r : there is no config file
+train --config=TMP/notes --workdir=TMP/r : there is no config file
+train --config=TMP/empty --workdir=TMP/r : is not a Python config file
+train --config=TMP/empty.py --workdir=TMP/r : has no get_config()
+train --config=TMP/syntax.py --workdir=TMP/r : cannot be run: SyntaxError
+train --config= --workdir=TMP/r : there is no config file
+train --workdir=TMP/r --config : there is no config file ''
+train --config --workdir=TMP/r : there is no config file '--workdir=
+train --config=gs://bucket/config.py --workdir=TMP/r : --config='gs://bucket/config.py' is a URL
+train --config=CONFIG --workdir= : --workdir is missing
+train --config=CONFIG --workdir=TMP/empty : cannot write to --workdir=
+train --config=CONFIG --workdir=TMP/empty/run : cannot write to --workdir=
+train --config=CONFIG --workdir=/proc/1/run : cannot write to --workdir='/proc/1/run'
+train --config=CONFIG --workdir=TMP/notes/new/../../../../../../../../../proc/run : cannot write to --workdir=
+train --config=CONFIG --workdir=gs://bucket/run : is a URL, and only files of this machine
+train --config=CONFIG --workdir=~no.such.user/run : a user whom this machine does not know
+train --config=CONFIG --workdir=TMP/a*b : has '*' in
+train --config=CONFIG --workdir=TMP/r --config.model=3 : 'model' is a group of keys
+train --config=CONFIG --workdir=TMP/r --config.model.d_model : Missing value
+train --config=CONFIG --workdir=TMP/r --config.model.d_model=1e2 : d_model=1e2
+train --config=CONFIG --workdir=TMP/r --config.model.tied=maybe : tied=maybe
+train --config=CONFIG --workdir=TMP/r --config.seed=99999999999 : seed must be
+train --config=CONFIG --workdir=TMP/r --config.optimizer.learning_rate=nan : above 0 and finite, not nan
+train --config=CONFIG --workdir=TMP/r --config.optimizer.final_rate=nan : must be 0 or more, not nan
+train --config=CONFIG --workdir=TMP/r --config.data.buckets=() : takes a tuple of int
+train --config=CONFIG --workdir=TMP/r --config.data.buckets=(16,'a') : takes a tuple of int
+train --config=CONFIG --workdir=TMP/r --config.data.dir=TMP/empty : There is no file
+train --config=CONFIG --workdir=TMP/r --config.data.dir=s3://bucket/data : data.dir='s3://bucket/data' is a URL
+train --config=CONFIG --workdir=TMP/r --config.data.cache=TMP/empty : data.cache=
+train --config=CONFIG --workdir=TMP/r --config.data.cache=/proc/cache : data.cache=/proc/cache cannot be made
+train --config=CONFIG --workdir=TMP/r --config.data.tokenizer=TMP/none.json : There is no tokenizer at
+train --config=CONFIG --workdir=TMP/r --config.data.tokenizer=TMP/empty.json : is no tokenizer file
+train --config=CONFIG --workdir=TMP/r --config.data.tokenizer=bep : did you mean 'bpe'?
+train --config=CONFIG --workdir=TMP/r --config.data.source=de : must name two languages
+train --config=CONFIG --workdir=TMP/r --config.data.dir= --config.data.source=TMP/notes : There is no file data.source=
+train --config=CONFIG --workdir=TMP/r --config.data.name= : data.name=''
+train --config=CONFIG --workdir=TMP/r --config.task=image_classification : needs model.family='encoder_only'
+train --config=CONFIG --workdir=TMP/r --config.mesh.data=0 : mesh.data=0
+train --config=CONFIG --workdir=TMP/r --config.logging.keep=0 : logging.keep
+train --config=CONFIG --workdir=TMP/r --config.init_from=TMP/notes : holds no run
+train --config=CONFIG --workdir=RUN --change=model.d_ff : --change=model.d_ff is not possible
+train --config=CONFIG --workdir=RUN --change=nonsense : unknown config key 'nonsense'
+train --config=CONFIG --workdir=TMP/r --profile_steps=a,b : --profile_steps=a,b
+train --config=CONFIG --workdir=TMP/r --processes=2 : add --coordinator=host:port
+train --config=CONFIG --workdir=TMP/r --coordinator=nowhere --processes=2 --process=0 : name no process of a run
+train --config=CONFIG --workdir=TMP/r --distributed : cannot be brought together
+train --config=CONFIG --workdir=TMP/r --join_seconds=0 : join_seconds
+evaluate --workdir=TMP/notes : holds no run
+evaluate --workdir=s3://bucket/run : is a URL
+evaluate --workdir=, : holds no run
+evaluate --workdir=RUN --average=two : average=two
+evaluate --workdir=RUN --bootstrap=-1 : bootstrap
+evaluate --workdir=RUN --alpha=nan : --alpha must be a finite number
+evaluate --workdir=RUN --against=gs://bucket/run : --against='gs://bucket/run' is a URL
+evaluate --workdir=RUN --against= : --against is empty
+evaluate --workdir=RUN --config=CONFIG : Unknown command line flag 'config'
+generate --workdir=TMP/notes : holds no run
+generate --workdir=RUN --nbest=0 : --nbest=0
+generate --workdir=RUN --nbest=4 --beam=2 : --nbest=4
+generate --workdir=RUN --sample --beam=2 : exclude each other
+generate --workdir=RUN --sample --temperature=nan : --temperature must be
+generate --workdir=RUN --sample --top_p=2 : --top_p must be
+generate --workdir=RUN --temperature=0.5 : add --sample
+generate --workdir=RUN --sample --seed=-1 : --seed must be
+generate --workdir=RUN --min_new=5 --max_new=2 : --min_new=5
+describe --config=TMP/none.py : there is no config file
+describe --config=CONFIG --mesh=dat=2 : --mesh='dat=2'
+describe --config=CONFIG --mesh=data=2,data=4 : write data, fsdp or tensor once
+describe --config=CONFIG --mesh=tensor=3 : does not divide over mesh.tensor=3
+describe --config=CONFIG --plan=h1000 : choose one of a100
+heads --workdir=RUN : --text is missing
+heads --text=one : give either --workdir
+heads --workdir=RUN --pretrained=TMP/notes --text=one : give either --workdir
+heads --workdir=RUN --text=one --output=TMP/notes : is no file in a folder that is there
+heads --workdir=RUN --text=one --output=gs://bucket/heads.html : is a URL
+heads --pretrained=TMP/notes --text=one --output=TMP/h.html : holds no vocab.txt
+convert : --llama2c is missing
+convert --llama2c=TMP/none --tokenizer=TMP/none --output=TMP/o : none
+convert --llama2c=TMP/empty --tokenizer=TMP/empty --output=TMP/o : empty
+convert --llama2c=TMP/binary --tokenizer=TMP/binary --output=TMP/o : binary
+convert --llama2c=TMP/notes --tokenizer=TMP/notes --output=TMP/o : notes
+convert --llama2c=TMP/empty --tokenizer=TMP/empty --output=gs://bucket : --output='gs://bucket' is a URL
+tokenize : --input or --output is missing
+tokenize --input=TMP/none --output=TMP/t.json : none cannot be read
+tokenize --input=TMP/notes --output=TMP/t.json : notes cannot be read
+tokenize --input=TMP/empty --output=TMP/t.json : is empty
+tokenize --input=TMP/binary --output=TMP/t.json : is not valid UTF-8
+tokenize --input=CONFIG --output=TMP/notes : is no .json file that can be written
+tokenize --input=CONFIG --output=TMP/t.txt : is no .json file that can be written
+tokenize --input=CONFIG --output=/proc/t.json : /proc/t.json cannot be written
+tokenize --input=CONFIG --output=TMP/empty/t.json : cannot be written
+tokenize --input=CONFIG --output=TMP/t.json --kind=bep : did you mean 'bpe'?
+tokenize --input=CONFIG --output=TMP/t.json --vocab_size=3 : 3
+tokenize --input=CONFIG --output=TMP/t.json --holes=-1 : holes
+experiments.run : the following arguments are required: experiment, --workdir
+experiments.run tyinng --workdir=TMP/s : did you mean 'tying'?
+experiments.run tying : the following arguments are required: --workdir
+experiments.run tying --workdir= : --workdir is empty
+experiments.run tying --workdir=TMP/empty : cannot write to --workdir=
+experiments.run tying --workdir=gs://bucket/sweep : is a URL
+experiments.run tying --workdir=TMP/s --base=TMP/none.py : there is no config file
+experiments.run tying --workdir=TMP/s --seeds=0 : at least 1
+experiments.run tying --workdir=TMP/s --first-seed=-1 : is not a whole number from 0
+experiments.run tying --workdir=TMP/s --set model.d_modl=3 : did you mean 'model.d_model'?
+experiments.run tying --workdir=TMP/s --set model.d_model : has no value
+experiments.run tying --workdir=TMP/s --set model.d_model=x : takes int, not 'x'
+experiments.run tying --workdir=TMP/s --set data.cache=gs://bucket : data.cache='gs://bucket' is a URL
+experiments.run tying --workdir=TMP/s --budget=money : invalid choice: 'money'
+experiments.run tying --workdir=TMP/s --bse=3 : unrecognized arguments: --bse=3
+experiments.run tying --workdir=TMP/s --executor=slurm --submit=nonsense=3 : is no option of sbatch
+experiments.run tying --workdir=TMP/s --submit partition=gpu : is for --executor=slurm
+experiments.run tying --workdir=TMP/s --report-only : none of the
+experiments.run tying --workdir=RUN --report-only : none of the
+experiments.run TMP/none.py --workdir=TMP/s : there is no experiment file
+experiments.run TMP/empty.py --workdir=TMP/s : has no variants
+experiments.run TMP/syntax.py --workdir=TMP/s : syntax.py' cannot be run: SyntaxError
+experiments.run attention_cost --workdir=TMP/s --seeds=4 : leave out --seeds
+"""
+
+
+def _files(*folders: Path) -> dict[Path, int]:
+    """All files with the times at which they were written, and all folders."""
+    found = (path for folder in folders for path in folder.rglob("*"))
+    return {path: path.stat().st_mtime_ns if path.is_file() else 0 for path in found}
+
+
+@pytest.mark.parametrize("line", MISTAKES.strip().split("\n"), ids=lambda line: line.split(" : ")[0])
+def test_a_mistake_of_any_command_changes_nothing(small: Small, verb: Verb, tmp_path: Path, line: str) -> None:
+    (tmp_path / "notes").mkdir()
+    for name, content in {"notes/mine": b"mine", "binary": bytes(range(256)), "syntax.py": b"def variants(:"}.items():
+        (tmp_path / name).write_bytes(content)
+    for name in ("empty", "empty.json", "empty.py"):
+        (tmp_path / name).touch()
+    before = _files(tmp_path, small.run)
+    typed, said = line.split(" : ")
+    for name, path in {"TMP": tmp_path, "CONFIG": small.config, "RUN": small.run}.items():
+        typed = typed.replace(name, str(path))
+    name, *arguments = typed.split(" ")
+    _one_sentence(verb(name, *arguments, given=b"one two\n"), said)
+    assert _files(tmp_path, small.run) == before
+
+
 def test_learned_positions_shorter_than_the_sentences(small: Small, verb: Verb, tmp_path: Path) -> None:
     flags = ("--config.model.positions=learned", "--config.model.max_positions=16")
     ended = verb("train", f"--config={small.config}", f"--workdir={tmp_path / 'run'}", *flags)
@@ -439,6 +584,27 @@ def test_a_broken_config_file(verb: Verb, tmp_path: Path, text: str, said: str) 
     (tmp_path / "broken.py").write_text(text)
     ended = verb("train", f"--config={tmp_path / 'broken.py'}", f"--workdir={tmp_path / 'run'}")
     _one_sentence(ended, said)
+
+
+def test_a_run_in_a_folder_of_any_name(small: Small, verb: Verb, tmp_path: Path) -> None:
+    """The names of all folders; each character by itself is tried in tests/test_paths.py."""
+    place = tmp_path / "-a b%20'\"{e\u0301}\U0001f642#\n\t,=@0$HOME;&<>|~" / "..."
+    shutil.copytree(small.run, place / "run")
+    shutil.copytree(small.data, place / "data")
+    config = place / "config.py"
+    moved = [(str(small.data), str(place / "data")), (str(small.run.parent / "cache"), str(place / "cache"))]
+    text = small.config.read_text()
+    for old, new in moved:
+        text = text.replace(repr(old), repr(new))
+    config.write_text(text)
+    ended = verb("train", f"--config={config}", f"--workdir={place / 'run'}", "--config.steps=6")
+    assert ended.code == 0, ended.err
+    result = verb("evaluate", f"--workdir={place / 'run'}", "--against", place / "run").last
+    assert result["step"] == 6
+    (place / "in.txt").write_text("one two\n")
+    ended = verb("generate", f"--workdir={place / 'run'}", f"--input={place / 'in.txt'}")
+    assert ended.code == 0, ended.err
+    assert len(ended.lines) == 1
 
 
 # --- Mistakes in the data

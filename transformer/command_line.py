@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 
@@ -86,7 +86,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(trim_threshold, (1 << 31) - 1)
 
 
-def fail(error: Exception | str) -> None:
+def fail(error: Exception | str) -> NoReturn:
     """Prints one sentence and exits with status 2, as for a wrong command line."""
     print(f"error: {str(error).strip()}", file=sys.stderr)
     sys.exit(2)
@@ -116,7 +116,6 @@ def _parse(argv: list[str]) -> list[str]:
         fail(error)
     except (TypeError, ValueError, AttributeError, KeyError, SyntaxError) as error:  # of an override
         fail(re.sub(r"\s+", " ", str(error)))
-    return []
 
 
 def run(main: Callable[[], None]) -> None:

@@ -223,9 +223,9 @@ def is_runtime(key: str) -> bool:
 
 def load_file(path: str | Path) -> Config:
     """Runs `get_config()` of a config file."""
-    path = paths.local(path, "--config")
+    given, path = str(path), paths.local(path, "--config")
     if not path.is_file():
-        raise UserError(f"there is no config file {str(path)!r}: name one of configs/*.py")
+        raise UserError(f"there is no config file {given!r}: name one of configs/*.py")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"{str(path)!r} is not a Python config file: name one of configs/*.py")
@@ -246,6 +246,8 @@ def load_file(path: str | Path) -> Config:
 def _unknown(key: str) -> str:
     if key in RETIRED:
         return f"config key {key!r} is no more: {RETIRED[key]}"
+    if any(name.startswith(f"{key}.") for name in flatten(Config())):
+        return f"config key {key!r} is a group of keys: set one of its keys"
     # For "model.postions" or just "positions": compare whole keys, and last parts.
     known = list(flatten(Config()))
     by_last = [name for name in known if name.split(".")[-1] == key.split(".")[-1]]

@@ -96,12 +96,15 @@ def backends(config: Config) -> list[str]:
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
     """The config with a mesh such as "data=2,fsdp=4" (other axes 1), and its number of devices."""
-    sizes = {"data": 1, "fsdp": 1, "tensor": 1}
+    sizes, named = {"data": 1, "fsdp": 1, "tensor": 1}, set[str]()
     for part in mesh.split(","):
         axis, _, size = part.partition("=")
-        if axis not in sizes or not size.isdecimal() or int(size) < 1:
-            raise UserError(f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor, and how many: data=2,fsdp=4")
+        if axis not in sizes or axis in named or not size.isdecimal() or int(size) < 1:
+            raise UserError(
+                f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor once, and how many: data=2,fsdp=4"
+            )
         sizes[axis] = int(size)
+        named.add(axis)
     return override(config, {f"mesh.{axis}": size for axis, size in sizes.items()}), math.prod(sizes.values())
 
 
@@ -184,25 +187,25 @@ def main() -> None:
     rows = table(config)
     total = sum(count for _, count in rows)
     width = max(len(name) for name, _ in [*rows, ("module", 0)])
-    print(f"{'module':{width}}  {'parameters':>14}   share")
+    lines = [f"{'module':{width}}  {'parameters':>14}   share"]
     for name, count in rows:
-        print(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
-    print(f"{'total':{width}}  {total:14,}")
+        lines.append(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
+    lines.append(f"{'total':{width}}  {total:14,}")
     if not config.model.vocab_size:
-        print(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
-    print("\n".join(backends(config)))
+        lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
+    lines += backends(config)
     if FLAGS.mesh:
         placed = placement(config, devices)
         width = max(len(path) for path, *_ in placed)
-        print(f"{'parameter':{width}}  {'shape':>18}  {'bytes a device':>14}  split")
+        lines.append(f"{'parameter':{width}}  {'shape':>18}  {'bytes a device':>14}  split")
         for path, shape, split, size in placed:
-            print(f"{path:{width}}  {' x '.join(map(str, shape)):>18}  {size:14,}  {split}")
-        print(f"{'total':{width}}  {'':18}  {sum(size for *_, size in placed):14,}")
+            lines.append(f"{path:{width}}  {' x '.join(map(str, shape)):>18}  {size:14,}  {split}")
+        lines.append(f"{'total':{width}}  {'':18}  {sum(size for *_, size in placed):14,}")
         if FLAGS.compile and devices <= COMPILE_UP_TO:
-            print("\n".join(sent(config)))
+            lines += sent(config)
     if FLAGS.plan:
-        print("\n".join(planned(config, devices, FLAGS.plan)))
-    print(json.dumps({"parameters": total}))
+        lines += planned(config, devices, FLAGS.plan)
+    print(*lines, json.dumps({"parameters": total}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from absl import flags
 
 from transformer import command_line
 from transformer.errors import UserError
+from transformer.paths import for_checkpoints
 from transformer.writing.manner import Manner
 
 if TYPE_CHECKING:
@@ -30,11 +31,12 @@ RESAMPLES = 1000  # of a comparison without --bootstrap
 def main() -> None:
     """Runs the command with its flags parsed."""
     manner = Manner(beam=FLAGS.beam, alpha=FLAGS.alpha)
+    against = None if FLAGS.against is None else for_checkpoints(FLAGS.against, "--against")
     run = command_line.run_from_flags()
     from transformer.evaluation.splits import measured, report
     from transformer.runs import load_run
 
-    other = None if FLAGS.against is None else load_run(FLAGS.against, FLAGS.average, FLAGS.best)
+    other = None if against is None else load_run(against, FLAGS.average, FLAGS.best)
     found = measured(run, FLAGS.split, manner)
     told = report(run, FLAGS.split, found, FLAGS.bootstrap)
     if other is not None:

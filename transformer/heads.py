@@ -44,7 +44,10 @@ def main() -> None:
         reading = load_run(FLAGS.workdir).reading(FLAGS.text, FLAGS.target)
     else:
         reading = of_folder(local(FLAGS.pretrained, "--pretrained"), FLAGS.text)
-    output.write_text(page(reading), encoding="utf-8")
+    try:
+        output.write_text(page(reading), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output={FLAGS.output} cannot be written: {error.strerror}") from error
     print(f"wrote {output}: open it in a browser")
 
 

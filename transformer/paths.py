@@ -34,6 +34,8 @@ def local(path: str | Path, name: str) -> Path:
 def for_checkpoints(path: str | Path, name: str) -> Path:
     """The folder of a run, or one for prepared data. UserError: as `local`, or a part of the whole path has characters
     that Orbax, TensorStore or TFDS read as a pattern or a URL: what they save there, they do not find again."""
+    if not str(path):
+        raise UserError(f"{name} is empty: name a folder")
     folder = local(path, name)
     whole = str(folder.absolute())
     if found := re.search(r"[*?\[\]\\]|:(?=/|$)", whole):

@@ -4,6 +4,9 @@ Trains one tokenizer on the lines of all files; run it once per language for sep
 --config.data.tokenizer=tokenizer.json.
 """
 
+import os
+from pathlib import Path
+
 from absl import flags
 
 from transformer import command_line
@@ -23,10 +26,17 @@ def main() -> None:
     kind_class(FLAGS.kind)  # before any file is read
     extra = ((MASK,) if FLAGS.mask else ()) + holes(FLAGS.holes)
     output, paths = local(FLAGS.output, "--output"), [local(path, "--input") for path in FLAGS.input]
+    if output.suffix != ".json" or output.is_dir() or not os.access(_first_there(output), os.W_OK):
+        raise UserError(f"--output={FLAGS.output} is no .json file that can be written: name one, such as mine.json")
     lines = (line for path in paths for line in lines_of(path))
     tokenizer = Tokenizer.train(lines, FLAGS.vocab_size, FLAGS.kind, extra)
     tokenizer.save(output)
     print(f"{tokenizer.vocab_size} pieces of {FLAGS.kind} in {FLAGS.output}")
+
+
+def _first_there(path: Path) -> Path:
+    """The path, or the lowest folder above it that there is."""
+    return next(found for found in (path, *path.parents) if found.exists())
 
 
 if __name__ == "__main__":

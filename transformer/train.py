@@ -224,6 +224,8 @@ def main() -> None:
         join(FLAGS.coordinator, FLAGS.processes, FLAGS.process, FLAGS.join_seconds)
         with together():
             config, workdir, profile_steps = _given()
+    elif FLAGS.processes is not None or FLAGS.process is not None:
+        raise UserError("--processes and --process say which part of a run this is: add --coordinator=host:port")
     else:
         config, workdir, profile_steps = _given()
     train(config, workdir, profile_steps=profile_steps, change=FLAGS.change)
@@ -244,5 +246,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("coordinator", None, "One of several processes: host:port where the first one listens.")
     flags.DEFINE_integer("processes", None, "How many there are; with --coordinator.")
     flags.DEFINE_integer("process", None, "Which one this is: 0, 1, ...; with --coordinator.")
-    flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.")
+    flags.DEFINE_integer("join_seconds", 300, "How long processes wait for each other at the start.", lower_bound=1)
     command_line.run(main)

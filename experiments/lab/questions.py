@@ -31,7 +31,11 @@ def load(name: str) -> ModuleType:
         if not path.is_file() or spec is None or spec.loader is None:
             raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:  # a file of Python can raise anything
+            reason = " ".join(str(error).split())
+            raise UserError(f"{str(path)!r} cannot be run: {type(error).__name__}: {reason}") from error
     else:
         names = available()
         if name not in names:

@@ -44,6 +44,10 @@ class Manner:
             ),
             (most < 0, f"--max_new must be 0 or more, not {self.max_new}"),
             (not 0 <= self.min_new <= most, f"--min_new={self.min_new} must be from 0 to --max_new: lower it"),
+            (
+                not self.sample and (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0),
+                "--temperature, --top_k and --top_p change how samples are drawn: add --sample",
+            ),
         ):
             if wrong:
                 raise UserError(sentence)

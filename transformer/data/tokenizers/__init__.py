@@ -141,9 +141,14 @@ class Tokenizer:
         return json.dumps(state, ensure_ascii=False, indent=2)
 
     def save(self, path: str | Path) -> None:
-        """Writes one JSON file atomically."""
-        with writing(Path(path)) as temporary:
-            temporary.write_text(self.to_json(), encoding="utf-8")
+        """Writes one JSON file atomically. UserError: it cannot be written."""
+        try:
+            with writing(Path(path)) as temporary:
+                temporary.write_text(self.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(
+                f"{os.fspath(path)} cannot be written ({error.strerror}): name another, or make room."
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> "Self":
