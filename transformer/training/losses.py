@@ -111,9 +111,9 @@ def _slice_loss(
     x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float
 ) -> tuple[Array, tuple[Array, Array]]:
     """`output` is the table and the bias, which may be None."""
-    flat, (table, bias) = x.reshape(-1, x.shape[-1]), output
+    flat, (table, bias) = x.reshape(targets.size, x.shape[-1]), output
     logits = jnp.matmul(flat, table.astype(x.dtype).T, preferred_element_type=jnp.float32)
-    logits = (logits if bias is None else logits + bias).reshape(*targets.shape, -1)
+    logits = (logits if bias is None else logits + bias).reshape(*targets.shape, table.shape[0])
     metrics = _cross_entropy(logits, targets, weights, label_smoothing)
     return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
 
