@@ -182,8 +182,8 @@ def _candidates(
     best, ids = lax.top_k(without_eos(logits, eos_id, forbidden), each)
     sums = log_probs[:, :, None] + (best - whole[:, None]).reshape(rows, beams, each)
     sums = jnp.where(jnp.isnan(sums), -jnp.inf, sums)  # top_k would put them first
-    sums, index = lax.top_k(sums.reshape(rows, -1), min(wanted, beams * each))
-    return index // each, _gathered(ids.reshape(rows, -1), index), sums, broken
+    sums, index = lax.top_k(sums.reshape(rows, beams * each), min(wanted, beams * each))
+    return index // each, _gathered(ids.reshape(rows, beams * each), index), sums, broken
 
 
 def _best_ended(old: _Ended, new: _Ended) -> _Ended:

@@ -111,7 +111,7 @@ def output_cross_entropy(
 def _slice_logits(x: Array, output: Any) -> tuple[Array, Array, Array]:
     """x [tokens, D], the table in the type of x, and logits [tokens, V] in float32. `output` is the table and the bias,
     which may be None."""
-    flat, (table, bias) = x.reshape(-1, x.shape[-1]), output
+    flat, (table, bias) = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), output
     table = table.astype(x.dtype)
     logits = jnp.matmul(flat, table.T, preferred_element_type=jnp.float32)
     return flat, table, logits if bias is None else logits + bias
@@ -120,7 +120,8 @@ def _slice_logits(x: Array, output: Any) -> tuple[Array, Array, Array]:
 def _slice_loss(
     logits: Array, targets: Array, weights: Array, label_smoothing: float
 ) -> tuple[Array, tuple[Array, Array]]:
-    metrics = _cross_entropy(logits.reshape(*targets.shape, -1), targets, weights, label_smoothing)
+    logits = logits.reshape(*targets.shape, logits.shape[-1])
+    metrics = _cross_entropy(logits, targets, weights, label_smoothing)
     return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
 
 

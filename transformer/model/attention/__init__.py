@@ -157,7 +157,9 @@ def attend(
         consecutive = q_positions is None and k_positions is None
     if causal and consecutive and length == keys:
         where = where._replace(k_lengths=None)  # only padding queries come after padding
-    if backend == "auto":
+    if backend == "auto" and 0 in (batch, length, keys):
+        backend = "dense"
+    elif backend == "auto":
         padding: Padding = "none" if where.k_lengths is None else "lengths"
         padding = padding if q_segments is None else "segments"
         backend = choose(q, k, v, where.limits, score=score, padding=padding, consecutive=consecutive).backend
