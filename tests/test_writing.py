@@ -233,6 +233,20 @@ def test_a_classifier_reads_a_long_line_as_evaluation_does(capsys: pytest.Captur
     assert len(classified(learned, [line])[0]) == 32
 
 
+@pytest.mark.parametrize("rule", ["drop", "refuse"])
+@pytest.mark.parametrize("task", ["translation", "text_classification"])
+def test_a_line_that_no_example_is_as_long_as_is_refused(task: str, rule: str) -> None:
+    """As `data.too_long` says; an empty rule and "cut" take it."""
+    run = trained(task, num_classes=2) if task == "text_classification" else trained()
+    facts, most = {"classes": ["x", "y"]}, run.config.data.max_len
+    ruled = dataclasses.replace(run, config=override(run.config, {"data.too_long": rule}), facts=facts)
+    with pytest.raises(
+        UserError, match=rf"^line 2 has \d+ tokens, more than data.max_len={most}.*{rule!r}.*shorten it"
+    ):
+        outputs(ruled, ["ab", "abcd" * most])
+    outputs(dataclasses.replace(run, facts=facts), ["ab", "abcd" * most])
+
+
 @pytest.mark.parametrize("manner", MANNERS)
 def test_a_model_that_diverged_is_named(manner: str) -> None:
     broken = jax.tree.map(lambda x: x * np.nan, trained().params)

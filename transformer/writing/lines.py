@@ -1,7 +1,8 @@
 """Outputs of lines (`generate`, `outputs`), streamed output of a single line, and transcripts of recordings.
 
-A line is read as evaluation reads an example: the text of a classifier is cut to `data.max_len`, and a line on stderr
-says so; other lines are read whole. What is longer than a learned position table is refused, by its number."""
+A line is read as evaluation reads an example. The text of a classifier is cut to `data.max_len`, and a line on stderr
+says so; other lines are read whole, unless `data.too_long` is "cut". Where it is "drop" or "refuse", a line longer than
+`data.max_len` is refused by its number, and so is one that is longer than a learned position table."""
 
 import itertools
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 from transformer.errors import UserError
 from transformer.tasks import SpeechRecognition, TextClassification, WritingTask
+from transformer.tasks.texts import Translation
 from transformer.tasks.trained import Trained
 from transformer.writing.classifier import Classifier
 from transformer.writing.manner import GREEDY, Manner, Output
@@ -55,6 +57,8 @@ def _prepared(
         raise UserError(f"task {trained.config.task!r} turns no line into another: see python -m transformer.evaluate")
     write = Writer(trained, manner, alignments)
     ids = [task.prompt(tokens) for tokens in trained.tokenizer.encode_batch(lines)]
+    if isinstance(task, Translation):
+        _check_lengths(trained, [len(tokens) for tokens in ids])
     for number, (line, tokens) in enumerate(zip(lines, ids, strict=True), start=1):
         if limit is not None and len(tokens) > limit:
             raise UserError(
@@ -68,12 +72,24 @@ def classified(trained: Trained, lines: Sequence[str]) -> list[list[int]]:
     """The tokens of lines as a classifier of texts reads them, cut to `data.max_len`; stderr says which were cut."""
     most, tokenizer = trained.config.data.max_len, trained.tokenizer
     ids = tokenizer.encode_batch(lines)
+    _check_lengths(trained, [len(tokens) + 2 for tokens in ids])
     long = [number for number, tokens in enumerate(ids, start=1) if len(tokens) > most - 2]
     if long:
         first = ", ".join(map(str, long[:6])) + (", ..." if len(long) > 6 else "")
         told = f"{len(long)} of {len(ids)} lines are cut to data.max_len={most} tokens, as in evaluation: line {first}"
         print(told, file=sys.stderr, flush=True)
     return [[tokenizer.bos_id, *tokens[: most - 2], tokenizer.eos_id] for tokens in ids]
+
+
+def _check_lengths(trained: Trained, lengths: list[int]) -> None:
+    """UserError: a line is longer than `data.max_len`, and `data.too_long` allows no such example."""
+    most, rule = trained.config.data.max_len, trained.config.data.too_long
+    for number, length in enumerate(lengths, start=1):
+        if length > most and rule in ("drop", "refuse"):
+            raise UserError(
+                f"line {number} has {length} tokens, more than data.max_len={most}, and the model was trained with "
+                f"data.too_long={rule!r}, without such examples: shorten it"
+            )
 
 
 def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
