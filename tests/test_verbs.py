@@ -486,7 +486,7 @@ tokenize : --input or --output is missing
 tokenize --input=TMP/none --output=TMP/t.json : none cannot be read
 tokenize --input=TMP/notes --output=TMP/t.json : notes cannot be read
 tokenize --input=TMP/empty --output=TMP/t.json : is empty
-tokenize --input=TMP/binary --output=TMP/t.json : is not valid UTF-8
+tokenize --input=TMP/binary --output=TMP/t.json : has a NUL character in line 1
 tokenize --input=CONFIG --output=TMP/notes : is no .json file that can be written
 tokenize --input=CONFIG --output=TMP/t.txt : is no .json file that can be written
 tokenize --input=CONFIG --output=/proc/t.json : /proc/t.json cannot be written

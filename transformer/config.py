@@ -133,8 +133,7 @@ class Config:
 # a cosine schedule, which is reported). All other keys define the run. The fingerprint guards the data in `data.dir`.
 RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", "optimizer.max_skipped")
 
-# Keys that are paths, or may be: `~` is expanded where a config is made, so that a run records the folder itself. A
-# cache holds files that TFDS finds by patterns, and a run checkpoints.
+# Paths: `~` is expanded where a config is made, so that a run records the folder. FOLDERS hold checkpoints or a cache.
 PATHS = ("data.dir", "data.source", "data.target", "data.tokenizer")
 FOLDERS = ("init_from", "data.cache")
 
@@ -294,27 +293,21 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 def _check(config: Config) -> None:
     check_model(config.model)
     data, optimizer, flat = config.data, config.optimizer, flatten(config)
-    positive = (
-        "steps data.horizon data.max_len data.batch_tokens data.row_multiple optimizer.warmup_steps "
-        "optimizer.max_skipped mesh.accumulate logging.log_every logging.checkpoint_every logging.keep"
-    )
-    _check_least(flat, 1, positive)
-    if not 0 <= config.label_smoothing < 1:
-        raise UserError(f"label_smoothing must be at least 0 and below 1, not {config.label_smoothing}")
+    _check_least(flat, 1, "", "steps mesh.accumulate")
+    _check_least(flat, 1, "data.", "horizon max_len batch_tokens row_multiple")
+    _check_least(flat, 1, "optimizer.", "warmup_steps max_skipped")
+    _check_least(flat, 1, "logging.", "log_every checkpoint_every keep")
+    for key in ("label_smoothing", "optimizer.b1", "optimizer.b2"):
+        if not 0 <= flat[key] < 1:
+            raise UserError(f"{key} must be at least 0 and below 1, not {flat[key]}")
     if not 0 < optimizer.learning_rate < math.inf:
         raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {optimizer.learning_rate}")
-    for key in ("b1", "b2"):
-        if not 0 <= getattr(optimizer, key) < 1:
-            raise UserError(f"optimizer.{key} must be at least 0 and below 1, not {getattr(optimizer, key)}")
     rules = ("", "drop", "cut", "chunk", "refuse")
     _check_choices(flat, {"optimizer.schedule": ("inverse_sqrt", "cosine"), "data.too_long": rules})
     if not 0 < data.corruption < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
-    not_negative = (
-        "optimizer.eps optimizer.weight_decay optimizer.clip_norm optimizer.max_spike optimizer.final_rate "
-        "logging.evaluate_every logging.checkpoint_minutes"
-    )
-    _check_least(flat, 0, not_negative)
+    _check_least(flat, 0, "optimizer.", "eps weight_decay clip_norm max_spike final_rate")
+    _check_least(flat, 0, "logging.", "evaluate_every checkpoint_minutes")
     if min(data.buckets) < 1:
         raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
     if not 0 <= config.seed < 2**31:
@@ -325,8 +318,8 @@ def _check(config: Config) -> None:
         )
 
 
-def _check_least(flat: dict[str, Any], least: int, keys: str) -> None:
-    for key in keys.split():
+def _check_least(flat: dict[str, Any], least: int, group: str, names: str) -> None:
+    for key in (group + name for name in names.split()):
         if not least <= flat[key] < math.inf:
             said = "at least 1" if least else "0 or more"
             raise UserError(f"config key {key!r} must be {said}, not {flat[key]}")
@@ -342,11 +335,10 @@ def _check_choices(flat: dict[str, Any], choices: dict[str, tuple[str, ...]]) ->
 def check_model(model: ModelConfig) -> None:
     """UserError: a value that no model can have."""
     flat = {f"model.{field.name}": getattr(model, field.name) for field in dataclasses.fields(model)}
-    positive = "num_layers d_model num_heads max_positions channels patch_size"
-    _check_least(flat, 1, " ".join(f"model.{name}" for name in positive.split()))
-    not_negative = "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size"
-    _check_least(flat, 0, " ".join(f"model.{name}" for name in not_negative.split()))
-    if model.d_model % model.num_heads and not model.head_dim:
+    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size")
+    _check_least(flat, 0, "model.", "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size")
+    recurrent = model.family.startswith("recurrent")  # it has no heads
+    if model.d_model % model.num_heads and not (model.head_dim or recurrent):
         raise UserError(
             f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
             "or set model.head_dim"

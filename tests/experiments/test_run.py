@@ -250,7 +250,7 @@ def test_a_dry_run_does_not_bind_the_sweep(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: None)
     _sweep(tmp_path, "--dry-run")
     with pytest.raises(SystemExit) as stopped:  # another base, and no run to report
-        _sweep(tmp_path, "--set", "model.d_model=32", "--report-only")
+        _sweep(tmp_path, "--set", "model.d_model=32")
     assert stopped.value.code == 2
     assert json.loads((tmp_path / "sweep.json").read_text())["config"]["model"]["d_model"] == 32
 

@@ -427,7 +427,7 @@ SETTINGS: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"num_key_value_heads": 2}, r"model that cannot be: model\.num_kv_heads=2 does not divide"),
     ("llama", {"num_key_value_heads": 0}, r"num_key_value_heads=0: it must be 1 or more"),
     ("llama", {"head_dim": 3}, r"model that cannot be: model\.positions='rotary-half' rotates pairs"),
-    ("llama", {"rms_norm_eps": math.nan}, r"model that cannot be: config key 'model\.norm_eps'"),
+    ("llama", {"rms_norm_eps": math.nan}, r"model that cannot be: model\.norm_eps must be above 0"),
     ("llama", {"sliding_window": 4}, r"sets sliding_window=4, which we do not know: take it out if"),
     ("llama", {"attn_logit_softcapping": 50.0}, r"attn_logit_softcapping=50\.0, which we do not know"),
     ("llama", {"final_logit_softcapping": 30.0}, r"final_logit_softcapping=30\.0, which we do not know"),

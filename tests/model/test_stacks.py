@@ -21,7 +21,7 @@ from transformer.model.layers import MultiHeadAttention
 from transformer.model.masks import band
 from transformer.model.positions import POSITIONS
 from transformer.model.stacks import Stack, windows
-from transformer.model.tokens import Tokens
+from transformer.model.tokens import PackedTokens, Tokens
 
 V = 13
 LONG = 263  # enough that tiles over a narrow band hold less than half of the scores
@@ -145,7 +145,7 @@ def test_the_banded_model_is_the_dense_model(monkeypatch: pytest.MonkeyPatch) ->
     model, params = model_and_params(config)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, V, (2, LONG)), jnp.int32)
     segments = jnp.asarray(np.array([[1] * 127 + [2] * 131 + [0] * 5, [1] * 3 + [2] * 260]))
-    where = Tokens(jnp.asarray(np.r_[0:127, 0:131, [0] * 5, 0:3, 0:260].reshape(2, LONG)), segments)
+    where = PackedTokens(jnp.asarray(np.r_[0:127, 0:131, [0] * 5, 0:3, 0:260].reshape(2, LONG)), segments)
     taken: list[str] = []
 
     def choice(*args: Any, **options: Any) -> Choice:

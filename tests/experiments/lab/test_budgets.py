@@ -1,6 +1,7 @@
 """What the reference spends, and how many steps that buys each variant."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,6 @@ def test_ctrl_c_amid_the_pilots_is_one_sentence(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(workers, "run_all", interrupted)
-    assert run.main([FAKE, f"--workdir={tmp_path}", "--budget=seconds"]) == 130
+    assert run.main([FAKE, f"--workdir={tmp_path}", "--budget=seconds"]) == os.EX_TEMPFAIL
     assert capsys.readouterr().err.splitlines()[-1] == run.INTERRUPTED
     assert not list(tmp_path.glob("pilots*"))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +45,7 @@ def test_an_interrupted_measurement_goes_on(
     command: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "stop").touch()
-    assert command() == 130
+    assert command() == os.EX_TEMPFAIL
     assert "the same command goes on from here" in capsys.readouterr().err
     kept = (tmp_path / "out" / "rows.jsonl").read_text()
     assert [json.loads(line)["case"] for line in kept.splitlines()] == ["one", "three"]

@@ -68,8 +68,11 @@ def dense(
     scores, mask = products(q, k), where.mask()
     mask = None if mask is None else mask[:, None, None]
     if score is not None:
-        scores = scores if mask is None else jnp.where(mask, scores, 0)  # whatever a hidden key gives
-        of_heads = scores.reshape(batch, heads, *scores.shape[3:])
-        scores = score(of_heads, where.q_positions, where.k_positions).reshape(scores.shape)
+        # The function, and its derivative, see neither what a hidden key gives nor what is not finite.
+        finite = jnp.isfinite(scores)
+        seen = jnp.where(finite if mask is None else finite & mask, scores, 0)
+        of_heads = seen.reshape(batch, heads, *scores.shape[3:])
+        changed = score(of_heads, where.q_positions, where.k_positions).reshape(scores.shape)
+        scores = jnp.where(finite, changed, scores)
     out = weighted_values(scores, v, mask)
     return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)

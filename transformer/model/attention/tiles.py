@@ -199,7 +199,7 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
     # A query that saw NaN has no part in the gradients: its weights become 0.
     lost = ~jnp.isfinite(logsumexp)
     d_out, out = jnp.where(lost, 0, d_out), jnp.where(lost, 0, out)
-    q, k, logsumexp = unmarked(q), unmarked(k), jnp.where(lost, -HIDDEN, logsumexp)
+    q, k, logsumexp = jnp.where(lost, 0, unmarked(q)), unmarked(k), jnp.where(lost, -HIDDEN, logsumexp)
     keys = Slab(k, v, k_positions, k_segments)
 
     def one_tile(totals: Any, x: Any) -> tuple[Any, Any]:
