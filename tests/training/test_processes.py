@@ -87,6 +87,7 @@ def test_fifty_steps_in_one_two_and_four_processes(tmp_path: Path) -> None:
 DAMAGED_FOR_ONE = """
 import sys, pathlib, jax, jax.numpy as jnp, numpy as np
 from orbax.checkpoint import v1 as ocp
+from transformer.training.checkpoint import Checkpoints
 from transformer.training.processes import join
 
 index = int(sys.argv[3])
