@@ -101,7 +101,10 @@ def strings(folder: Path) -> dict[str, Any]:
 
 def waves(folder: Path) -> dict[str, Any]:
     time = np.arange(160)
-    rows = [f"{np.datetime64('2016-07-01') + t},{np.sin(t / 3) + 0.01 * t},{np.cos(t / 5)}" for t in time]
+    rows = [
+        f"{np.datetime64('2016-07-01') + np.timedelta64(int(t), 'D')},{np.sin(t / 3) + 0.01 * t},{np.cos(t / 5)}"
+        for t in time
+    ]
     (folder / "ETTh1.csv").write_text("\n".join(["date,HUFL,OT", *rows]) + "\n")
     return {"data.name": "ett", "data.dir": str(folder), "data.max_len": 16, "data.horizon": 4, "data.buckets": (16,)}
 

@@ -219,7 +219,7 @@ def test_renamed_labels_and_columns_are_other_data(tmp_path: Path) -> None:
 
 def test_facts_of_a_series_scale_it_back_exactly(tmp_path: Path) -> None:
     values = np.random.default_rng(0).normal(size=(14_400, 2)) * [1, 300] + [5, -7000]
-    hours = np.datetime64("2016-07-01T00") + np.arange(len(values))
+    hours = np.datetime64("2016-07-01T00") + np.arange(len(values)) * np.timedelta64(1, "h")
     rows = zip(hours, values.tolist(), strict=True)
     text = "date,HUFL,OT\n" + "".join(f"{hour},{first!r},{second!r}\n" for hour, (first, second) in rows)
     (tmp_path / "ETTh1.csv").write_text(text)

@@ -17,7 +17,8 @@ from transformer.errors import UserError
 OF_ETT = series.ETT_ROWS
 ROWS = {"train": 61, "validation": 23, "test": 29}
 COLUMNS = ["HUFL", "MUFL", "OT"]
-START = np.datetime64("2016-07-01T00")  # hours are added to it
+HOUR = np.timedelta64(1, "h")
+START = np.datetime64("2016-07-01T00")
 
 
 def toy_values() -> np.ndarray:
@@ -32,7 +33,7 @@ def write_ett(folder: Path, values: np.ndarray, **changes: str) -> None:
     writer.writerow(["date", *COLUMNS])
     for number, row in enumerate(values):
         fields = [changes.get(f"r{number}c{column}", repr(float(value))) for column, value in enumerate(row)]
-        writer.writerow([str(START + number), *fields])
+        writer.writerow([str(START + number * HOUR), *fields])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "ETTh1.csv").write_text(text.getvalue())
 
@@ -155,7 +156,7 @@ def test_fields_that_are_numbers(field: str, tmp_path: Path, cache: Path) -> Non
 
 
 Rows = list[tuple[str, int]]
-DATED: Rows = [(str(START + i).replace("T", " ") + ":00:00", i) for i in range(113)]
+DATED: Rows = [(str(START + i * HOUR).replace("T", " ") + ":00:00", i) for i in range(113)]
 
 
 def series_file(folder: Path, rows: Rows, header: str = "date,a\n", end: str = "") -> Path:

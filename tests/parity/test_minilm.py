@@ -73,7 +73,7 @@ def test_sentence_embeddings() -> None:
     positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     where = Tokens(positions, jnp.asarray(mask, jnp.int32))
     vectors, _ = model.apply(params, jnp.asarray(ids, jnp.int32), where, method="encode")
-    got = normalised(POOLINGS["mean"](vectors, where.segments))
+    got = normalised(POOLINGS["mean"](vectors, jnp.asarray(mask, bool)))
     np.testing.assert_allclose(got, expected, atol=1e-4)
     np.testing.assert_allclose(model.apply(params, vectors, where, method="pooled"), out.pooler_output, atol=1e-4)
 

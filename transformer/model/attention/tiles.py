@@ -223,7 +223,8 @@ def _backward(tiling: Tiling, score: Any, kept: Any, d_out: Array) -> tuple[Any,
                         _scored(tiling, score, weights, _transpose(scores), q_positions, slab)
                     )
                     scores, pull = jax.vjp(change, _where(mask, scores, 0.0), weights)
-                p = jnp.exp(_where(mask, scores, HIDDEN) - logsumexp)
+                # At most 1: scores so large that their sum rounds by more give no infinity.
+                p = jnp.exp(jnp.minimum(_where(mask, scores, HIDDEN) - logsumexp, 0))
                 # What is hidden may be so large that its part here is infinite.
                 d_scores = _where(mask, p * (_matmul_t(slab.v, d_out) - delta), 0.0)
                 if score is not None:
