@@ -16,6 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from tests.users import unprivileged
 from transformer import command_line
 from transformer.config import DataConfig
 from transformer.data import caching
@@ -132,19 +133,6 @@ def test_large_arrays_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 # --- Caches that cannot be written
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """Within, permissions hold: root may do everything."""
-    if os.geteuid():
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def set_mode(folder: Path, mode: int) -> None:

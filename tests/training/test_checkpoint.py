@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, Made, ragged, tiny
+from tests.users import unprivileged
 from transformer.config import override
 from transformer.errors import UserError
 from transformer.training import checkpoint
@@ -327,20 +328,6 @@ def test_what_says_nothing_of_the_files_is_no_damage(
         opened.restore(_like())
 
 
-@contextlib.contextmanager
-def _another_user() -> Iterator[None]:
-    """Root may read everything, and so becomes another user for a while."""
-    user = os.geteuid()
-    if user:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(user)
-
-
 @pytest.mark.parametrize(
     "name", ["state/_METADATA", "state/manifest.ocdbt", "state/ocdbt.process_0/d/*", "checksums/data.json"]
 )
@@ -355,7 +342,7 @@ def test_a_file_that_may_not_be_read_is_no_damage(name: str) -> None:
         for path in (Path(folder) / "checkpoints" / "1").glob(name):
             path.chmod(0)
         reader = Checkpoints(Path(folder))
-        with _another_user(), pytest.raises(UserError, match=r"step 1 .* cannot be read now \(Permission denied\)"):
+        with unprivileged(), pytest.raises(UserError, match=r"step 1 .* cannot be read now \(Permission denied\)"):
             reader.restore(_like())
         reader.close()
 

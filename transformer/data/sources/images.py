@@ -113,7 +113,7 @@ class Pixels(tfds.decode.Decoder):
         self.name = name
 
     def decode_example(self, serialized_image: Any) -> Any:
-        raise NotImplementedError("with TensorFlow")
+        raise NotImplementedError("TFDS calls this with TensorFlow only, which is not used here")
 
     def decode_example_np(self, content: bytes) -> np.ndarray:
         """Pixels [H, W, C], uint8."""
