@@ -75,6 +75,27 @@ def test_what_a_query_does_not_see_has_no_influence(backend: str, score: Any, ba
 
 
 @pytest.mark.parametrize("backend", ON_CPU)
+def test_hidden_nan_has_no_influence_in_bfloat16(backend: str) -> None:
+    """Outputs and gradients of the first document are those of other keys, to the bit."""
+    segments = jnp.asarray(np.r_[[1] * (L - 3), [2] * 3][None].repeat(B, axis=0))
+
+    def both(*arrays: Any) -> Any:
+        of = (
+            lambda q, k, v: attend(  # noqa: E731
+                q, k, v, backend=backend, q_segments=segments, k_segments=segments, causal=True, window=3
+            )[:, : L - 3]
+        )
+        out, pull = jax.vjp(of, *arrays)
+        return out, *pull(jnp.ones_like(out))
+
+    clean = [jnp.asarray(x, jnp.bfloat16) for x in tensors()[:3]]
+    hidden = [x.at[:, L - 3 :].set(jnp.nan) for x in clean]
+    for mine, theirs in zip(both(*hidden), both(*clean), strict=True):
+        assert mine.dtype == jnp.bfloat16
+        np.testing.assert_array_equal(mine, theirs)
+
+
+@pytest.mark.parametrize("backend", ON_CPU)
 def test_a_query_that_sees_nan_is_nan_and_the_others_are_not(backend: str) -> None:
     q, k, v, _ = tensors()
     for x, heads in ((q, [1]), (k, [0, 1]), (v, [0, 1])):  # a key head serves two query heads
