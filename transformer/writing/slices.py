@@ -1,6 +1,7 @@
 """Slices of fixed shape: their widths, their rows, and how many are decoded in parallel."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -41,13 +42,24 @@ def slices(
 
 
 def side_by_side(function: Callable[..., Any], jobs: Sequence[tuple[Any, ...]], threads: int) -> list[Any]:
-    """`function(*job)` of each job, in order, in this many threads."""
+    """`function(*job)` of each job, in order, in this many threads. After the first error no job is begun; of several
+    errors, the one of the first job is raised."""
+    stopped = threading.Event()
+
+    def run(job: tuple[Any, ...]) -> Any:
+        if stopped.is_set():
+            return None  # it is not seen: the error is raised instead
+        try:
+            return function(*job)
+        except BaseException:
+            stopped.set()
+            raise
+
     with ThreadPoolExecutor(threads) as pool:
         try:
-            return list(pool.map(lambda job: function(*job), jobs))
-        except BaseException:  # an error, or Ctrl-C: the others are not started
-            pool.shutdown(cancel_futures=True)
-            raise
+            return list(pool.map(run, jobs))
+        finally:  # after Ctrl-C too, which this thread gets
+            stopped.set()
 
 
 def at_once(devices: int) -> int:
