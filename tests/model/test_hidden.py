@@ -80,11 +80,11 @@ def test_hidden_nan_has_no_influence_in_bfloat16(backend: str) -> None:
     segments = jnp.asarray(np.r_[[1] * (L - 3), [2] * 3][None].repeat(B, axis=0))
 
     def both(*arrays: Any) -> Any:
-        of = (
-            lambda q, k, v: attend(  # noqa: E731
-                q, k, v, backend=backend, q_segments=segments, k_segments=segments, causal=True, window=3
-            )[:, : L - 3]
-        )
+        def of(q: Any, k: Any, v: Any) -> Any:
+            return attend(q, k, v, backend=backend, q_segments=segments, k_segments=segments, causal=True, window=3)[
+                :, : L - 3
+            ]
+
         out, pull = jax.vjp(of, *arrays)
         return out, *pull(jnp.ones_like(out))
 
