@@ -104,6 +104,7 @@ class MeshConfig:
     fsdp: int = 1  # devices that split rows, parameters and optimizer state
     tensor: int = 1  # devices that split heads, inner features of the feed-forward and the vocabulary
     accumulate: int = 1  # micro-batches of a batch, computed one after another to save memory
+    dcn: int = 1  # groups of devices, with a slow network between them, that data is split over first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +294,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 def _check(config: Config) -> None:
     check_model(config.model)
     data, optimizer, flat = config.data, config.optimizer, flatten(config)
-    _check_least(flat, 1, "", "steps mesh.accumulate")
+    _check_least(flat, 1, "", "steps mesh.accumulate mesh.dcn")
     _check_least(flat, 1, "data.", "horizon max_len batch_tokens row_multiple")
     _check_least(flat, 1, "optimizer.", "warmup_steps max_skipped")
     _check_least(flat, 1, "logging.", "log_every checkpoint_every keep")

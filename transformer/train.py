@@ -101,7 +101,7 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     )  # made early, so that errors come at once
     if not len(source.split("validation")):
         raise UserError(f"the validation part of {config.data.name!r} holds no example: give it some")
-    training, validation = task.batches(source, "train"), task.batches(source, "validation")
+    training, validation = (task.batches(source, split).part(*layout.part) for split in ("train", "validation"))
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
     sharding.check_rows(layout, validation.evaluation_shapes)
     if next(validation.evaluation(config.data.max_len), None) is None:

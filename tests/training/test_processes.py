@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -42,13 +43,15 @@ def _losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def _train_apart(config: Path, workdir: Path, processes: int, *more: str) -> "list[subprocess.Popen[str]]":
-    """Four devices in so many processes; rows over all of them, parameters split over pairs."""
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", *more]
+def _train_apart(config: Path, workdir: Path, processes: int, *more: str, **mesh: int) -> "list[subprocess.Popen[str]]":
+    """The devices of a mesh in so many processes."""
+    sizes = mesh or {"data": 2, "fsdp": 2}  # rows over four, parameters split over pairs
+    devices = math.prod(sizes.values())
+    more = (*more, *(f"--config.mesh.{axis}={size}" for axis, size in sizes.items()))
     if processes == 1:
-        return [_train(config, workdir, 4, *mesh)]
-    join = [f"--coordinator=localhost:{_port()}", f"--processes={processes}"]
-    return [_train(config, workdir, 4 // processes, *mesh, *join, f"--process={index}") for index in range(processes)]
+        return [_train(config, workdir, devices, *more)]
+    more += (f"--coordinator=localhost:{_port()}", f"--processes={processes}")
+    return [_train(config, workdir, devices // processes, *more, f"--process={index}") for index in range(processes)]
 
 
 def _finish(running: "list[subprocess.Popen[str]]") -> None:
@@ -66,6 +69,24 @@ def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
     two, one = kill.final(tmp_path / "two"), kill.final(tmp_path / "one")
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "processes"), [({"data": 1, "tensor": 2}, 2), ({"data": 2, "tensor": 2}, 4)], ids=["alone", "with rows"]
+)
+def test_heads_may_be_split_over_processes(mesh: dict[str, int], processes: int, tmp_path: Path) -> None:
+    """One device each, so that neighbours feed the same rows; what they save is saved once, and read by one process."""
+    config, every = kill.make_config(tmp_path, steps=6, checkpoint_every=3), "--config.logging.log_every=1"
+    _finish(_train_apart(config, tmp_path / "apart", processes, every, **mesh))
+    _finish(_train_apart(config, tmp_path / "alone", 1, every, **mesh))
+    apart, alone = _losses(tmp_path / "apart"), _losses(tmp_path / "alone")
+    assert len(alone) == 6
+    np.testing.assert_allclose(apart, alone, rtol=1e-6)
+    found, expected = kill.final(tmp_path / "apart"), kill.final(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.long

@@ -113,8 +113,7 @@ class Task(abc.ABC):
 
     def _common(self) -> dict[str, Any]:
         """The arguments of every kind of batches."""
-        where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return {"seed": self.config.seed, "data": self.config.data, **where}
+        return {"seed": self.config.seed, "data": self.config.data}
 
     def _tokens(self, source: Source, split: str) -> dict[str, Any]:
         return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)

@@ -4,17 +4,21 @@ A mesh has three axes. "data" and "fsdp" both split the rows of a batch; "fsdp" 
 optimizer's state, which are gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3);
 "tensor" splits the heads, the inner features of the feed-forward and the vocabulary (Shoeybi et al. 2019,
 "Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key names the mesh axes in use.
+
+Where groups of devices (TPU slices, machines) have a slow network between them, "data" is split over the groups first
+(`mesh.dcn`): of a step, only the sum of the gradient over "data" crosses that network.
 """
 
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from transformer.config import Config
@@ -94,8 +98,17 @@ class Layout:
         """Arrays of a batch are split along their first axis, the rows."""
         return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
 
+    @property
+    def part(self) -> tuple[list[int], int]:
+        """The shards of a batch's rows that this process's devices hold, in order, and how many there are in all. Where
+        "tensor" goes over processes, several of them hold the same rows."""
+        shards = math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
+        held = self.rows.devices_indices_map((shards,))
+        here = {rows.start or 0 for device, (rows,) in held.items() if device.process_index == jax.process_index()}
+        return sorted(here), shards
+
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-        """The global batch, from the rows of each process."""
+        """The global batch, from each process's `part` of its rows."""
         return {key: jax.make_array_from_process_local_data(self.rows, value) for key, value in batch.items()}
 
     @contextlib.contextmanager
@@ -130,7 +143,7 @@ def make_layout(
     config: Config, devices: int | None = None, axes: Mapping[str, tuple[str | None, ...]] | None = None
 ) -> Layout:
     """The layout that `config.mesh` asks for, over the devices present, or an abstract one over `devices`. `axes` are
-    those of `Layout`. UserError: the devices, the heads or the feed-forward width do not divide."""
+    those of `Layout`. UserError: the devices, their groups, the heads or the feed-forward width do not divide."""
     shape = _sizes(config, devices or len(jax.devices()))
     model, tensor = config.model, shape["tensor"]
     for key in ("num_heads", "d_ff"):
@@ -145,8 +158,32 @@ def make_layout(
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if devices is not None:
         return Layout(AbstractMesh(sizes, AXES, axis_types=types), frozenset(whole), axes or {})
-    made = jax.make_mesh(sizes, AXES, axis_types=types, devices=jax.devices()[: math.prod(sizes)])
-    return Layout(made, frozenset(whole), axes or {})
+    made = arranged(jax.devices()[: math.prod(sizes)], sizes, config.mesh.dcn)
+    return Layout(Mesh(made, AXES, axis_types=types), frozenset(whole), axes or {})
+
+
+def arranged(devices: Sequence[Any], sizes: tuple[int, ...], groups: int = 1) -> np.ndarray:
+    """The devices in the order of a mesh of these sizes, whose first axis goes over `groups` of them one after another.
+    A group is a slice of TPUs; elsewhere it is one or more slices, or processes where all are one slice. Within a group
+    the order is JAX's, which knows the links of TPUs. UserError: the devices are not of so many groups of one size."""
+    of_slice = [getattr(device, "slice_index", 0) for device in devices]
+    slices, tpu = len(set(of_slice)), devices[0].platform == "tpu"
+    if groups == 1 and not (tpu and slices > 1):
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    units: dict[int, list[Any]] = {}
+    for unit, device in zip(of_slice, devices, strict=True):
+        units.setdefault(unit if tpu or slices > 1 else device.process_index, []).append(device)
+    each, (size, *_) = len(units) // groups, map(len, units.values())
+    if len(units) != groups * (1 if tpu else each) or any(len(unit) != size for unit in units.values()):
+        kind = "slice" if tpu or slices > 1 else "process"
+        found = ", ".join(str(len(unit)) for unit in units.values())
+        raise UserError(
+            f"mesh.dcn={groups}, and the devices of each {kind} are {found}: set it to "
+            f"{'how many slices there are' if tpu else '1, or to what divides them into groups of as many'}"
+        )
+    parts = [sum((units[unit] for unit in sorted(units)[at : at + each]), []) for at in range(0, len(units), each)]
+    shape = (sizes[0] // groups, *sizes[1:])
+    return np.concatenate([mesh_utils.create_device_mesh(shape, p, allow_split_physical_axes=True) for p in parts])
 
 
 def check_rows(layout: Layout, shapes: Iterable[tuple[int, ...]], accumulate: int = 1) -> None:
@@ -178,9 +215,8 @@ def _sizes(config: Config, devices: int) -> dict[str, int]:
     if jax.process_count() > 1:
         if size != devices:
             raise UserError(f"{named} takes {size} of the {devices} devices of all processes: take all of them")
-        if jax.local_device_count() % shape["tensor"]:
-            raise UserError(
-                f"mesh.tensor={shape['tensor']} does not divide the {jax.local_device_count()} devices of a process: "
-                "choose a divisor"
-            )
+    if shape["data"] % config.mesh.dcn:
+        raise UserError(
+            f"mesh.data={shape['data']} does not divide over mesh.dcn={config.mesh.dcn}: change one of them"
+        )
     return shape
