@@ -21,7 +21,16 @@ import pytest
 from tests.training import kill
 from transformer.errors import Stopped, UserError
 from transformer.training import lock
-from transformer.training.processes import SIGNALS, _roll_call, alone_in, any_process, join, stop_signal
+from transformer.training.processes import (
+    AGREE_EVERY,
+    SIGNALS,
+    Agreement,
+    _roll_call,
+    agreement,
+    alone_in,
+    join,
+    stop_signal,
+)
 
 
 def _train(config: Path, workdir: Path, devices: int, *more: str) -> "subprocess.Popen[str]":
@@ -311,8 +320,60 @@ def test_a_process_that_is_none_is_a_sentence(given: tuple[str, int | None, int]
         join(*given, 1)
 
 
-def test_any_process_of_one_is_itself() -> None:
-    assert any_process(3, True, False) == (True, False)
+# --- Agreement
+
+
+class Board(dict[str, str]):
+    """The key-value store of JAX's coordination service."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        assert allow_overwrite or key not in self
+        self[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [(key, value) for key, value in self.items() if key.startswith(folder)]
+
+
+def test_one_process_agrees_with_itself_at_once() -> None:
+    assert agreement()(3, stopping=True, late=False) == {"stopping": True, "late": False}
+
+
+@pytest.mark.parametrize("leader", [0, 1, 2])
+@pytest.mark.parametrize("raised", [1, 5, 6, 7, 8, 9])
+def test_all_processes_agree_at_one_step(raised: int, leader: int) -> None:
+    """One is as far before the others as it can be: with the metrics of step t - 1, which they have dispatched and no
+    more, it asks in step t."""
+    board = Board()
+    processes = [Agreement(board) for _ in range(3)]
+    for process in processes:
+        process.folder = processes[0].folder  # in three processes the counts are equal
+    first: dict[int, dict[str, list[int]]] = {index: {"stopping": [], "late": []} for index in range(3)}
+
+    def step(index: int, number: int) -> None:
+        raising = index == 1 and number >= raised  # as a signal that stays
+        late = index == 2 and number >= raised and not first[2]["late"]  # until it has saved
+        found = processes[index](number, stopping=raising, late=late)
+        for name in (name for name, agreed in found.items() if agreed):
+            first[index][name].append(number)
+
+    for number in range(1, 40):
+        for index in (index for index in range(3) if index != leader and number > 2):
+            step(index, number - 2)
+        step(leader, number)
+    for number in (38, 39):
+        for index in (index for index in range(3) if index != leader):
+            step(index, number)
+    assert first[0] == first[1] == first[2], "they would save other steps, or wait for each other forever"
+    (late,) = first[0]["late"]
+    assert raised + 2 <= late == first[0]["stopping"][0] <= raised + 1 + AGREE_EVERY
+
+
+def test_runs_of_one_process_have_boards_of_their_own() -> None:
+    board = Board()
+    first, second = Agreement(board), Agreement(board)
+    first(AGREE_EVERY - 2, stopping=True)
+    assert first(AGREE_EVERY, stopping=False) == {"stopping": True}
+    assert second(AGREE_EVERY, stopping=False) == {"stopping": False}
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:

@@ -181,7 +181,8 @@ def arranged(devices: Sequence[Any], sizes: tuple[int, ...], groups: int = 1) ->
             f"mesh.dcn={groups}, and the devices of each {kind} are {found}: set it to "
             f"{'how many slices there are' if tpu else '1, or to what divides them into groups of as many'}"
         )
-    parts = [sum((units[unit] for unit in sorted(units)[at : at + each]), []) for at in range(0, len(units), each)]
+    ordered = [device for unit in sorted(units) for device in units[unit]]
+    parts = [ordered[at : at + each * size] for at in range(0, len(ordered), each * size)]
     shape = (sizes[0] // groups, *sizes[1:])
     return np.concatenate([mesh_utils.create_device_mesh(shape, p, allow_split_physical_axes=True) for p in parts])
 
@@ -212,9 +213,8 @@ def _sizes(config: Config, devices: int) -> dict[str, int]:
     size = math.prod(shape.values())
     if size < 1 or size > devices:
         raise UserError(f"{named}, but there are {devices} devices: choose sizes that they can be divided into")
-    if jax.process_count() > 1:
-        if size != devices:
-            raise UserError(f"{named} takes {size} of the {devices} devices of all processes: take all of them")
+    if jax.process_count() > 1 and size != devices:
+        raise UserError(f"{named} takes {size} of the {devices} devices of all processes: take all of them")
     if shape["data"] % config.mesh.dcn:
         raise UserError(
             f"mesh.data={shape['data']} does not divide over mesh.dcn={config.mesh.dcn}: change one of them"
