@@ -10,7 +10,6 @@ Every block is computed, also one that causality hides: that saves no time where
 everything, and needs no branches.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from transformer.model import masks
 from transformer.model.attention.marks import unmarked
-from transformer.model.attention.scores import HIDDEN, LOWEST
+from transformer.model.attention.scores import HIDDEN, LOWEST, Score
 from transformer.model.attention.tiles import NOBODY, tile_length
 from transformer.model.products import wide
 from transformer.platforms import tuned
@@ -49,14 +48,12 @@ def attend_ring(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G M"],
-    score: Callable[..., Array] | None,
-    weights: list[Array],
+    score: Score | None,
     where: masks.Visibility,
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` of one device's queries over the keys of all devices, inside `jax.shard_map`. `where` has those of this
-    device, with segments. `score(scores [B, H, L, slab], q_positions, k_positions, *weights)` changes the scores, or is
-    None."""
+    device, with segments."""
     batch, length, heads, width = q.shape
     keys, groups = k.shape[1], k.shape[2]
     most = max(tuned().window_tile, tuned().tile_scores // (batch * heads * length))
@@ -76,6 +73,11 @@ def attend_ring(
         cut(where.k_segments, NOBODY),
     )
     rows = jnp.moveaxis(q * scale, 1, 2).reshape(batch, groups, -1, width)  # the heads of a group follow each other
+    weights: list[Array] = []
+    if score is not None:
+        # Captured arrays become arguments, so that gradients reach them.
+        scores = jnp.zeros((batch, heads, length, slab), wide(q))
+        score, weights = jax.closure_convert(partial(score), scores, where.q_positions, block.positions[0])
     out = _ring(ring, score, rows, block.k, block.v, tuple(weights), (where.q_positions, where.q_segments, *block[2:]))
     return jnp.moveaxis(out.reshape(batch, heads, length, -1), 1, 2)
 

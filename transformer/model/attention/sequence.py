@@ -47,14 +47,13 @@ def attend_sequence(
     free = {name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto}
     # A score function takes the scores of all heads, so the compiler has to split them.
     manual = free - {"tensor"} if score is not None else free
-    parts = mesh.shape["tensor"] if "tensor" in manual else 1
-    if heads % parts:
-        parts = 1
+    over_heads = "tensor" if "tensor" in manual and heads % mesh.shape["tensor"] == 0 else None
+    parts = mesh.shape["tensor"] if over_heads else 1
     if groups % parts:  # each device gets the key heads of its query heads
         k, v = (jnp.repeat(x, math.lcm(groups, parts) // groups, axis=2) for x in (k, v))
     rows = tuple(axis for axis in ROW_AXES if axis in free) if batch % row_shards() == 0 else None
     of_ids = {True: PartitionSpec(None, LENGTH_AXIS), False: PartitionSpec(rows, LENGTH_AXIS)}
-    of_heads = PartitionSpec(rows, LENGTH_AXIS, "tensor" if parts > 1 else None)
+    of_heads = PartitionSpec(rows, LENGTH_AXIS, over_heads)
 
     ids = where.with_ids()
     q_segments, k_segments = (
@@ -66,16 +65,12 @@ def attend_sequence(
     fixed = [None if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
     weights = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
-    def scored(*arrays: Any) -> Any:
-        """The score function, with its weights last."""
-        given = iter(arrays[3:])
-        return form.unflatten([next(given) if leaf is None else leaf for leaf in fixed])(*arrays[:3])
-
     def local(q: Array, k: Array, v: Array, seen: Any, weights: list[Array]) -> Array:
-        here = masks.Visibility(where.limits, *seen)
+        here, given = masks.Visibility(where.limits, *seen), iter(weights)
+        score = form.unflatten([next(given) if leaf is None else leaf for leaf in fixed])
         if not by_halo(length, keys, where.limits, consecutive, devices):
             ring = Ring(LENGTH_AXIS, devices, where.limits)
-            return attend_ring(ring, q, k, v, None if score is None else scored, weights, here, scale)
+            return attend_ring(ring, q, k, v, score, here, scale)
 
         def alone(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
             return attend(
@@ -88,7 +83,7 @@ def attend_sequence(
                 q_segments=segments,
                 k_segments=segments,
                 consecutive=True,
-                score=None if score is None else lambda *arrays: scored(*arrays, *weights),
+                score=score,
                 scale=scale,
                 marked=True,
             )
