@@ -100,8 +100,9 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # devices that split the rows of a batch; one of the three sizes may be -1: the remaining devices
+    data: int = -1  # devices that split the rows of a batch; one of the four sizes may be -1: the remaining devices
     fsdp: int = 1  # devices that split rows, parameters and optimizer state
+    sequence: int = 1  # devices that split the positions of each row
     tensor: int = 1  # devices that split heads, inner features of the feed-forward and the vocabulary
     accumulate: int = 1  # micro-batches of a batch, computed one after another to save memory
     dcn: int = 1  # groups of devices, with a slow network between them, that data is split over first

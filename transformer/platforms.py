@@ -11,6 +11,7 @@ import jax
 from jax.sharding import AxisType
 
 ROW_AXES = ("data", "fsdp")  # axes of the mesh over which the rows of a batch are split
+LENGTH_AXIS = "sequence"  # the axis over which the positions of each row are split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,9 +62,18 @@ def tuned() -> Platform:
 def row_shards() -> int:
     """The number of shards of a batch's rows in the program being traced; 1 inside `jax.shard_map`, where arrays are
     those of one device."""
+    return _shards(ROW_AXES)
+
+
+def length_shards() -> int:
+    """The same of the positions of each row."""
+    return _shards((LENGTH_AXIS,))
+
+
+def _shards(axes: tuple[str, ...]) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES if types.get(axis) == AxisType.Auto)
+    return math.prod(mesh.shape[axis] for axis in axes if types.get(axis) == AxisType.Auto)
 
 
 def device_rows(rows: int) -> int:

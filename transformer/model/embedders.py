@@ -43,7 +43,7 @@ class TokenEmbedder(nn.Module):
         """Vectors of the tokens; `types` is the segment type of each: its text of a pair (default: the first). A token
         or type outside its table gives NaN, but not in padding, which is read as token 0: a NaN there would reach the
         gradients of all weights, even if nothing sees it."""
-        tokens = where.blanked(tokens)
+        tokens = by_rows(where.blanked(tokens))
         # A table that is sharded along D is gathered before the lookup.
         x = rows(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens)
         if self.config.scale_embedding:

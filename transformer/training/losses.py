@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.platforms import row_shards, tuned
+from transformer.platforms import length_shards, row_shards, tuned
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 RowPair = tuple[Float[Array, " B"], Float[Array, " B"]]
@@ -83,28 +83,33 @@ def output_cross_entropy(
 ) -> dict[str, Pair | RowPair]:
     """`cross_entropy` of the logits x · table^T + bias, without holding all logits at once. It scans over slices of the
     length axis and computes the gradient of "loss", a sum over the batch, in the same pass. "nll" and "token_accuracy"
-    are per row and have no gradient. Where rows are sharded over devices, each shard scans separately with a whole
-    table, and the sums are added once at the end, not over the devices in every slice."""
+    are per row and have no gradient. Where rows or positions are sharded over devices, each shard scans separately with
+    a whole table, and the sums are added once at the end, not over the devices in every slice."""
     (batch, length), total = targets.shape, weights.sum(axis=1)
     weights = _checked(targets, weights, table.shape[0])
-    shares = row_shards()
-    slice_length = max(1, min(length, tuned().loss_tokens * shares // max(1, batch)))
-    slices = -(-length // slice_length)
+    of_rows, of_lengths = row_shards(), length_shards()
+    shares, part = of_rows * of_lengths, length // of_lengths
+    slice_length = max(1, min(part, tuned().loss_tokens * of_rows // max(1, batch)))
+    slices = -(-part // slice_length)
 
     def cut(y: Array) -> Array:
         """[B, L, ...] -> [shard, slice, row, position, ...]"""
-        y = jnp.pad(y, [(0, 0), (0, slices * slice_length - length)] + [(0, 0)] * (y.ndim - 2))
-        y = jnp.moveaxis(y.reshape(shares, batch // shares, slices, slice_length, *y.shape[2:]), 2, 1)
-        return nn.with_logical_constraint(y, ("rows",) + (None,) * (y.ndim - 1))
+        rest = y.shape[2:]
+        y = y.reshape(batch, of_lengths, part, *rest)
+        y = jnp.pad(y, [(0, 0), (0, 0), (0, slices * slice_length - part)] + [(0, 0)] * len(rest))
+        y = y.reshape(of_rows, batch // of_rows, of_lengths, slices, slice_length, *rest)
+        y = jnp.moveaxis(y, 1, 3).reshape(shares, slices, batch // of_rows, slice_length, *rest)
+        return nn.with_logical_constraint(y, ("shares",) + (None,) * (y.ndim - 1))
 
     def shared(y: Array) -> Array:
         axes = ("vocabulary", None)[: y.ndim]
         copies = jnp.broadcast_to(nn.with_logical_constraint(y, axes), (shares, *y.shape))
-        return nn.with_logical_constraint(copies, ("rows", *axes))
+        return nn.with_logical_constraint(copies, ("shares", *axes))
 
     each = jax.vmap(lambda *share: _sliced(*share, label_smoothing))
     loss, nll, correct = each(cut(x), jax.tree.map(shared, (table, bias)), cut(targets), cut(weights))
-    rows = {"nll": (nll.reshape(batch), total), "token_accuracy": (correct.reshape(batch), total)}
+    nll, correct = (x.reshape(of_rows, of_lengths, -1).sum(axis=1).reshape(batch) for x in (nll, correct))
+    rows = {"nll": (nll, total), "token_accuracy": (correct, total)}
     return {"loss": (loss.sum(), total.sum()), **rows}
 
 

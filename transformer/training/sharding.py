@@ -1,8 +1,9 @@
 """The mesh, and the sharding of arrays over it: SHARDINGS.
 
-A mesh has three axes. "data" and "fsdp" both split the rows of a batch; "fsdp" also splits the parameters and the
+A mesh has four axes. "data" and "fsdp" both split the rows of a batch; "fsdp" also splits the parameters and the
 optimizer's state, which are gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3);
-"tensor" splits the heads, the inner features of the feed-forward and the vocabulary (Shoeybi et al. 2019,
+"sequence" splits the positions of each row, whose attention goes round a ring of devices or to neighbours
+(`transformer.model.attention.sequence`); "tensor" splits the heads, the inner features of the feed-forward and the vocabulary (Shoeybi et al. 2019,
 "Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key names the mesh axes in use.
 
 Where groups of devices (TPU slices, machines) have a slow network between them, "data" is split over the groups first
@@ -23,9 +24,9 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from transformer.config import Config
 from transformer.errors import UserError
-from transformer.platforms import ROW_AXES, compiling_for
+from transformer.platforms import LENGTH_AXIS, ROW_AXES, compiling_for
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", LENGTH_AXIS, "tensor")
 
 # Mesh axis -> the parameter axes it may split: the first in this order that is there and divides.
 _FSDP = ("model", "width", "in", "inner", "heads", "key_heads", "out", "vocabulary")
@@ -116,7 +117,13 @@ class Layout:
         """Context for tracing a step: activation axis names, as in the model's `nn.with_logical_constraint`, map to
         this mesh."""
         tensor = "tensor" if "tensor" in SHARDINGS[self.strategy] else None
-        rules = (("rows", ROW_AXES), ("vocabulary", None if "vocabulary" in self.whole else tensor))
+        length = LENGTH_AXIS if self.mesh.shape[LENGTH_AXIS] > 1 else None
+        rules = (
+            ("rows", ROW_AXES),
+            ("length", length),
+            ("shares", ROW_AXES if length is None else (*ROW_AXES, length)),
+            ("vocabulary", None if "vocabulary" in self.whole else tensor),
+        )
         devices = self.mesh.devices if isinstance(self.mesh, Mesh) else np.array([])
         platform = devices.flat[0].platform if devices.size else jax.default_backend()
         mesh = jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
@@ -146,6 +153,11 @@ def make_layout(
     those of `Layout`. UserError: the devices, their groups, the heads or the feed-forward width do not divide."""
     shape = _sizes(config, devices or len(jax.devices()))
     model, tensor = config.model, shape["tensor"]
+    if shape[LENGTH_AXIS] > 1 and model.family.startswith("recurrent"):
+        raise UserError(
+            f"mesh.sequence={shape[LENGTH_AXIS]} splits the positions of a row, and model.family={model.family!r} reads "
+            "them one after another: set mesh.sequence=1"
+        )
     for key in ("num_heads", "d_ff"):
         if getattr(model, key) % tensor:
             raise UserError(
@@ -198,6 +210,18 @@ def check_rows(layout: Layout, shapes: Iterable[tuple[int, ...]], accumulate: in
                 f"devices{each}: "
                 f"make data.row_multiple a multiple of {shards * accumulate}, or change data.batch_tokens or the mesh"
             )
+
+
+def check_lengths(layout: Layout, shapes: Iterable[tuple[int, ...]]) -> None:
+    """UserError: token batches of these (rows, length of each side) do not divide over the axis "sequence"."""
+    devices = layout.mesh.shape[LENGTH_AXIS]
+    for rows, *lengths in shapes:
+        for length in lengths:
+            if length % devices:
+                raise UserError(
+                    f"a batch of {rows} rows of length {length} does not divide over mesh.sequence={devices}: make "
+                    f"data.buckets and data.max_len multiples of {devices}, or change the mesh"
+                )
 
 
 def _sizes(config: Config, devices: int) -> dict[str, int]:

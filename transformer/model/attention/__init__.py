@@ -17,7 +17,8 @@ from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
 from transformer.model.attention.fused import fused, kernel
 from transformer.model.attention.scores import Score
-from transformer.platforms import device_rows, tuned
+from transformer.model.attention.sequence import attend_sequence, by_halo
+from transformer.platforms import device_rows, length_shards, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
     "dense": dense,
@@ -86,6 +87,14 @@ def choose(
     if length * keys >= tuned().tiles_from:
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
     return Choice("dense", f"{length} x {keys} scores a head are few")
+
+
+@_noting
+def _split(length: int, keys: int, limits: masks.Band, consecutive: bool, devices: int) -> Choice:
+    """What a length that is split over devices needs."""
+    if by_halo(length, keys, limits, consecutive, devices):
+        return Choice("halo", f"{devices} devices split the length, and get {limits} keys from their neighbours")
+    return Choice("ring", f"{devices} devices split the length, and all keys visit each of them")
 
 
 def attend(
@@ -157,6 +166,11 @@ def attend(
         consecutive = q_positions is None and k_positions is None
     if causal and consecutive and length == keys:
         where = where._replace(k_lengths=None)  # only padding queries come after padding
+    scale = width**-0.5 if scale is None else scale
+    if backend == "auto" and (devices := length_shards()) > 1 and 0 not in (batch, length, keys):
+        _split(length, keys, where.limits, consecutive, devices)
+        q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
+        return attend_sequence(attend, devices, q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
     if backend == "auto" and 0 in (batch, length, keys):
         backend = "dense"
     elif backend == "auto":
@@ -169,7 +183,6 @@ def attend(
         _check_banded(where, length, keys, consecutive)
     if 0 in (batch, length, keys):
         return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
-    scale = width**-0.5 if scale is None else scale
     q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
     if backend == "fused":
         return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
