@@ -231,6 +231,8 @@ def planned(config: Config, devices: int, name: str) -> list[str]:
 
 def main() -> None:
     """Runs the command with its flags parsed."""
+    from transformer.model.embedders import unused_parameters
+
     config = command_line.config_from_flags()
     devices = 1
     if FLAGS.mesh:
@@ -247,6 +249,8 @@ def main() -> None:
     for name, count in rows:
         lines.append(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
     lines.append(f"{'total':{width}}  {total:14,}")
+    if filling := unused_parameters(task_of(config).model_config, shapes(config)):
+        lines.append(f"of the total {filling:,} only fill tables of the vocabulary up: {total - filling:,} parameters")
     if "vocabulary" in figures and not config.model.vocab_size:
         lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
     for name, figure in figures.items():
@@ -263,7 +267,7 @@ def main() -> None:
             lines += sent(config)
     if FLAGS.plan:
         lines += planned(config, devices, FLAGS.plan)
-    print(*lines, json.dumps({"parameters": total}), sep="\n")
+    print(*lines, json.dumps({"parameters": total - filling}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ class Layout:
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How an array is split. An axis that does not divide stays whole, so a vocabulary of odd size is not split
-        over "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
+        over "tensor": every device then computes all logits (`model.vocab_multiple` rounds it up)."""
         names = self.names(path, shape)
         split: list[str | None] = [None] * len(shape)
         for axis, wanted in SHARDINGS[self.strategy].items():
@@ -140,7 +140,7 @@ def make_layout(
             )
     whole = set() if (model.num_kv_heads or model.num_heads) % tensor == 0 else {"key_heads"}
     vocabulary = model.vocab_size or config.data.vocab_size
-    if vocabulary % tensor:
+    if -(-vocabulary // model.vocab_multiple) * model.vocab_multiple % tensor:
         whole.add("vocabulary")
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if devices is not None:
