@@ -187,6 +187,8 @@ def _train(
     for split, batches_of in (("train", training), ("validation", validation)):
         if batches_of.too_long is not None:
             writer.show(start, f"{split}: {batches_of.too_long}")
+    for sentence in sharding.kept_whole(layout, shapes):
+        writer.show(start, sentence)
     if said:
         writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)

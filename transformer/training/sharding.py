@@ -126,6 +126,22 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def kept_whole(layout: Layout, parameters: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence for each axis of the mesh that splits parameters, on the matrices, path -> shape, that it leaves whole
+    because none of their axes divides."""
+    said = []
+    for axis, wanted in SHARDINGS[layout.strategy].items():
+        size, found = layout.mesh.shape[axis], list[str]()
+        for path, shape in parameters.items():
+            names = layout.names(path, shape)
+            matrix = len(set(names) - {"layers"}) > 1
+            if size > 1 and matrix and set(names) & set(wanted) and axis not in layout.spec(path, shape):
+                found.append(f"{path} {' x '.join(map(str, shape))}")
+        if found:
+            said.append(f"every device holds whole, because no axis divides over mesh.{axis}={size}: {', '.join(found)}")
+    return said
+
+
 def make_layout(
     config: Config, devices: int | None = None, axes: Mapping[str, tuple[str | None, ...]] | None = None
 ) -> Layout:
