@@ -57,10 +57,11 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and products, or "bfloat16"; weights, softmax and loss are float32
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
     vocab_size: int = 0  # V; 0 = the size of the tokenizer that was trained
+    vocab_multiple: int = 1  # tables have V rounded up to a multiple of it (128 suits accelerators); the rest stays 0
     cell: str = "lstm"  # of the recurrent families: "lstm" or "gru"
     recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
     scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
-    remat: str = "none"  # recomputed in the backward pass: "none", "full" (layers), "dots" (all but products)
+    remat: str = "none"  # computed again in the backward pass: "none", "full" or all but "attention" or "dots" (and it)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,7 +338,7 @@ def _check_choices(flat: dict[str, Any], choices: dict[str, tuple[str, ...]]) ->
 def check_model(model: ModelConfig) -> None:
     """UserError: a value that no model can have."""
     flat = {f"model.{field.name}": getattr(model, field.name) for field in dataclasses.fields(model)}
-    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size")
+    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size vocab_multiple")
     _check_least(flat, 0, "model.", "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size")
     recurrent = model.family.startswith("recurrent")  # it has no heads
     if model.d_model % model.num_heads and not (model.head_dim or recurrent):
@@ -365,7 +366,7 @@ def check_model(model: ModelConfig) -> None:
         "model.norm_type": ("layer", "rms"),
         "model.initialization": ("xavier", "depth_scaled"),
         "model.cell": ("lstm", "gru"),
-        "model.remat": ("none", "full", "dots"),
+        "model.remat": ("none", "full", "attention", "dots"),
         "model.dtype": ("float32", "bfloat16"),
     }
     _check_choices(flat, choices)

@@ -231,6 +231,9 @@ def planned(config: Config, devices: int, name: str) -> list[str]:
 
 def main() -> None:
     """Runs the command with its flags parsed."""
+    from transformer.model.embedders import unused_parameters
+    from transformer.training.sharding import kept_whole
+
     config = command_line.config_from_flags()
     devices = 1
     if FLAGS.mesh:
@@ -247,10 +250,14 @@ def main() -> None:
     for name, count in rows:
         lines.append(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
     lines.append(f"{'total':{width}}  {total:14,}")
+    task, held = task_of(config), shapes(config)
+    if filling := unused_parameters(task.model_config, held):
+        lines.append(f"of the total {filling:,} only fill tables of the vocabulary up: {total - filling:,} parameters")
     if "vocabulary" in figures and not config.model.vocab_size:
         lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
     for name, figure in figures.items():
         lines.append(f"{name:26}  {figure:,}" if isinstance(figure, int) else f"{name:26}  {figure}")
+    lines += kept_whole(layout_of(config, task), held)
     lines += backends(config)
     if FLAGS.mesh:
         placed = placement(config, devices)
@@ -263,7 +270,7 @@ def main() -> None:
             lines += sent(config)
     if FLAGS.plan:
         lines += planned(config, devices, FLAGS.plan)
-    print(*lines, json.dumps({"parameters": total}), sep="\n")
+    print(*lines, json.dumps({"parameters": total - filling}), sep="\n")
 
 
 if __name__ == "__main__":

@@ -126,6 +126,7 @@ def _train(
     import numpy as np
 
     from transformer import resuming, runs
+    from transformer.model.embedders import unused_parameters
     from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.processes import check_same, together
@@ -183,11 +184,13 @@ def _train(
     rate = optim.current_rate(config)
     devices = f"{layout.mesh.size} {jax.devices()[0].platform} device(s)"
     resumed = f", resumed at step {start}" if start else ""
-    parameters = sum(map(math.prod, shapes.values()))
+    parameters = sum(map(math.prod, shapes.values())) - unused_parameters(task.model_config, shapes)
     writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
     for split, batches_of in (("train", training), ("validation", validation)):
         if batches_of.too_long is not None:
             writer.show(start, f"{split}: {batches_of.too_long}")
+    for sentence in sharding.kept_whole(layout, shapes):
+        writer.show(start, sentence)
     if said:
         writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)

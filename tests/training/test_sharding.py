@@ -19,7 +19,7 @@ from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms
 from transformer.training.plan import longest_batch
-from transformer.training.sharding import check_rows, make_layout
+from transformer.training.sharding import check_rows, kept_whole, make_layout
 from transformer.training.step import State
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,29 @@ def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
     layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), data=2, tensor=4), axes=AXES)
     assert tuple(layout.spec("attention/key/kernel", (16, 4))) == (None, None)
     assert tuple(layout.spec("attention/query/kernel", (16, 16))) == (None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "parameters", "sentences"),
+    [
+        ("fsdp 8", {"embedder/table": (23, 12), "attention/query/kernel": (16, 4)}, ["mesh.fsdp=8: embedder/table 23 x 12"]),
+        ("tensor 8", {"embedder/table": (23, 16), "layers_0/norm/scale": (6, 3)}, ["mesh.tensor=8: embedder/table 23 x 16"]),
+        (
+            "fsdp_tensor 2 x 2 x 2",
+            {"embedder/table": (23, 15), "attention/key/kernel": (7, 9), "attention/query/kernel": (16, 16)},
+            [
+                "mesh.tensor=2: embedder/table 23 x 15, attention/key/kernel 7 x 9",
+                "mesh.fsdp=2: embedder/table 23 x 15, attention/key/kernel 7 x 9",
+            ],
+        ),
+        ("fsdp 8", {"embedder/table": (24, 12), "feed_forward/inner/bias": (31,)}, []),
+        ("data 8", {"embedder/table": (23, 15)}, []),
+    ],
+)  # fmt: skip
+def test_matrices_that_stay_whole_are_named(mesh: str, parameters: dict[str, Any], sentences: list[str]) -> None:
+    """Vectors stay whole on purpose, and the table is split along the axis that divides, whichever it is."""
+    found = kept_whole(make_layout(on(tiny(), **MESHES[mesh]), axes=AXES), parameters)
+    assert found == [f"every device holds whole, because no axis divides over {sentence}" for sentence in sentences]
 
 
 # --- The state

@@ -171,7 +171,8 @@ class TokenTask(Task):
         features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = self.weights(batch).astype(jnp.float32)
         table, bias = output_layer(params)
-        return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing)
+        vocabulary = self.model_config.vocab_size
+        return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing, vocabulary)
 
     def weights(self, batch: Batch) -> Array:
         """Which targets [B, L] count in the loss."""

@@ -64,7 +64,7 @@ class Layout:
 
     def spec(self, path: str, shape: tuple[int, ...]) -> PartitionSpec:
         """How an array is split. An axis that does not divide stays whole, so a vocabulary of odd size is not split
-        over "tensor": every device then computes all logits (`model.vocab_size` can be rounded up)."""
+        over "tensor": every device then computes all logits (`model.vocab_multiple` rounds it up)."""
         names = self.names(path, shape)
         split: list[str | None] = [None] * len(shape)
         for axis, wanted in SHARDINGS[self.strategy].items():
@@ -146,6 +146,22 @@ def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path_of(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def kept_whole(layout: Layout, parameters: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A sentence for each axis of the mesh that splits parameters, on the matrices, path -> shape, that it leaves whole
+    because none of their axes divides."""
+    said = []
+    for axis, wanted in SHARDINGS[layout.strategy].items():
+        size, found = layout.mesh.shape[axis], list[str]()
+        for path, shape in parameters.items():
+            names = layout.names(path, shape)
+            matrix = len(set(names) - {"layers"}) > 1
+            if size > 1 and matrix and set(names) & set(wanted) and axis not in layout.spec(path, shape):
+                found.append(f"{path} {' x '.join(map(str, shape))}")
+        if found:
+            said.append(f"every device holds whole, because no axis divides over mesh.{axis}={size}: {', '.join(found)}")
+    return said
+
+
 def make_layout(
     config: Config, devices: int | None = None, axes: Mapping[str, tuple[str | None, ...]] | None = None
 ) -> Layout:
@@ -165,7 +181,7 @@ def make_layout(
             )
     whole = set() if (model.num_kv_heads or model.num_heads) % tensor == 0 else {"key_heads"}
     vocabulary = model.vocab_size or config.data.vocab_size
-    if vocabulary % tensor:
+    if -(-vocabulary // model.vocab_multiple) * model.vocab_multiple % tensor:
         whole.add("vocabulary")
     sizes, types = tuple(shape.values()), (AxisType.Auto,) * len(AXES)
     if devices is not None:

@@ -84,7 +84,7 @@ def make_train_step(
 
     gradients = summed if accumulate == 1 else accumulated
     if accumulate > 1 and layout.mesh.shape["data"] > 1:
-        gradients = _reduced_once(accumulated)
+        gradients = _reduced_once(accumulated, layout)
 
     def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, dict[str, Pair]]:
         with layout.tracing():
@@ -108,12 +108,13 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
 
 
-def _reduced_once(gradients: Callable[..., Any]) -> Callable[..., Any]:
+def _reduced_once(gradients: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
     """`gradients(params, batch, seed, step, rows)` of each place on "data" by itself, then the sum of them. The other
-    axes of the mesh stay the partitioner's."""
+    axes that have devices stay the partitioner's; without any, the program is that of one device, kernels included."""
+    manual = {axis for axis, size in layout.mesh.shape.items() if axis == "data" or size == 1}
 
     def of_one_place(*arguments: Any) -> Any:
-        apart = [(name, _without("data", axes)) for name, axes in nn.get_logical_axis_rules()]
+        apart = [(name, _without(manual, axes)) for name, axes in nn.get_logical_axis_rules()]
         with nn.logical_axis_rules(apart):
             return lax.psum(gradients(*arguments), "data")
 
@@ -122,16 +123,16 @@ def _reduced_once(gradients: Callable[..., Any]) -> Callable[..., Any]:
         of_one_place,
         in_specs=(whole, split, whole, whole, split),
         out_specs=whole,
-        axis_names={"data"},
+        axis_names=manual,
         check_vma=False,  # otherwise the gradient of what all devices hold is added where it is computed
     )
 
 
-def _without(axis: str, axes: Any) -> Any:
-    """Mesh axes, as in a rule, without one."""
+def _without(some: set[str], axes: Any) -> Any:
+    """Mesh axes, as in a rule, without some."""
     if isinstance(axes, tuple):
-        return tuple(each for each in axes if each != axis)
-    return None if axes == axis else axes
+        return tuple(axis for axis in axes if axis not in some)
+    return None if axes in some else axes
 
 
 def make_eval_step(metrics: Callable[[Any, Any], dict[str, Any]], layout: Layout) -> Callable[[Any, Batch], Any]:
