@@ -122,7 +122,7 @@ def _read(folder: Path) -> Measured:
         where: dict[str, Any] = next((line["where"] for line in lines if "where" in line), {})
         rows = [line["row"] for line in lines if "row" in line]
         ends = [line for line in lines if {"finished", "error"} & set(line)]
-        last = ends[0] if ends else {"error": "it was killed"}
+        last: dict[str, Any] = ends[0] if ends else {"error": "it was killed"}
         one = Measured(rows, where, last.get("error"), "finished" in last, last.get("seconds", 0.0))
         if (one.finished, len(one.rows)) >= (best.finished, len(best.rows)):
             best = one
