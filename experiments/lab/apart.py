@@ -66,8 +66,8 @@ def measure(
         _run(experiment, name, workdir / name, seconds)
         kept[name] = _read(workdir / name)
         _check_devices(kept, workdir)
-        said = kept[name].error or f"{len(kept[name].rows)} rows"
-        print(f"{name}: {time.monotonic() - began:.0f} s of {seconds:.0f}: {said}", file=sys.stderr, flush=True)
+        ended = kept[name].error or f"{len(kept[name].rows)} rows"
+        print(f"{name}: {time.monotonic() - began:.0f} s of {seconds:.0f}: {ended}", file=sys.stderr, flush=True)
         _write_json(workdir, command, lacking, kept)
     rows = [row for name in module.cases() for row in kept[name].rows]
     failures = [f"{name}: {one.error}" for name, one in kept.items() if one.error]
@@ -78,7 +78,8 @@ def measure(
     notes += [f"Not measured: {name}." for name, one in kept.items() if not (one.finished or one.error)]
     title, answer, blocks = report(module, workdir, rows, notes, _origin(kept, command))
     tables = markdown(title, [block for block in blocks if isinstance(block, Table)])
-    return "\n".join([tables, *(f"- {text}" for text in answer), f"report: {workdir / 'report.html'}"]), failures
+    said = [tables, *(f"- {text}" for text in answer), *(f"- Failed: {text}" for text in failures)]
+    return "\n".join([*said, f"report: {workdir / 'report.html'}"]), failures
 
 
 def _run(experiment: str, name: str, folder: Path, seconds: float) -> None:
@@ -122,7 +123,7 @@ def _read(folder: Path) -> Measured:
         where: dict[str, Any] = next((line["where"] for line in lines if "where" in line), {})
         rows = [line["row"] for line in lines if "row" in line]
         ends = [line for line in lines if {"finished", "error"} & set(line)]
-        last = ends[0] if ends else {"error": "it was killed"}
+        last: dict[str, Any] = ends[0] if ends else {"error": "it was killed"}
         one = Measured(rows, where, last.get("error"), "finished" in last, last.get("seconds", 0.0))
         if (one.finished, len(one.rows)) >= (best.finished, len(best.rows)):
             best = one

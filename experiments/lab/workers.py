@@ -204,7 +204,10 @@ def output_to(path: Path) -> Iterator[None]:
 
 
 def one_line(error: Exception) -> str:
-    """The type and the message of an error, without line breaks; of a `UserError` its sentence."""
+    """The type and the message of an error, without line breaks; of a `UserError` its sentence, of a group its
+    members."""
+    if isinstance(error, ExceptionGroup):
+        return "; ".join(map(one_line, error.exceptions))
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
