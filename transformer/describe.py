@@ -151,16 +151,10 @@ def backends(config: Config) -> list[str]:
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
     """The config with a mesh such as "data=2,fsdp=4" (other axes 1), and its number of devices."""
-    sizes, named = {"data": 1, "fsdp": 1, "tensor": 1}, set[str]()
-    for part in mesh.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or axis in named or not size.isdecimal() or int(size) < 1:
-            raise UserError(
-                f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor once, and how many: data=2,fsdp=4"
-            )
-        sizes[axis] = int(size)
-        named.add(axis)
-    return override(config, {f"mesh.{axis}": size for axis, size in sizes.items()}), math.prod(sizes.values())
+    kept = {"accumulate": config.mesh.accumulate, "dcn": config.mesh.dcn}
+    sizes = dataclasses.asdict(command_line.parse_mesh(mesh))
+    devices = math.prod(size for axis, size in sizes.items() if axis not in kept)
+    return override(config, {f"mesh.{axis}": size for axis, size in (sizes | kept).items()}), devices
 
 
 def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], str, int]]:

@@ -100,11 +100,16 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(ROW_AXES))
 
     @property
+    def row_shards(self) -> int:
+        """Into how many parts the rows of a batch are split."""
+        return math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
+
+    @property
     def part(self) -> tuple[list[int], int]:
         """The shards of a batch's rows that this process's devices hold, in order, and how many there are in all. Where
         "tensor" goes over processes, several of them hold the same rows."""
-        shards = math.prod(self.mesh.shape[axis] for axis in ROW_AXES)
-        held = self.rows.devices_indices_map((shards,))
+        shards = self.row_shards
+        held: Mapping[Any, Any] = self.rows.devices_indices_map((shards,))
         here = {rows.start or 0 for device, (rows,) in held.items() if device.process_index == jax.process_index()}
         return sorted(here), shards
 
@@ -217,7 +222,7 @@ def arranged(devices: Sequence[Any], sizes: tuple[int, ...], groups: int = 1) ->
 
 def check_rows(layout: Layout, shapes: Iterable[tuple[int, ...]], accumulate: int = 1) -> None:
     """UserError: batches of these (rows, length of each side) do not divide over the devices and micro-batches."""
-    shards = math.prod(layout.mesh.shape[axis] for axis in ROW_AXES)
+    shards = layout.row_shards
     for rows, *lengths in shapes:
         if rows % (shards * accumulate):
             each = f" and {accumulate} micro-batches" if accumulate > 1 else ""

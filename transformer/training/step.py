@@ -135,10 +135,11 @@ def _without(some: set[str], axes: Any) -> Any:
     return None if axes in some else axes
 
 
-def make_eval_step(metrics: Callable[[Any, Any], dict[str, Any]], layout: Layout) -> Callable[[Any, Batch], Any]:
-    """Metrics of a batch: summed (`Task.loss`) or of each row (`Task.row_metrics`). Parameters keep their sharding."""
+def make_eval_step(metrics: Callable[[Any, Any], Any], layout: Layout) -> Callable[[Any, Batch], Any]:
+    """What a model says of a batch: metrics, summed (`Task.loss`) or of each row (`Task.row_metrics`), or what it
+    predicts. Parameters keep their sharding."""
 
-    def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
+    def eval_step(params: Any, batch: Batch) -> Any:
         with layout.tracing():
             return metrics(params, batch)
 
