@@ -61,13 +61,9 @@ def attend_sequence(
         for segments, positions in ((ids.q_segments, ids.q_positions), (ids.k_segments, ids.k_positions))
     )
     seen = (ids.q_positions, ids.k_positions, q_segments, k_segments)
-    leaves, form = jax.tree.flatten(score)
-    fixed = [None if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
-    weights = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
 
-    def local(q: Array, k: Array, v: Array, seen: Any, weights: list[Array]) -> Array:
-        here, given = masks.Visibility(where.limits, *seen), iter(weights)
-        score = form.unflatten([next(given) if leaf is None else leaf for leaf in fixed])
+    def local(q: Array, k: Array, v: Array, seen: Any) -> Array:
+        here = masks.Visibility(where.limits, *seen)
         if not by_halo(length, keys, where.limits, consecutive, devices):
             ring = Ring(LENGTH_AXIS, devices, where.limits)
             return attend_ring(ring, q, k, v, score, here, scale)
@@ -92,9 +88,9 @@ def attend_sequence(
 
     split = jax.shard_map(
         local,
-        in_specs=(of_heads, of_heads, of_heads, tuple(of_ids[x.shape[0] < batch] for x in seen), PartitionSpec()),
+        in_specs=(of_heads, of_heads, of_heads, tuple(of_ids[x.shape[0] < batch] for x in seen)),
         out_specs=of_heads,
         axis_names=manual,
         check_vma=False,
     )
-    return split(q, k, v, seen, weights)
+    return split(q, k, v, seen)
