@@ -143,7 +143,10 @@ def test_what_is_written_is_the_same(family: str, way: str) -> None:
         first = (begin.first_tokens, begin.first_positions)
         return WRITE[way](begin.step, begin.state, *first, 9, begin.limit, 2)  # type: ignore[operator]
 
-    expected, found = jax.jit(written, static_argnums=0)(plain, params), jax.jit(written, static_argnums=0)(wide, filled)
+    expected, found = (
+        jax.jit(written, static_argnums=0)(plain, params),
+        jax.jit(written, static_argnums=0)(wide, filled),
+    )
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)
     assert found.ok.all()

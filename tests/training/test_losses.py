@@ -138,7 +138,9 @@ def test_slices_by_bytes_add_up(positions: int, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setitem(PLATFORMS, "gpu", Platform(loss_bytes=loss_bytes))
         with compiling_for("gpu"):
             loss = lambda x, table: output_cross_entropy(x, table, None, targets, weights, 0.1, vocabulary)  # noqa: E731
-            program = jax.value_and_grad(lambda *arrays: (loss(*arrays)["loss"][0], loss(*arrays)), (0, 1), has_aux=True)
+            program = jax.value_and_grad(
+                lambda *arrays: (loss(*arrays)["loss"][0], loss(*arrays)), (0, 1), has_aux=True
+            )
             return program(x, table)
 
     for left, right in zip(*map(jax.tree.leaves, (grown(4 * 16 * rows * positions), grown(1 << 30))), strict=True):

@@ -163,7 +163,9 @@ def kept_whole(layout: Layout, parameters: Mapping[str, tuple[int, ...]]) -> lis
             if size > 1 and matrix and set(names) & set(wanted) and axis not in layout.spec(path, shape):
                 found.append(f"{path} {' x '.join(map(str, shape))}")
         if found:
-            said.append(f"every device holds whole, because no axis divides over mesh.{axis}={size}: {', '.join(found)}")
+            said.append(
+                f"every device holds whole, because no axis divides over mesh.{axis}={size}: {', '.join(found)}"
+            )
     return said
 
 

@@ -5,7 +5,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
@@ -15,7 +15,8 @@ from transformer.model.attention import marks
 from transformer.model.attention.banded import banded, check_consecutive, tiling_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
-from transformer.model.attention.fused import fused, kernel
+from transformer.model.attention.fused import fused, padding_of
+from transformer.model.attention.kernels import Padding, kernel
 from transformer.model.attention.scores import Score
 from transformer.model.attention.sequence import attend_sequence, by_halo
 from transformer.platforms import device_rows, length_shards, tuned
@@ -26,7 +27,6 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "banded": banded,
     "fused": fused,
 }
-Padding = Literal["none", "lengths", "segments"]  # how a batch marks documents and padding
 
 
 class Choice(NamedTuple):
@@ -76,7 +76,7 @@ def choose(
     depends on shapes, types and the target platform only. `limits` are those of `masks.band`. `consecutive`: within a
     segment the positions of queries and keys grow by one with the index."""
     length, keys = q.shape[1], k.shape[1]
-    name, why = kernel(q, k, v, limits, score, consecutive and padding != "segments")
+    name, why = kernel(q, k, v, limits, score, padding, consecutive)
     if name is not None:
         return Choice("fused", f"{name}: {why}")
     if consecutive and length == keys and None not in limits:
@@ -174,8 +174,7 @@ def attend(
     if backend == "auto" and 0 in (batch, length, keys):
         backend = "dense"
     elif backend == "auto":
-        padding: Padding = "none" if where.k_lengths is None else "lengths"
-        padding = padding if q_segments is None else "segments"
+        padding = padding_of(where)
         backend = choose(q, k, v, where.limits, score=score, padding=padding, consecutive=consecutive).backend
     elif backend not in BACKENDS:
         raise ValueError(f"there is no attention backend {backend!r}: choose 'auto' or one of {sorted(BACKENDS)}")
