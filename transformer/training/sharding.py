@@ -4,7 +4,8 @@ A mesh has four axes. "data" and "fsdp" both split the rows of a batch; "fsdp" a
 optimizer's state, which are gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3);
 "sequence" splits the positions of each row, whose attention goes round a ring of devices or to neighbours
 (`transformer.model.attention.sequence`); "tensor" splits the heads, the inner features of the feed-forward and the
-vocabulary (Shoeybi et al. 2019, "Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key names the mesh axes in use.
+vocabulary (Shoeybi et al. 2019, "Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key
+names the mesh axes in use.
 
 Where groups of devices (TPU slices, machines) have a slow network between them, "data" is split over the groups first
 (`mesh.dcn`): of a step, only the sum of the gradient over "data" crosses that network.

@@ -39,8 +39,8 @@ class Block(NamedTuple):
 
     k: Float[Array, "slabs B G slab K"]
     v: Float[Array, "slabs B G slab M"]
-    positions: Int[Array, "slabs #B slab"]
-    segments: Int[Array, "slabs #B slab"]
+    positions: Int[Array, "*slabs_and_rows slab"]
+    segments: Int[Array, "*slabs_and_rows slab"]
 
 
 def attend_ring(
