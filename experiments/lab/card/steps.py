@@ -1,4 +1,4 @@
-"""GPT-2 of 124 M parameters on the device: the step's time and MFU, its bound, its memory; PyTorch's; and decoding."""
+"""GPT-2 of 124 M parameters on the device: the step's time and MFU, its memory; PyTorch's; and decoding."""
 
 import importlib.util
 import json
