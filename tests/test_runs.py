@@ -321,6 +321,8 @@ def test_a_mesh_that_does_not_fit_a_run_is_a_sentence(labelled: Path, translated
         load_run(translated, mesh=MeshConfig(data=9))
     with pytest.raises(UserError, match=r"num_heads=2 does not divide over mesh\.tensor=4"):
         load_run(translated, mesh=MeshConfig(data=1, tensor=4))
+    with pytest.raises(UserError, match=r"mesh\.sequence=2 splits the positions .*: leave sequence out of --mesh"):
+        load_run(translated, mesh=MeshConfig(data=1, sequence=2)).generate(TEXTS)
     run = load_run(labelled / "run", mesh=MeshConfig(data=7))
     assert run.generate(TEXTS) == load_run(labelled / "run").generate(TEXTS), "a line is decoded on any number"
     with pytest.raises(

@@ -456,6 +456,9 @@ evaluate --workdir=RUN --alpha=nan : --alpha must be a finite number
 evaluate --workdir=RUN --against=gs://bucket/run : --against='gs://bucket/run' is a URL
 evaluate --workdir=RUN --against= : --against is empty
 evaluate --workdir=RUN --config=CONFIG : Unknown command line flag 'config'
+evaluate --workdir=RUN --mesh=data=2,model=4 : --mesh='data=2,model=4' has 'model=4'
+evaluate --workdir=RUN --mesh=data=99 : mesh.data=99
+generate --workdir=RUN --mesh= : --mesh='' has ''
 generate --workdir=TMP/notes : holds no run
 generate --workdir=RUN --nbest=0 : --nbest=0
 generate --workdir=RUN --nbest=4 --beam=2 : --nbest=4
@@ -467,7 +470,7 @@ generate --workdir=RUN --sample --seed=-1 : --seed must be
 generate --workdir=RUN --min_new=5 --max_new=2 : --min_new=5
 describe --config=TMP/none.py : there is no config file
 describe --config=CONFIG --mesh=dat=2 : --mesh='dat=2'
-describe --config=CONFIG --mesh=data=2,data=4 : write data, fsdp or tensor once
+describe --config=CONFIG --mesh=data=2,data=4 : write data, fsdp, sequence or tensor once
 describe --config=CONFIG --mesh=tensor=3 : does not divide over mesh.tensor=3
 describe --config=CONFIG --plan=h1000 : choose one of a100
 heads --workdir=RUN : --text is missing

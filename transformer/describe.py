@@ -60,11 +60,11 @@ def layout_of(config: Config, task: Any) -> Any:
     does not divide."""
     import jax
 
-    from transformer.training.sharding import make_layout
+    from transformer.training.sharding import AXES, make_layout
 
-    named = [size for size in dataclasses.astuple(config.mesh)[:3] if size != -1]
+    named = [size for axis in AXES if (size := getattr(config.mesh, axis)) != -1]
     fixed, here = math.prod(named), len(jax.devices())
-    devices = here if len(named) < 3 and fixed <= here else fixed
+    devices = here if len(named) < len(AXES) and fixed <= here else fixed
     return make_layout(dataclasses.replace(config, model=task.model_config), devices, task.axes)
 
 

@@ -552,7 +552,7 @@ def test_the_mean_is_of_the_shards_and_in_constant_memory(tmp_path: Path) -> Non
         each = [np.asarray(_unequal(step, 1280, 8)["params"]["kernel"], np.float64) for step in range(5 - last, 5)]
         np.testing.assert_array_equal(found, (sum(reversed(each)) / last).astype(np.float32))
     total = 8 * math.prod(whole["kernel"].shape)
-    assert total < peaks[1] < min(2.5 * total, 1.25 * peaks[0]), peaks
+    assert total < peaks[1] < min(3 * total, 1.25 * peaks[0]), peaks  # the sum, and what is read
     reader.close()
 
 

@@ -167,7 +167,7 @@ def test_the_longest_batch_is_that_of_the_pipeline() -> None:
 
 @pytest.mark.parametrize("mesh", ["fsdp", "fsdp=0", "rows=2", "data=2;fsdp=2", "data=-1"])
 def test_a_mesh_that_is_none_is_a_sentence(gpt2: Config, mesh: str) -> None:
-    with pytest.raises(UserError, match=r"--mesh=.*write data, fsdp or tensor"):
+    with pytest.raises(UserError, match=r"--mesh=.*write data, fsdp, sequence or tensor"):
         describe.on_mesh(gpt2, mesh)
 
 

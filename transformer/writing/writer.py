@@ -33,6 +33,11 @@ class Writer:
                 f"{trained.config.model.family!r}: leave it out"
             )
         layout = self.layout = make_layout(trained.sized, axes=trained.task.axes)
+        if trained.config.mesh.sequence > 1:
+            raise UserError(
+                f"mesh.sequence={trained.config.mesh.sequence} splits the positions of a text, and a text is written "
+                "position by position: leave sequence out of --mesh"
+            )
         self.together, self.devices = layout.strategy != "data", layout.mesh.size
         self.compiled: set[tuple[int, ...]] = set()  # shapes of the slices decoded so far
         self._params = [member.params for member in trained.members]
