@@ -1,4 +1,6 @@
-"""GPT-2 XL (Radford et al. 2019): 1,557,611,200 parameters, in bfloat16, layers computed again in the backward pass.
+"""GPT-2 XL (Radford et al. 2019): 1,557,611,200 parameters, in bfloat16. Layers are computed again in the backward
+pass, but not attention: on `v5e:16x16` with fsdp=16, data=16 that takes 3.93 GB of work a device against 2.16 GB, by
+the compiler, and its kernel runs forward once.
 
     python -m transformer.describe --config=configs/gpt2_xl.py
     python -m transformer.describe --config=configs/gpt2_xl.py --mesh=fsdp=8 --plan=h100
@@ -38,7 +40,7 @@ def get_config() -> ConfigDict:
     config.model.scale_embedding = False
     config.model.initialization = "depth_scaled"
     config.model.dtype = "bfloat16"
-    config.model.remat = "full"
+    config.model.remat = "attention"
     config.model.scan_layers = True
     config.model.dropout = 0.0
     config.optimizer.schedule = "cosine"
