@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from transformer.config import ModelConfig, load_file, override
-from transformer.describe import shapes, task_of
+from transformer.describe import shapes
+from transformer.tasks.untrained import task_of
 from transformer.model.parameters import parameter
 
 CONFIGS = ("quantities", "docstrings", "bert_base", "t5_small", "vit_b16", "speech", "transcripts", "co2", "recurrent")

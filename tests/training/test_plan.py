@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformer.training.collectives import collectives
+from transformer.training.plan import ACCELERATORS, Accelerator, batch_flops, longest_batch, make_plan, step_flops
 
 from tests.training.tiny import DECODER, MESHES, Made, on, tiny
 from transformer import describe
 from transformer.config import Config, load_file, override
 from transformer.errors import UserError
-from transformer.training.collectives import collectives
-from transformer.training.plan import ACCELERATORS, Accelerator, batch_flops, longest_batch, make_plan, step_flops
 from transformer.training.sharding import Layout, make_layout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
