@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from experiments.lab import cases, cluster, report, workers
+from experiments.lab import apart, cases, cluster, report, workers
 from experiments.lab.budgets import BUDGETS
 from experiments.lab.measures import main_metrics
 from experiments.lab.pilots import expect, pilot, table
@@ -106,6 +106,12 @@ def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Pa
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
     command_line.keep_freed_memory()
     with only_process_in(workdir):
+        if hasattr(module, "SECONDS"):
+            said, failures = apart.measure(
+                module, arguments.experiment, workdir, report.command(sys.argv), arguments.report_only
+            )
+            print(said)
+            return int(bool(failures))
         print(cases.measure(module, workdir, report.command(sys.argv), arguments.report_only))
     return 0
 

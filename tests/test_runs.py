@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from transformer.errors import UserError
 from transformer.evaluate import on_other_files
 from transformer.runs import load_ensemble, load_run
 from transformer.train import train
-from transformer.training import optim, step
+from transformer.training import checkpoint, optim, step
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.sharding import make_layout
 
@@ -255,19 +256,77 @@ def test_the_newest_the_best_and_the_mean(labelled: Path, monkeypatch: pytest.Mo
     jax.tree.map(np.testing.assert_array_equal, best.params, two)
 
 
-def test_parameters_in_shards_where_there_is_a_mesh(labelled: Path, translated: Path) -> None:
-    """Of single and of scanned layers; the run is worth the same, and writes the same."""
-    fsdp = MeshConfig(data=2, fsdp=4)
+@pytest.mark.parametrize(
+    ("mesh", "spec"),
+    [
+        (MeshConfig(data=2, fsdp=4), ("fsdp", None)),
+        (MeshConfig(data=1, tensor=2), (None, "tensor")),
+        (MeshConfig(data=2, fsdp=2, tensor=2), ("fsdp", "tensor")),
+    ],
+    ids=["fsdp", "tensor", "both"],
+)
+def test_parameters_in_shards_where_there_is_a_mesh(
+    mesh: MeshConfig, spec: tuple[str | None, ...], labelled: Path, translated: Path
+) -> None:
+    """Of single and of scanned layers; the run is worth the same, and writes the same as on one device."""
     for workdir in (labelled / "run", translated):
-        whole, split = load_run(workdir), load_run(workdir, mesh=fsdp)
-        assert all(
-            x.sharding.is_fully_replicated and x.sharding.num_devices == 8 for x in jax.tree.leaves(whole.params)
-        )
+        whole, split = load_run(workdir, mesh=MeshConfig(data=1)), load_run(workdir, mesh=mesh)
         kernel = split.params["params"]["encoder"]["layer_1"]["feed_forward"]["inner"]["kernel"]
-        assert tuple(kernel.sharding.spec) == ("fsdp", None)
+        assert tuple(kernel.sharding.spec) == spec
+        assert {shard.data.size for shard in kernel.addressable_shards} == {kernel.size // mesh.fsdp // mesh.tensor}
         jax.tree.map(np.testing.assert_array_equal, *map(jax.device_get, (whole.params, split.params)))
         assert split.generate(TEXTS) == whole.generate(TEXTS)
-    assert split.evaluate("test")["loss"] == pytest.approx(whole.evaluate("test")["loss"], rel=1e-5)
+        expected, found = whole.evaluate("test"), split.evaluate("test")
+        assert expected.keys() == found.keys()
+        for name in {"loss", "accuracy", "macro_f1", "bleu", "token_accuracy"} & found.keys():
+            assert found[name] == pytest.approx(expected[name], rel=1e-5)
+    manners: list[dict[str, Any]] = [{"beam": 3, "nbest": 2}, {"sample": True, "temperature": 0.7}]
+    for manner in manners:
+        assert split.generate(TEXTS, **manner) == whole.generate(TEXTS, **manner)
+
+
+def test_without_a_mesh_every_device_has_all_parameters(labelled: Path) -> None:
+    for leaf in jax.tree.leaves(load_run(labelled / "run").params):
+        assert leaf.sharding.is_fully_replicated
+        assert leaf.sharding.num_devices == 8
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=1, fsdp=8), MeshConfig(data=1, tensor=2)], ids=["fsdp", "tensor"])
+def test_no_device_reads_more_than_its_shards(
+    mesh: MeshConfig, translated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the storage is asked for, and that scanned layers are cut where they lie."""
+    asked: list[Any] = []
+    load = checkpoint.ocp.load
+
+    def watched(*arguments: Any, **more: Any) -> Any:
+        asked.extend(jax.tree.leaves(arguments[1]))
+        return load(*arguments, **more)
+
+    monkeypatch.setattr(checkpoint.ocp, "load", watched)
+    run = load_run(translated, mesh=mesh)
+    most = sum(4 * math.prod(x.sharding.shard_shape(x.shape)) for x in asked)
+    whole = sum(4 * x.size for x in asked)
+    axis = "fsdp" if mesh.fsdp > 1 else "tensor"
+    size = getattr(mesh, axis)
+    vectors = sum(4 * x.size for x in asked if axis not in tuple(x.sharding.spec))
+    assert most == vectors + (whole - vectors) / size
+    assert vectors < whole / 8
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(run.params))
+    assert held == most
+
+
+def test_a_mesh_that_does_not_fit_a_run_is_a_sentence(labelled: Path, translated: Path) -> None:
+    with pytest.raises(UserError, match=r"mesh\.data=9, .* but there are 8 devices"):
+        load_run(translated, mesh=MeshConfig(data=9))
+    with pytest.raises(UserError, match=r"num_heads=2 does not divide over mesh\.tensor=4"):
+        load_run(translated, mesh=MeshConfig(data=1, tensor=4))
+    run = load_run(labelled / "run", mesh=MeshConfig(data=7))
+    assert run.generate(TEXTS) == load_run(labelled / "run").generate(TEXTS), "a line is decoded on any number"
+    with pytest.raises(
+        UserError, match=r"a batch of 16 rows of length 32 does not divide over data x fsdp = 7 devices"
+    ):
+        run.evaluate("test")
 
 
 # --- Mistakes

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 
-from transformer.config import Config, check_key, from_config_dict, load_file
+from transformer.config import Config, MeshConfig, check_key, from_config_dict, load_file
 from transformer.data.caching import DEFAULT, writable
 from transformer.errors import Stopped, UserError
 from transformer.paths import expanded, for_checkpoints, local
@@ -36,6 +37,20 @@ def config_from_flags() -> Config:
     return from_config_dict(FLAGS.config)
 
 
+def parse_mesh(given: str) -> MeshConfig:
+    """The mesh of a flag such as --mesh=data=2,fsdp=4; axes that are not named have one device. UserError: it is
+    none."""
+    axes = [field.name for field in dataclasses.fields(MeshConfig) if field.name not in ("accumulate", "dcn")]
+    sizes = dict[str, int]()
+    for part in given.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in axes or axis in sizes or not size.isdecimal() or int(size) < 1:
+            named = f"{', '.join(axes[:-1])} or {axes[-1]}"
+            raise UserError(f"--mesh={given!r} has {part!r}: write {named} once, and how many: data=2,fsdp=4")
+        sizes[axis] = int(size)
+    return MeshConfig(**dict.fromkeys(axes, 1) | sizes)
+
+
 def workdir_from_flags() -> Path:
     """The folder of --workdir. UserError: it is missing."""
     if not FLAGS.workdir:
@@ -48,6 +63,7 @@ def define_run() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the trained run, or several with commas between them.")
     flags.DEFINE_integer("average", 1, "Average the parameters of the newest N checkpoints.", lower_bound=1)
     flags.DEFINE_bool("best", False, "The checkpoint of the best validation loss, in place of the newest.")
+    flags.DEFINE_string("mesh", None, "Devices that split rows and parameters, such as data=2,fsdp=4 or tensor=2.")
     flags.DEFINE_integer("beam", 0, "Hypotheses of a beam search; 0 = greedy.")
     flags.DEFINE_float("alpha", 0.6, "Of the length penalty ((5 + length) / 6) ** alpha of beam search (GNMT).")
 
@@ -58,11 +74,17 @@ def run_from_flags() -> "Run":
         raise UserError("--workdir is missing: name the folder of a trained run")
     if FLAGS.best and FLAGS.average > 1:
         raise UserError(f"--best names one checkpoint and --average={FLAGS.average} several: leave one of them out")
+    mesh = mesh_from_flags()
     from transformer.runs import load_ensemble
 
     whole = local(FLAGS.workdir, "--workdir")
     several = [] if whole.is_dir() else [name for name in FLAGS.workdir.split(",") if name]
-    return load_ensemble(several or [whole], FLAGS.average, FLAGS.best)
+    return load_ensemble(several or [whole], FLAGS.average, FLAGS.best, mesh)
+
+
+def mesh_from_flags() -> MeshConfig | None:
+    """The mesh of --mesh; None where it is not given. UserError: it is none."""
+    return None if FLAGS.mesh is None else parse_mesh(FLAGS.mesh)
 
 
 def use_compilation_cache() -> None:

@@ -57,10 +57,11 @@ class ModelConfig:
     dtype: str = "float32"  # of activations and products, or "bfloat16"; weights, softmax and loss are float32
     max_positions: int = 512  # rows of a learned position table; the longest sequence that it can take
     vocab_size: int = 0  # V; 0 = the size of the tokenizer that was trained
+    vocab_multiple: int = 1  # tables have V rounded up to a multiple of it (128 suits accelerators); the rest stays 0
     cell: str = "lstm"  # of the recurrent families: "lstm" or "gru"
     recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
     scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
-    remat: str = "none"  # recomputed in the backward pass: "none", "full" (layers), "dots" (all but products)
+    remat: str = "none"  # computed again in the backward pass: "none", "full" or all but "attention" or "dots" (and it)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,10 +101,12 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    data: int = -1  # devices that split the rows of a batch; one of the three sizes may be -1: the remaining devices
+    data: int = -1  # devices that split the rows of a batch; one of the four sizes may be -1: the remaining devices
     fsdp: int = 1  # devices that split rows, parameters and optimizer state
+    sequence: int = 1  # devices that split the positions of each row
     tensor: int = 1  # devices that split heads, inner features of the feed-forward and the vocabulary
     accumulate: int = 1  # micro-batches of a batch, computed one after another to save memory
+    dcn: int = 1  # groups of devices, with a slow network between them, that data is split over first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +296,7 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
 def _check(config: Config) -> None:
     check_model(config.model)
     data, optimizer, flat = config.data, config.optimizer, flatten(config)
-    _check_least(flat, 1, "", "steps mesh.accumulate")
+    _check_least(flat, 1, "", "steps mesh.accumulate mesh.dcn")
     _check_least(flat, 1, "data.", "horizon max_len batch_tokens row_multiple")
     _check_least(flat, 1, "optimizer.", "warmup_steps max_skipped")
     _check_least(flat, 1, "logging.", "log_every checkpoint_every keep")
@@ -335,7 +338,7 @@ def _check_choices(flat: dict[str, Any], choices: dict[str, tuple[str, ...]]) ->
 def check_model(model: ModelConfig) -> None:
     """UserError: a value that no model can have."""
     flat = {f"model.{field.name}": getattr(model, field.name) for field in dataclasses.fields(model)}
-    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size")
+    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size vocab_multiple")
     _check_least(flat, 0, "model.", "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size")
     recurrent = model.family.startswith("recurrent")  # it has no heads
     if model.d_model % model.num_heads and not (model.head_dim or recurrent):
@@ -363,7 +366,7 @@ def check_model(model: ModelConfig) -> None:
         "model.norm_type": ("layer", "rms"),
         "model.initialization": ("xavier", "depth_scaled"),
         "model.cell": ("lstm", "gru"),
-        "model.remat": ("none", "full", "dots"),
+        "model.remat": ("none", "full", "attention", "dots"),
         "model.dtype": ("float32", "bfloat16"),
     }
     _check_choices(flat, choices)

@@ -136,16 +136,10 @@ def backends(config: Config, layout: Any = None) -> list[str]:
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
     """The config with a mesh such as "data=2,fsdp=4" (other axes 1), and its number of devices."""
-    sizes, named = {"data": 1, "fsdp": 1, "tensor": 1}, set[str]()
-    for part in mesh.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or axis in named or not size.isdecimal() or int(size) < 1:
-            raise UserError(
-                f"--mesh={mesh!r} has {part!r}: write data, fsdp or tensor once, and how many: data=2,fsdp=4"
-            )
-        sizes[axis] = int(size)
-        named.add(axis)
-    return override(config, {f"mesh.{axis}": size for axis, size in sizes.items()}), math.prod(sizes.values())
+    kept = {"accumulate": config.mesh.accumulate, "dcn": config.mesh.dcn}
+    sizes = dataclasses.asdict(command_line.parse_mesh(mesh))
+    devices = math.prod(size for axis, size in sizes.items() if axis not in kept)
+    return override(config, {f"mesh.{axis}": size for axis, size in (sizes | kept).items()}), devices
 
 
 def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], str, int]]:
@@ -204,6 +198,9 @@ def compiled_for(config: Config, name: str) -> list[str]:
 
 def main() -> None:
     """Runs the command with its flags parsed."""
+    from transformer.model.embedders import unused_parameters
+    from transformer.training.sharding import kept_whole
+
     config = command_line.config_from_flags()
     devices = 1
     if FLAGS.mesh:
@@ -225,6 +222,9 @@ def main() -> None:
     for name, count in rows:
         lines.append(f"{name:{width}}  {count:14,}  {count / total:6.1%}")
     lines.append(f"{'total':{width}}  {total:14,}")
+    task, held = task_of(config), shapes(config)
+    if filling := unused_parameters(task.model_config, held):
+        lines.append(f"of the total {filling:,} only fill tables of the vocabulary up: {total - filling:,} parameters")
     if FLAGS.topology:
         lines += compiled_for(config, FLAGS.topology)
     else:
@@ -233,6 +233,7 @@ def main() -> None:
             lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
         for name, figure in figures.items():
             lines.append(f"{name:26}  {figure:,}" if isinstance(figure, int) else f"{name:26}  {figure}")
+        lines += kept_whole(layout_of(config, task), held)
         lines += backends(config)
     if FLAGS.mesh:
         placed = placement(config, devices)
@@ -243,7 +244,7 @@ def main() -> None:
         lines.append(f"{'total':{width}}  {'':18}  {sum(size for *_, size in placed):14,}")
     if simulated:
         lines += sent(config)
-    print(*lines, json.dumps({"parameters": total}), sep="\n")
+    print(*lines, json.dumps({"parameters": total - filling}), sep="\n")
 
 
 if __name__ == "__main__":

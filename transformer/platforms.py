@@ -11,6 +11,8 @@ import jax
 from jax.sharding import AxisType
 
 ROW_AXES = ("data", "fsdp")  # axes of the mesh over which the rows of a batch are split
+LENGTH_AXIS = "sequence"  # the axis over which the positions of each row are split
+HEAD_AXIS = "tensor"  # and the axis over which the heads are split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,13 +29,30 @@ class Platform:
     tile_scores: int = 1 << 24
     # Fewest queries of a window's tile. A smaller tile saves less than a step of the loop over tiles costs.
     window_tile: int = 128
+    # Bytes of float32 scores of the tiles that are computed side by side (`attention.beside`); 0: tiles one by one, which
+    # stay in a processor's cache.
+    side_by_side: int = 0
+    # Bytes of a mask [B, L, S] that a kernel without segments gets; more go to tiles.
+    mask_bytes: int = 0
+    # Largest side of a kernel's block.
+    kernel_block: int = 512
     # Tokens per slice of the loss. The logits of 512 tokens and 6,000 pieces stay in the cache of two
     # cores: loss and gradient of 4,096 tokens took 74 ms, against 361 ms with all their logits at once.
     loss_tokens: int = 512
+    # Bytes of the logits of a slice of the loss, in float32, on one device; 0: slices have `loss_tokens`. Each slice
+    # reads the table and adds to its gradient, so an accelerator has few: four for 32 rows of 1,024 and 50,257 tokens.
+    loss_bytes: int = 0
 
 
-# Accelerators use the CPU's numbers until they are measured.
-PLATFORMS: dict[str, Platform] = {"cpu": Platform(), "gpu": Platform(), "tpu": Platform()}
+# Those of accelerators are reckoned in bytes, not measured. Scores and weights of tiles take about three times
+# `side_by_side`, forward and backward: 6 of an H100's 80 GB, 1.5 of a TPU v5e's 16. Below `tiles_from` all scores are
+# kept for the backward pass: 512 x 512 in float32 are 1 MiB a head. A mask of 1 GiB is 32 rows of 4,096 tokens. A block of
+# 512 x 512 scores in float32 is 1 of 128 MiB of a v5e's on-chip memory.
+PLATFORMS: dict[str, Platform] = {
+    "cpu": Platform(),
+    "gpu": Platform(tiles_from=1 << 18, side_by_side=2 << 30, mask_bytes=1 << 30, loss_bytes=2 << 30),
+    "tpu": Platform(tiles_from=1 << 18, side_by_side=1 << 29, loss_bytes=1 << 30),
+}
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
@@ -61,9 +80,18 @@ def tuned() -> Platform:
 def row_shards() -> int:
     """The number of shards of a batch's rows in the program being traced; 1 inside `jax.shard_map`, where arrays are
     those of one device."""
+    return _shards(ROW_AXES)
+
+
+def length_shards() -> int:
+    """The same of the positions of each row."""
+    return _shards((LENGTH_AXIS,))
+
+
+def _shards(axes: tuple[str, ...]) -> int:
     mesh = jax.sharding.get_abstract_mesh()
     types = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)) if mesh.axis_names else {}
-    return math.prod(mesh.shape[axis] for axis in ROW_AXES if types.get(axis) == AxisType.Auto)
+    return math.prod(mesh.shape[axis] for axis in axes if types.get(axis) == AxisType.Auto)
 
 
 def device_rows(rows: int) -> int:

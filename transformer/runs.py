@@ -90,18 +90,22 @@ def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: Me
     layout = make_layout(dataclasses.replace(config, model=task.model_config), axes=task.axes)
     params, at = read_params(workdir, task.init, layout, average, best)
     if config.model.scan_layers:
-        params = unstacked(params, config.model.num_layers)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, scan_layers=False))
         task = kind(config, tokenizer)
-        params = jax.device_put(params, dataclasses.replace(layout, axes=task.axes).shardings(params))
+        apart = functools.partial(unstacked, count=config.model.num_layers)
+        places = dataclasses.replace(layout, axes=task.axes).shardings(jax.eval_shape(apart, params))
+        params = jax.jit(apart, out_shardings=places)(params)  # each device cuts its own shards
     noted = read_data(workdir)
     data = functools.cache(lambda: _same_data(workdir, config, noted))
     return Run(config, tokenizer, task, params, at, data, noted.get("facts"), workdir=workdir)
 
 
-def load_ensemble(workdirs: Sequence[str | Path], average: int = 1, best: bool = False) -> Run:
-    """The first run, which decodes as an ensemble with the others. UserError: their tasks or tokenizers differ."""
-    first, *others = (load_run(workdir, average, best) for workdir in workdirs)
+def load_ensemble(
+    workdirs: Sequence[str | Path], average: int = 1, best: bool = False, mesh: MeshConfig | None = None
+) -> Run:
+    """The first run, which decodes as an ensemble with the others, on one mesh. UserError: their tasks or tokenizers
+    differ."""
+    first, *others = (load_run(workdir, average, best, mesh) for workdir in workdirs)
     for other in others:
         if other.config.task != first.config.task:
             raise UserError(

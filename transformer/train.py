@@ -101,9 +101,11 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     )  # made early, so that errors come at once
     if not len(source.split("validation")):
         raise UserError(f"the validation part of {config.data.name!r} holds no example: give it some")
-    training, validation = task.batches(source, "train"), task.batches(source, "validation")
+    training, validation = (task.batches(source, split).part(*layout.part) for split in ("train", "validation"))
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
     sharding.check_rows(layout, validation.evaluation_shapes)
+    if task.inputs == "tokens":
+        sharding.check_lengths(layout, [*training.report["shapes"], *validation.evaluation_shapes])
     if next(validation.evaluation(config.data.max_len), None) is None:
         raise UserError(
             f"the validation part of {config.data.name!r} holds no example that fits into data.max_len="
@@ -124,6 +126,7 @@ def _train(
     import numpy as np
 
     from transformer import resuming, runs
+    from transformer.model.embedders import unused_parameters
     from transformer.training import flops, loop, losses, meter, optim, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.processes import check_same, together
@@ -181,11 +184,13 @@ def _train(
     rate = optim.current_rate(config)
     devices = f"{layout.mesh.size} {jax.devices()[0].platform} device(s)"
     resumed = f", resumed at step {start}" if start else ""
-    parameters = sum(map(math.prod, shapes.values()))
+    parameters = sum(map(math.prod, shapes.values())) - unused_parameters(task.model_config, shapes)
     writer.show(start, f"{parameters:,} parameters on {devices}, {per_epoch} steps an epoch{resumed}")
     for split, batches_of in (("train", training), ("validation", validation)):
         if batches_of.too_long is not None:
             writer.show(start, f"{split}: {batches_of.too_long}")
+    for sentence in sharding.kept_whole(layout, shapes):
+        writer.show(start, sentence)
     if said:
         writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)

@@ -5,10 +5,9 @@ Such a file has `cases()`: name -> arguments of `measure_case(...)`, which gives
 `folder`. Rows are kept as they come, so the same command goes on where it stopped.
 """
 
-import json
-import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,7 +16,7 @@ from tqdm import tqdm
 
 from experiments.lab.provenance import provenance
 from experiments.lab.render import Block, Bullets, Heading, Paragraph, Table, markdown, page
-from experiments.lab.results import read_lines, table_csv
+from experiments.lab.results import append_line, read_lines, table_csv
 from transformer.errors import UserError
 
 
@@ -43,22 +42,26 @@ def measure(module: ModuleType, workdir: Path, command: str, report_only: bool) 
         if bar.disable:
             print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         line = {"case": name, "rows": rows, "seconds": time.monotonic() - began, **where}
-        torn = path.exists() and not path.read_bytes().endswith(b"\n")  # a kill while a line was written
-        with path.open("a", encoding="utf-8") as file:
-            file.write("\n" * torn + json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append_line(path, line)
         kept.append(line)
     rows = [row for name in cases for line in kept if line["case"] == name for row in line["rows"]]
     if not rows:
         raise UserError(f"nothing is measured yet in {str(workdir)!r}: run without --report-only")
+    done = {line["case"] for line in kept}
+    notes = [f"Not finished: {len(done)} of {len(cases)} cases are measured."] if len(done) < len(cases) else []
+    title, answer, _ = report(module, workdir, rows, notes, _origin(kept, command))
+    return "\n".join([title, *(f"- {text}" for text in answer), f"report: {workdir / 'report.html'}"])
+
+
+def report(
+    module: ModuleType, workdir: Path, rows: list[dict[str, Any]], notes: Sequence[str], origin: Table
+) -> tuple[str, list[str], list[Block]]:
+    """Writes results.csv, report.md and report.html; returns the title, and the answer and blocks of `findings`."""
     table_csv(rows, workdir / "results.csv")
     title, *paragraphs = (" ".join(part.split()) for part in (module.__doc__ or "").strip().split("\n\n"))
     answer, blocks = module.findings(rows, workdir / "figures")
-    done = {line["case"] for line in kept}
     pages: list[Block] = [
-        *([Paragraph(f"Not finished: {len(done)} of {len(cases)} cases are measured.", "warning")]
-          if len(done) < len(cases) else []),
+        *(Paragraph(text, "warning") for text in notes),
         Heading("Answer"),
         Bullets(answer, "answer"),
         Heading("Hypothesis and source"),
@@ -66,11 +69,11 @@ def measure(module: ModuleType, workdir: Path, command: str, report_only: bool) 
         Heading("Results"),
         *blocks,
         Heading("Where the figures come from"),
-        _origin(kept, command),
-    ]  # fmt: skip
+        origin,
+    ]
     (workdir / "report.md").write_text(markdown(title, pages), encoding="utf-8")
     (workdir / "report.html").write_text(page(title, pages, workdir / "figures"), encoding="utf-8")
-    return "\n".join([title, *(f"- {text}" for text in answer), f"report: {workdir / 'report.html'}"])
+    return title, answer, blocks
 
 
 def _origin(kept: list[dict[str, Any]], command: str) -> Table:

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return lines
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds an object to a file of JSON lines, on the disk when this returns, on a new line also after one that was not
+    written to its end."""
+    torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * torn + json.dumps(value) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 # --- Comparisons

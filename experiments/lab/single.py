@@ -72,6 +72,8 @@ class Run:
 
         import jax
 
+        from transformer.model.embedders import unused_parameters
+
         lines = read_lines(self.folder / "metrics.jsonl")
         data = self.folder / "data.json"
         leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params["params"])
@@ -79,13 +81,14 @@ class Run:
         if (tokenizer := getattr(trained, "tokenizer", None)) is not None:
             known = override(known, {"model.vocab_size": tokenizer.vocab_size})
         shapes = {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
+        model = self.config.model if self.config.model.vocab_size else known.model
         return {
             "variant": self.variant,
             "seed": self.seed,
             **measured,
             "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
             "flops": self.config.steps * step_flops(known, shapes),  # of the training
-            "parameters": sum(map(math.prod, shapes.values())),
+            "parameters": sum(map(math.prod, shapes.values())) - unused_parameters(model, shapes),
             "seconds_per_step": self.seconds_per_step(),
             "train_seconds": trained_after,
             "measure_seconds": time.monotonic() - began - trained_after,

@@ -69,7 +69,7 @@ def perform(task: Any) -> tuple[str, Any]:
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     error = task.folder / "error.txt"
-    with _output_to(task.folder / "log.txt"):
+    with output_to(task.folder / "log.txt"):
         try:
             error.unlink(missing_ok=True)
             began = time.time()
@@ -81,8 +81,8 @@ def perform(task: Any) -> tuple[str, Any]:
             return "stopped", str(reason)
         except Exception as reason:
             traceback.print_exc()
-            error.write_text(_one_line(reason) + "\n", encoding="utf-8")
-            return "failed", _one_line(reason)
+            error.write_text(one_line(reason) + "\n", encoding="utf-8")
+            return "failed", one_line(reason)
 
 
 def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
@@ -111,7 +111,7 @@ def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
                     kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
                     worker.process.join()
-                    kind, value = "failed", _death(worker.process.exitcode, task.folder / "log.txt")
+                    kind, value = "failed", death(worker.process.exitcode, task.folder / "log.txt")
                     (task.folder / "error.txt").write_text(value + "\n", encoding="utf-8")
                     workers[place] = None
                 if kind == "finished":
@@ -161,7 +161,7 @@ def _send(worker: _Worker) -> None:
 def _serve(pipe: Connection, cores: list[int]) -> None:
     """The worker: tasks in, what `perform` returns out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
-    _die_with_parent()
+    die_with_parent()
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX counts the cores for its threads
     command_line.keep_freed_memory()
@@ -177,7 +177,7 @@ def _serve(pipe: Connection, cores: list[int]) -> None:
             return
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux: a parent that is killed takes its workers along; one that trained on would hold its run's folder against
     the same command, started again."""
     with contextlib.suppress(OSError, AttributeError):
@@ -185,7 +185,7 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def output_to(path: Path) -> Iterator[None]:
     """All that this process prints, native code included, goes to the end of a file."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -203,14 +203,18 @@ def _output_to(path: Path) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """The type and the message of an error, without line breaks; of a `UserError` its sentence, of a group its
+    members."""
+    if isinstance(error, ExceptionGroup):
+        return "; ".join(map(one_line, error.exceptions))
     text = " ".join(str(error).split())
     if isinstance(error, UserError):
         return text
     return f"{type(error).__name__}: {text}"[:400] if text else type(error).__name__
 
 
-def _death(code: int | None, log: Path) -> str:
+def death(code: int | None, log: Path) -> str:
     """Why a process that said nothing is gone, as far as it can be known."""
     if code is not None and code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

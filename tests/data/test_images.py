@@ -363,7 +363,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(source: Source, data: Dat
 def test_processes_share_the_rows_of_the_global_batch(source: Source, data: DataConfig, count: int) -> None:
     data = dataclasses.replace(data, augment=True)
     whole = make(source, "train", data)
-    parts = [make(source, "train", data, process_index=index, process_count=count) for index in range(count)]
+    parts = [make(source, "train", data).part([index], count) for index in range(count)]
     for step in range(7):
         same(whole.batch(step), joined([part.batch(step) for part in parts]))
     for together, *shares in zip(whole.evaluation(), *(part.evaluation() for part in parts), strict=True):

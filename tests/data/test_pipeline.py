@@ -98,7 +98,7 @@ def test_iterating_from_a_step_gives_what_the_whole_run_had(make) -> None:
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_the_global_batch(make, count: int) -> None:
     whole = make()
-    parts = [make(process_index=index, process_count=count) for index in range(count)]
+    parts = [make().part([index], count) for index in range(count)]
     assert {part.steps_per_epoch for part in parts} == {whole.steps_per_epoch}
     for step in range(12):
         shares = [part.batch(step) for part in parts]
@@ -149,10 +149,26 @@ def test_no_array_is_shared_between_batches(make) -> None:
 
 @KINDS
 def test_rows_are_shared_evenly_or_not_at_all(make) -> None:
-    with pytest.raises(UserError, match=r"A batch of \d+ rows cannot be shared by 3 processes: .* a multiple of 3"):
-        make(process_count=3).batch(0)
-    with pytest.raises(ValueError, match="process 2 of 2"):
-        make(process_index=2, process_count=2)
+    with pytest.raises(UserError, match=r"A batch of \d+ rows cannot be shared by 3 shards: .* a multiple of 3"):
+        make().part([0], 3).batch(0)
+    for shards in ([2], [], [1, 0], [0, 0], [-1]):
+        with pytest.raises(ValueError, match=r"shards \[.*\] of 2"):
+            make().part(shards, 2)
+
+
+@KINDS
+def test_shards_need_not_lie_side_by_side(make) -> None:
+    """As where a process has devices of two parts of the mesh; and two processes may have the same."""
+    whole, outer, inner = make(), make().part([0, 3], 4), make().part([1, 2], 4)
+    for batch, first, second in zip(
+        [*map(whole.batch, range(3)), *whole.evaluation()],
+        [*map(outer.batch, range(3)), *outer.evaluation()],
+        [*map(inner.batch, range(3)), *inner.evaluation()],
+        strict=True,
+    ):
+        shards = {key: np.split(array, 4) for key, array in batch.items()}
+        same(first, {key: np.concatenate([each[0], each[3]]) for key, each in shards.items()})
+        same(second, {key: np.concatenate([each[1], each[2]]) for key, each in shards.items()})
 
 
 # --- Pairs

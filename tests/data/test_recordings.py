@@ -489,7 +489,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(
 def test_processes_share_the_rows_of_the_global_batch(make: Make, source: Source, data: DataConfig) -> None:
     data = dataclasses.replace(data, augment=True)
     whole = make(source, "train", data)
-    parts = [make(source, "train", data, process_index=index, process_count=2) for index in range(2)]
+    parts = [make(source, "train", data).part([index], 2) for index in range(2)]
     for step in range(whole.steps_per_epoch + 1):
         same(whole.batch(step), joined([part.batch(step) for part in parts]))
     for together, *shares in zip(whole.evaluation(), *(part.evaluation() for part in parts), strict=True):

@@ -311,9 +311,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(source: Source, data: Dat
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_the_global_batch(source: Source, data: DataConfig, count: int) -> None:
     whole = SeriesBatches(source, "test", seed=3, data=data)
-    parts = [
-        SeriesBatches(source, "test", seed=3, data=data, process_index=i, process_count=count) for i in range(count)
-    ]
+    parts = [whole.part([index], count) for index in range(count)]
     for step in range(5):
         same(whole.batch(step), joined([part.batch(step) for part in parts]))
     for together, *shares in zip(whole.evaluation(), *(part.evaluation() for part in parts), strict=True):

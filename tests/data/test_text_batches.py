@@ -88,7 +88,7 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(make) -> None:
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_share_the_rows_of_the_global_batch(make, count: int) -> None:
     whole = make()
-    parts = [make(process_index=index, process_count=count) for index in range(count)]
+    parts = [make().part([index], count) for index in range(count)]
     for step in range(2 * whole.steps_per_epoch):
         shares = [part.batch(step) for part in parts]
         same(whole.batch(step), {key: np.concatenate([share[key] for share in shares]) for key in shares[0]})

@@ -296,7 +296,7 @@ def losses_and_gradients(config: ModelConfig, params: Any) -> tuple[Any, Any]:
 REMAT = [
     pytest.param(family, remat, marks=[pytest.mark.slow] * (remat != "none" and family != "decoder_only"))
     for family in CASES
-    for remat in ("none", "full", "dots")
+    for remat in ("none", "full", "attention", "dots")
 ]
 
 

@@ -2,10 +2,12 @@
 
 import contextlib
 import gc
+import math
 import os
 import resource
 import signal
 import tempfile
+import tracemalloc
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -528,6 +530,29 @@ def test_the_mean_holds_one_checkpoint_at_a_time(tmp_path: Path, monkeypatch: py
     reader = Checkpoints(tmp_path)
     reader.average_params(like, 3)
     assert len(earlier) == 3
+    reader.close()
+
+
+def test_the_mean_is_of_the_shards_and_in_constant_memory(tmp_path: Path) -> None:
+    """As where a run is split, once or over copies: bit for bit the float64 mean, and no more memory for more
+    checkpoints. The host holds each sum once, in float64."""
+    whole = _saved(tmp_path, params=1280, moments=8, steps=(1, 2, 3, 4))["params"]
+    mesh = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp"))
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split), whole)
+    reader, peaks = Checkpoints(tmp_path), []
+    reader.average_params(like, 2)  # what is compiled and imported
+    for last in (2, 4):
+        gc.collect()
+        tracemalloc.start()
+        found = reader.average_params(like, last)["kernel"]
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert found.sharding == split
+        each = [np.asarray(_unequal(step, 1280, 8)["params"]["kernel"], np.float64) for step in range(5 - last, 5)]
+        np.testing.assert_array_equal(found, (sum(reversed(each)) / last).astype(np.float32))
+    total = 8 * math.prod(whole["kernel"].shape)
+    assert total < peaks[1] < min(2.5 * total, 1.25 * peaks[0]), peaks
     reader.close()
 
 

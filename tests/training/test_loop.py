@@ -1,5 +1,6 @@
 """The loop over a step that only counts: what it writes, saves, skips and stops."""
 
+import itertools
 import json
 import math
 import re
@@ -7,15 +8,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from tests.training.tiny import points
 from transformer.config import Config, override
 from transformer.resuming import CHANGEABLE
 from transformer.training import loop, meter
 from transformer.training.checkpoint import Checkpoints
+from transformer.training.processes import AGREE_EVERY, Agreement
 from transformer.training.profiling import Cost, Program
 from transformer.training.step import State
 from transformer.training.writer import Writer
@@ -249,6 +253,46 @@ def test_asked_to_stop_it_saves_and_says_so(tmp_path: Path) -> None:
             _run(tmp_path, stop=lambda: next(asked))
     assert held[0].saved == [3]
     assert held[0].finished
+
+
+def test_while_processes_agree_the_device_has_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever the others are asked, a step is dispatched whose metrics were not waited for; each step is waited for
+    once; and nothing goes over the devices."""
+    happened: list[tuple[str, int]] = []
+    fetch, count = jax.device_get, Counting.__call__
+
+    class Board:
+        def key_value_set(self, key: str, value: str, allow_overwrite: bool) -> None:
+            happened.append(("told", int(key.split("/")[-2])))
+
+        def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+            happened.append(("asked", int(folder.split("/")[-2])))
+            return [(f"{folder}stopping", "")] if ("told", happened[-1][1]) in happened else []
+
+    def counted(self: Counting, state: State, batch: Any, seed: Any) -> Any:
+        happened.append(("dispatched", int(state.step) + 1))
+        return count(self, state, batch, seed)
+
+    def fetched(tree: Any) -> Any:
+        happened.append(("fetched", sum(what == "fetched" for what, _ in happened) + 1))
+        return fetch(tree)
+
+    def blocked(*_: Any) -> Any:
+        raise AssertionError("the processes waited for the devices")
+
+    monkeypatch.setattr(loop, "agreement", lambda: Agreement(Board()))
+    monkeypatch.setattr(Counting, "__call__", counted)
+    monkeypatch.setattr(meter.jax, "device_get", fetched)
+    monkeypatch.setattr(multihost_utils, "process_allgather", blocked)
+    stop = iter(step == 11 for step in itertools.count(1))
+    with pytest.raises(loop.Stopped, match="stopped after step 16 of 30, which is saved"):
+        _run(tmp_path, stop=lambda: next(stop), steps=30, logging__log_every=100, logging__checkpoint_every=100)
+    assert ("told", 16) in happened
+    for asked in (AGREE_EVERY, 2 * AGREE_EVERY):
+        before = happened[: happened.index(("asked", asked))]
+        assert ("dispatched", asked) in before
+        assert ("fetched", asked) not in before
+    assert [number for what, number in happened if what == "fetched"] == list(range(1, 17))
 
 
 def test_resumed_it_begins_after_its_state(tmp_path: Path) -> None:

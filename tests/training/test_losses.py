@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from transformer.platforms import PLATFORMS
+from transformer.platforms import PLATFORMS, Platform, compiling_for
 from transformer.training import losses
-from transformer.training.losses import cross_entropy, output_cross_entropy, squared_error
+from transformer.training.losses import _slice_length, cross_entropy, output_cross_entropy, squared_error
 
 CHUNK = PLATFORMS["cpu"].loss_tokens
 
@@ -113,6 +113,38 @@ def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: flo
     np.testing.assert_allclose(gradients[1], expected_gradients[1], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(gradients[2], expected_gradients[2], rtol=1e-4, atol=1e-4)
     assert not np.any(gradients[0][: rows // 2])
+
+
+def test_an_accelerator_has_few_slices_of_like_length() -> None:
+    """GPT-2 at 32 rows of 1,024 a device; and 1 position at least, however large the vocabulary and the batch."""
+    for platform, length in (("gpu", 256), ("tpu", 147)):
+        with compiling_for(platform):
+            assert _slice_length(32, 1024, 50_257) == length
+            assert -(-1024 // length) == -(-32 * 1024 * 50_257 * 4 // PLATFORMS[platform].loss_bytes)
+            assert _slice_length(1, 1, 11) == _slice_length(4096, 7, 1 << 20) == 1
+            assert _slice_length(3, 5, 11) == 5
+    assert _slice_length(32, 1024, 50_257) == CHUNK // 32
+
+
+@pytest.mark.parametrize("positions", [1, 3, 5])
+def test_slices_by_bytes_add_up(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the loss and the gradients of one slice, with rows of the table that are no tokens, too."""
+    rows, length, vocabulary = 3, 11, 13
+    random = np.random.default_rng(positions)
+    x, table = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((rows, length, 4), (16, 4)))
+    _, targets, weights = map(jnp.asarray, _batch(4, rows, length, vocabulary))
+
+    def grown(loss_bytes: int) -> Any:
+        monkeypatch.setitem(PLATFORMS, "gpu", Platform(loss_bytes=loss_bytes))
+        with compiling_for("gpu"):
+            loss = lambda x, table: output_cross_entropy(x, table, None, targets, weights, 0.1, vocabulary)  # noqa: E731
+            program = jax.value_and_grad(
+                lambda *arrays: (loss(*arrays)["loss"][0], loss(*arrays)), (0, 1), has_aux=True
+            )
+            return program(x, table)
+
+    for left, right in zip(*map(jax.tree.leaves, (grown(4 * 16 * rows * positions), grown(1 << 30))), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
 
 
 def test_a_batch_of_padding_only_adds_nothing_and_has_no_mean() -> None:

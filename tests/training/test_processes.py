@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import math
 import os
 import re
 import signal
@@ -20,7 +21,16 @@ import pytest
 from tests.training import kill
 from transformer.errors import Stopped, UserError
 from transformer.training import lock
-from transformer.training.processes import SIGNALS, _roll_call, alone_in, any_process, join, stop_signal
+from transformer.training.processes import (
+    AGREE_EVERY,
+    SIGNALS,
+    Agreement,
+    _roll_call,
+    agreement,
+    alone_in,
+    join,
+    stop_signal,
+)
 
 
 def _train(config: Path, workdir: Path, devices: int, *more: str) -> "subprocess.Popen[str]":
@@ -42,13 +52,15 @@ def _losses(workdir: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def _train_apart(config: Path, workdir: Path, processes: int, *more: str) -> "list[subprocess.Popen[str]]":
-    """Four devices in so many processes; rows over all of them, parameters split over pairs."""
-    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", *more]
+def _train_apart(config: Path, workdir: Path, processes: int, *more: str, **mesh: int) -> "list[subprocess.Popen[str]]":
+    """The devices of a mesh in so many processes."""
+    sizes = mesh or {"data": 2, "fsdp": 2}  # rows over four, parameters split over pairs
+    devices = math.prod(sizes.values())
+    more = (*more, *(f"--config.mesh.{axis}={size}" for axis, size in sizes.items()))
     if processes == 1:
-        return [_train(config, workdir, 4, *mesh)]
-    join = [f"--coordinator=localhost:{_port()}", f"--processes={processes}"]
-    return [_train(config, workdir, 4 // processes, *mesh, *join, f"--process={index}") for index in range(processes)]
+        return [_train(config, workdir, devices, *more)]
+    more += (f"--coordinator=localhost:{_port()}", f"--processes={processes}")
+    return [_train(config, workdir, devices // processes, *more, f"--process={index}") for index in range(processes)]
 
 
 def _finish(running: "list[subprocess.Popen[str]]") -> None:
@@ -66,6 +78,24 @@ def test_two_processes_of_two_devices_are_one_of_four(tmp_path: Path) -> None:
     two, one = kill.final(tmp_path / "two"), kill.final(tmp_path / "one")
     for name in one:
         np.testing.assert_allclose(two[name], one[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "processes"), [({"data": 1, "tensor": 2}, 2), ({"data": 2, "tensor": 2}, 4)], ids=["alone", "with rows"]
+)
+def test_heads_may_be_split_over_processes(mesh: dict[str, int], processes: int, tmp_path: Path) -> None:
+    """One device each, so that neighbours feed the same rows; what they save is saved once, and read by one process."""
+    config, every = kill.make_config(tmp_path, steps=6, checkpoint_every=3), "--config.logging.log_every=1"
+    _finish(_train_apart(config, tmp_path / "apart", processes, every, **mesh))
+    _finish(_train_apart(config, tmp_path / "alone", 1, every, **mesh))
+    apart, alone = _losses(tmp_path / "apart"), _losses(tmp_path / "alone")
+    assert len(alone) == 6
+    np.testing.assert_allclose(apart, alone, rtol=1e-6)
+    found, expected = kill.final(tmp_path / "apart"), kill.final(tmp_path / "alone")
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
 @pytest.mark.long
@@ -290,8 +320,60 @@ def test_a_process_that_is_none_is_a_sentence(given: tuple[str, int | None, int]
         join(*given, 1)
 
 
-def test_any_process_of_one_is_itself() -> None:
-    assert any_process(3, True, False) == (True, False)
+# --- Agreement
+
+
+class Board(dict[str, str]):
+    """The key-value store of JAX's coordination service."""
+
+    def key_value_set(self, key: str, value: str, allow_overwrite: bool = False) -> None:
+        assert allow_overwrite or key not in self
+        self[key] = value
+
+    def key_value_dir_get(self, folder: str) -> list[tuple[str, str]]:
+        return [(key, value) for key, value in self.items() if key.startswith(folder)]
+
+
+def test_one_process_agrees_with_itself_at_once() -> None:
+    assert agreement()(3, stopping=True, late=False) == {"stopping": True, "late": False}
+
+
+@pytest.mark.parametrize("leader", [0, 1, 2])
+@pytest.mark.parametrize("raised", [1, 5, 6, 7, 8, 9])
+def test_all_processes_agree_at_one_step(raised: int, leader: int) -> None:
+    """One is as far before the others as it can be: with the metrics of step t - 1, which they have dispatched and no
+    more, it asks in step t."""
+    board = Board()
+    processes = [Agreement(board) for _ in range(3)]
+    for process in processes:
+        process.folder = processes[0].folder  # in three processes the counts are equal
+    first: dict[int, dict[str, list[int]]] = {index: {"stopping": [], "late": []} for index in range(3)}
+
+    def step(index: int, number: int) -> None:
+        raising = index == 1 and number >= raised  # as a signal that stays
+        late = index == 2 and number >= raised and not first[2]["late"]  # until it has saved
+        found = processes[index](number, stopping=raising, late=late)
+        for name in (name for name, agreed in found.items() if agreed):
+            first[index][name].append(number)
+
+    for number in range(1, 40):
+        for index in (index for index in range(3) if index != leader and number > 2):
+            step(index, number - 2)
+        step(leader, number)
+    for number in (38, 39):
+        for index in (index for index in range(3) if index != leader):
+            step(index, number)
+    assert first[0] == first[1] == first[2], "they would save other steps, or wait for each other forever"
+    (late,) = first[0]["late"]
+    assert raised + 2 <= late == first[0]["stopping"][0] <= raised + 1 + AGREE_EVERY
+
+
+def test_runs_of_one_process_have_boards_of_their_own() -> None:
+    board = Board()
+    first, second = Agreement(board), Agreement(board)
+    first(AGREE_EVERY - 2, stopping=True)
+    assert first(AGREE_EVERY, stopping=False) == {"stopping": True}
+    assert second(AGREE_EVERY, stopping=False) == {"stopping": False}
 
 
 def test_two_runs_in_one_folder_are_refused(tmp_path: Path) -> None:

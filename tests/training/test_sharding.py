@@ -1,5 +1,6 @@
 """Where arrays live: logical axes, the same numbers on every mesh, and what the devices send each other."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from transformer.training import sharding
 from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms
 from transformer.training.plan import longest_batch
-from transformer.training.sharding import check_rows, make_layout
+from transformer.training.sharding import check_rows, kept_whole, make_layout
 from transformer.training.step import State
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +72,29 @@ def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
     layout = make_layout(on(tiny(**{"model.num_kv_heads": 2}), data=2, tensor=4), axes=AXES)
     assert tuple(layout.spec("attention/key/kernel", (16, 4))) == (None, None)
     assert tuple(layout.spec("attention/query/kernel", (16, 16))) == (None, "tensor")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "parameters", "sentences"),
+    [
+        ("fsdp 8", {"embedder/table": (23, 12), "attention/query/kernel": (16, 4)}, ["mesh.fsdp=8: embedder/table 23 x 12"]),
+        ("tensor 8", {"embedder/table": (23, 16), "layers_0/norm/scale": (6, 3)}, ["mesh.tensor=8: embedder/table 23 x 16"]),
+        (
+            "fsdp_tensor 2 x 2 x 2",
+            {"embedder/table": (23, 15), "attention/key/kernel": (7, 9), "attention/query/kernel": (16, 16)},
+            [
+                "mesh.tensor=2: embedder/table 23 x 15, attention/key/kernel 7 x 9",
+                "mesh.fsdp=2: embedder/table 23 x 15, attention/key/kernel 7 x 9",
+            ],
+        ),
+        ("fsdp 8", {"embedder/table": (24, 12), "feed_forward/inner/bias": (31,)}, []),
+        ("data 8", {"embedder/table": (23, 15)}, []),
+    ],
+)  # fmt: skip
+def test_matrices_that_stay_whole_are_named(mesh: str, parameters: dict[str, Any], sentences: list[str]) -> None:
+    """Vectors stay whole on purpose, and the table is split along the axis that divides, whichever it is."""
+    found = kept_whole(make_layout(on(tiny(), **MESHES[mesh]), axes=AXES), parameters)
+    assert found == [f"every device holds whole, because no axis divides over {sentence}" for sentence in sentences]
 
 
 # --- The state
@@ -237,6 +261,72 @@ def test_collectives_are_read_from_the_text() -> None:
     assert sum(one.sent_bytes for one in found) == 6 * 512 * 7 / 8 + 2 * 24 / 2 + 32 * 3 / 4
 
 
+# --- Groups of devices with a slow network between them
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What the order of a mesh is made of."""
+
+    id: int
+    process_index: int
+    slice_index: int = 0
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+    core_on_chip: int = 0
+    coords: tuple[int, int, int] = (0, 0, 0)
+
+
+def _machines(*devices: int, slices: bool = False) -> list[Device]:
+    """GPUs, so many in each process; each process a slice of its own, or all of them one. The last comes first."""
+    of = [index for index, count in enumerate(devices) for _ in range(count)]
+    return [Device(n, index, index if slices else 0) for n, index in enumerate(of)][::-1]
+
+
+def _pods(count: int) -> list[Device]:
+    """Slices of 2 x 4 TPU v5e, four in a process."""
+    return [
+        Device(8 * pod + n, 2 * pod + n // 4, pod, "tpu", "TPU v5 lite", coords=(n % 2, n // 2, 0))
+        for pod in range(count)
+        for n in range(8)
+    ]
+
+
+@pytest.mark.parametrize("slices", [False, True])
+@pytest.mark.parametrize(("groups", "each"), [(2, 2), (4, 1)])
+def test_data_goes_over_groups_of_machines_first(slices: bool, groups: int, each: int) -> None:
+    """Only neighbours along "data" are in two groups; and a group is of machines that follow each other."""
+    mesh = sharding.arranged(_machines(4, 4, 4, 4, slices=slices), (8, 1, 2), groups)
+    assert mesh.shape == (8, 1, 2)
+    assert sorted(device.id for device in mesh.flat) == list(range(16))
+    found = np.vectorize(lambda device: device.process_index // each)(mesh)
+    np.testing.assert_array_equal(found, np.arange(8)[:, None, None] // (8 // groups) * np.ones((1, 1, 2)))
+
+
+def test_data_goes_over_the_slices_of_tpus_first() -> None:
+    mesh = sharding.arranged(_pods(3), (6, 2, 2), 3)
+    found = np.vectorize(lambda device: device.slice_index)(mesh)
+    np.testing.assert_array_equal(found, np.arange(6)[:, None, None] // 2 * np.ones((1, 2, 2)))
+    neighbours = [np.array([device.coords for device in row]) for row in mesh.reshape(-1, 2)]
+    assert {int(np.abs(a - b).sum()) for a, b in neighbours} == {1}, "tensor is between neighbours"
+
+
+@pytest.mark.parametrize(
+    ("devices", "groups", "sentence"),
+    [
+        (_machines(4, 4, 4), 2, r"mesh\.dcn=2, and the devices of each process are 4, 4, 4: set it to 1, or to what"),
+        (_machines(4, 8), 2, r"mesh\.dcn=2, and the devices of each process are 8, 4: set it to 1"),
+        (_machines(6, 6, slices=True), 4, r"mesh\.dcn=4, and the devices of each slice are 6, 6: set it to 1"),
+        (_pods(2), 1, r"mesh\.dcn=1, and the devices of each slice are 8, 8: set it to how many slices there are"),
+        (_pods(4), 2, r"mesh\.dcn=2, .* slice are 8, 8, 8, 8: set it to how many slices"),
+        (_pods(1), 2, r"mesh\.dcn=2, .* slice are 8: set it to how many slices"),
+    ],
+)
+def test_groups_that_there_are_not_are_a_sentence(devices: list[Device], groups: int, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        sharding.arranged(devices, (len(devices), 1, 1), groups)
+
+
 # --- Bad input
 
 
@@ -247,6 +337,8 @@ def test_collectives_are_read_from_the_text() -> None:
         ({"mesh.data": 0}, r"mesh\.data=0, .*one may be -1"),
         ({"mesh.fsdp": 3}, r"mesh\.data=-1, mesh\.fsdp=3, .* there are 8 devices"),
         ({"mesh.fsdp": -1}, r"one may be -1"),
+        ({"mesh.dcn": 3}, r"mesh\.data=8 does not divide over mesh\.dcn=3"),
+        ({"mesh.dcn": 2}, r"mesh\.dcn=2, and the devices of each process are 8: set it to 1"),
         ({"mesh.tensor": 8, "model.num_heads": 4}, r"num_heads=4 .* mesh\.tensor=8"),
         ({"mesh.tensor": 4, "model.d_ff": 30}, r"d_ff=30 .* mesh\.tensor=4"),
     ],

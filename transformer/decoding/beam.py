@@ -134,11 +134,14 @@ def beam(
             ),
         )
         still, picked = lax.top_k(jnp.where(ends, -jnp.inf, sums), beams)
-        source = (jnp.arange(rows)[:, None] * beams + _gathered(parents, picked)).reshape(-1)
+        source = _gathered(parents, picked)
 
         def follow(old: Array, new: Array) -> Array:
-            # A leaf that step returns unchanged is the same for all hypotheses of a row.
-            return new if new is old or not jnp.ndim(new) else new[source]
+            # A leaf that step returns unchanged is the same for all hypotheses of a row. Hypotheses move within their
+            # row, so that no device needs those of another.
+            if new is old or not jnp.ndim(new):
+                return new
+            return _gathered(new.reshape(rows, beams, *new.shape[1:]), source).reshape(new.shape)
 
         reach = still[:, 0] / by.penalty(length.astype(jnp.float32), alpha)
         if by.looks_ahead:  # the penalty is monotonic, so its largest value is at the next length or the last

@@ -19,7 +19,7 @@ from transformer.evaluation.written import written_metrics
 from transformer.tasks import Classification, Forecasting, LanguageModel, SpanCorruption, TokenTask, Translation
 from transformer.tasks.trained import Trained
 from transformer.training import step
-from transformer.training.sharding import make_layout
+from transformer.training.sharding import check_rows, make_layout
 from transformer.writing.manner import GREEDY, Manner
 
 BLOCK = 2  # horizons of a bootstrap block: windows less than one horizon apart forecast some of the same values
@@ -44,12 +44,15 @@ def loss_metrics(trained: Trained, split: str) -> dict[str, Measured]:
         )
     numbers: list[np.ndarray] = []
 
+    layout = make_layout(trained.sized, axes=task.axes)
+
     def noted() -> Iterator[Batch]:
         for batch in batches.evaluation():
+            check_rows(layout, [max(array.shape[:2] for array in batch.values())])
             numbers.append(_units(task, batch))
             yield batch
 
-    eval_step = step.make_eval_step(task.row_metrics, make_layout(trained.config))
+    eval_step = step.make_eval_step(task.row_metrics, layout)
     rows = [jax.device_get(each) for each in step.in_turn(eval_step, trained.params, noted())]
     if not rows:
         raise UserError(f"the examples of {split!r} hold nothing to predict: name another --split")
@@ -134,7 +137,7 @@ def evaluated_texts(trained: Trained, split: str) -> list[str]:
 
 def class_metrics(trained: Trained, split: str) -> dict[str, Measured]:
     """Accuracy and macro F1."""
-    predict = jax.jit(trained.task.predict)
+    predict = step.make_eval_step(trained.task.predict, make_layout(trained.sized, axes=trained.task.axes))
     labels, guesses, numbers = [], [], []
     for batch in trained.task.batches(trained.source, split).evaluation():
         labels.append(batch["labels"])

@@ -1,6 +1,8 @@
 """Inputs to vectors, and vectors to logits. EMBEDDERS, name -> module for an encoder's inputs. That of tokens returns
 one vector per token; the others take their input and its `Tokens`, and return vectors [B, L, D] and their `Tokens`."""
 
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,21 +18,28 @@ from transformer.model.products import product
 from transformer.model.tokens import Tokens
 
 
+# Paths of the parameters that have a row for each token of the vocabulary.
+TABLES = ("embedder/table", "embedder/output_table", "embedder/output_bias")
+
+
 class TokenEmbedder(nn.Module):
     """The embedding table of a vocabulary (paper, section 3.4), and the output layer, tied to it or not. Rows have
-    variance 1 / D, so embeddings times sqrt(D) have variance 1, and so do the logits of a normalised vector."""
+    variance 1 / D, so embeddings times sqrt(D) have variance 1, and so do the logits of a normalised vector. Where
+    `config.vocab_multiple` rounds the number of rows up, those beyond the vocabulary are 0 and stay so: no token has
+    one, and there are no logits for them."""
 
     config: ModelConfig
 
     def setup(self) -> None:
         config, axes = self.config, ("vocabulary", "width")
-        init, shape = nn.initializers.normal(table_deviation(config)), (config.vocab_size, config.d_model)
-        self.table = parameter(self, "table", init, shape, axes)
+        init, shape = nn.initializers.normal(table_deviation(config)), (table_rows(config), config.d_model)
+        of_tokens = _filled_up(init, config.vocab_size)
+        self.table = parameter(self, "table", of_tokens, shape, axes)
         if config.segment_types:
             types = (config.segment_types, config.d_model)
             self.segments = parameter(self, "segments", init, types, ("places", "width"))
         if not config.tied:
-            self.output_table = parameter(self, "output_table", init, shape, axes)
+            self.output_table = parameter(self, "output_table", of_tokens, shape, axes)
         if config.output_bias:
             self.output_bias = parameter(self, "output_bias", nn.initializers.zeros, shape[:1], axes[:1])
         if config.output_transform:
@@ -43,7 +52,9 @@ class TokenEmbedder(nn.Module):
         """Vectors of the tokens; `types` is the segment type of each: its text of a pair (default: the first). A token
         or type outside its table gives NaN, but not in padding, which is read as token 0: a NaN there would reach the
         gradients of all weights, even if nothing sees it."""
-        tokens = where.blanked(tokens)
+        tokens = by_rows(where.blanked(tokens))
+        if self.table.shape[0] > self.config.vocab_size:
+            tokens = jnp.where(tokens < self.config.vocab_size, tokens, self.table.shape[0])
         # A table that is sharded along D is gathered before the lookup.
         x = rows(nn.with_logical_constraint(self.table, ("vocabulary", None)), tokens)
         if self.config.scale_embedding:
@@ -61,11 +72,32 @@ class TokenEmbedder(nn.Module):
         """Logits in float32, from products in the type of the features."""
         table, bias = output_layer(self.variables["params"])
         logits = product(features, table.astype(features.dtype).T)
-        return logits if bias is None else logits + bias
+        return (logits if bias is None else logits + bias)[..., : self.config.vocab_size]
+
+
+def table_rows(config: ModelConfig) -> int:
+    """Rows of the tables of a vocabulary: V, rounded up to a multiple of `config.vocab_multiple`."""
+    return -(-config.vocab_size // config.vocab_multiple) * config.vocab_multiple
+
+
+def unused_parameters(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many of the parameters of a model, path -> shape, are in rows that only fill its tables up."""
+    more = table_rows(config) - config.vocab_size
+    return sum(more * math.prod(shapes[path][1:]) for path in TABLES if path in shapes)
+
+
+def _filled_up(init: nn.initializers.Initializer, count: int) -> nn.initializers.Initializer:
+    """The same first `count` rows, whatever the number of rows; the others are 0."""
+
+    def make(key: Any, shape: Any, *dtype: Any) -> Array:
+        made = init(key, (count, *shape[1:]), *dtype)
+        return jnp.pad(made, [(0, shape[0] - count)] + [(0, 0)] * (len(shape) - 1))
+
+    return make
 
 
 class OutputLayer(NamedTuple):
-    """logits = features · table^T + bias."""
+    """logits = (features · table^T + bias) of the first `config.vocab_size` rows."""
 
     table: Float[Array, "V D"]
     bias: Float[Array, " V"] | None

@@ -245,5 +245,6 @@ def logical_axes(model: Any, *arguments: Any) -> dict[str, Names]:
 
 
 def output_layer(params: Any) -> embedders.OutputLayer:
-    """The output layer: logits = features · table^T + bias. A tied table is the embedding's."""
+    """The output layer: logits = features · table^T + bias. A tied table is the embedding's. Rows from
+    `config.vocab_size` on are no tokens (`config.vocab_multiple`)."""
     return embedders.output_layer(params["params"]["embedder"])

@@ -6,9 +6,10 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from transformer.config import ModelConfig, head_width
+from transformer.errors import UserError
 from transformer.model import cache as kv
 from transformer.model.attention import attend
 from transformer.model.attention.marks import marked
@@ -18,6 +19,7 @@ from transformer.model.parameters import parameter
 from transformer.model.positions import Rotation
 from transformer.model.products import product
 from transformer.model.tokens import Tokens
+from transformer.platforms import length_shards
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -49,7 +51,8 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B F"]:
         kernel = parameter(self, "kernel", self.kernel_init, (x.shape[-1], self.features), self.axes)
         multiply = product if self.wide else jnp.matmul
-        out = multiply(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype)).reshape(*x.shape[:-1], self.features)
+        flat = x if length_shards() > 1 else x.reshape(-1, x.shape[-1])  # two split axes do not become one
+        out = multiply(flat, kernel.astype(x.dtype)).reshape(*x.shape[:-1], self.features)
         if not self.use_bias:
             return out
         bias = parameter(self, "bias", nn.initializers.zeros, (self.features,), self.axes[1:])
@@ -188,9 +191,15 @@ class FeedForward(nn.Module):
         return self.outer(act(self.gate(x)) * self.inner(x) if self.config.gated else act(self.inner(x)))
 
 
-def by_rows(x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-    """The residual stream, sharded over devices by rows only."""
-    return nn.with_logical_constraint(x, ("rows", None, None))
+def by_rows(x: Shaped[Array, "B L *D"]) -> Shaped[Array, "B L *D"]:
+    """Tokens or the residual stream, sharded over devices by rows, and by positions where `mesh.sequence` is above 1.
+    UserError: the positions do not divide."""
+    if x.shape[1] % (devices := length_shards()):
+        raise UserError(
+            f"a row of {x.shape[1]} positions does not divide over mesh.sequence={devices}: change either (buckets, "
+            "patches and the vector that is prepended, frames / 4), or set mesh.sequence=1"
+        )
+    return nn.with_logical_constraint(x, ("rows", "length", *(None,) * (x.ndim - 2)))
 
 
 class Residual(nn.Module):

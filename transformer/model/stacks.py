@@ -19,6 +19,7 @@ from transformer.model.layers import FeedForward, MultiHeadAttention, Norm, Resi
 from transformer.model.noise import Noise
 from transformer.model.parameters import Names
 from transformer.model.positions import Rotation
+from transformer.model.remat import REMAT
 from transformer.model.tokens import Tokens
 
 
@@ -81,10 +82,6 @@ class Layer(nn.Module):
             residual = self.feed_forward_residual
             x = residual.leave(x, self.feed_forward(residual.enter(x)), noise)
         return x, cache
-
-
-# Rematerialization: `model.remat` -> the policy that says which results are kept for the backward pass.
-REMAT = {"full": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
 class Stack(nn.Module):

@@ -113,8 +113,7 @@ class Task(abc.ABC):
 
     def _common(self) -> dict[str, Any]:
         """The arguments of every kind of batches."""
-        where = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-        return {"seed": self.config.seed, "data": self.config.data, **where}
+        return {"seed": self.config.seed, "data": self.config.data}
 
     def _tokens(self, source: Source, split: str) -> dict[str, Any]:
         return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
@@ -172,7 +171,8 @@ class TokenTask(Task):
         features: Any = self.model.apply(params, *self.arguments(batch), noise, method="features")
         weights = self.weights(batch).astype(jnp.float32)
         table, bias = output_layer(params)
-        return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing)
+        vocabulary = self.model_config.vocab_size
+        return output_cross_entropy(features, table, bias, batch["targets"], weights, smoothing, vocabulary)
 
     def weights(self, batch: Batch) -> Array:
         """Which targets [B, L] count in the loss."""

@@ -26,6 +26,11 @@ class Trained:
         return (self, *self.others)
 
     @property
+    def sized(self) -> Config:
+        """The config, with the sizes of the model that follow from the data."""
+        return dataclasses.replace(self.config, model=self.task.model_config)
+
+    @property
     def limit(self) -> int | None:
         """The longest sequence that all members take; None: any."""
         return min((m.task.limit for m in self.members if m.task.limit is not None), default=None)

@@ -160,12 +160,14 @@ class Checkpoints:
                 step = self.best
 
     def average_params(self, like_params: Any, last: int) -> Any:
-        """The mean of the parameters of the newest `last` intact checkpoints (paper, section 6.1), summed in float64 on
-        the host with one checkpoint in memory at a time. UserError: there are fewer."""
-        total, count = jax.tree.map(lambda x: np.zeros(x.shape, np.float64), like_params), 0
+        """The mean of the parameters of the newest `last` intact checkpoints (paper, section 6.1). One checkpoint is in
+        memory at a time, and its sum in float64 with the others, on the host: each process reads and sums the shards of
+        its own devices. UserError: there are fewer."""
+        (leaves, tree), count = jax.tree.flatten(like_params), 0
+        sums: list[dict[str, np.ndarray]] = [{} for _ in leaves]
         enough = last if len(self.steps) >= last else 0
         for found in itertools.islice(self._whole({"params": like_params}, partial=True), enough):
-            jax.tree.map(lambda sum, x: np.add(sum, np.asarray(x, np.float64), out=sum), total, found["params"])
+            _add_shards(sums, jax.tree.leaves(found["params"]))
             count += 1
             del found  # before the next one is read
         if count < last:
@@ -173,7 +175,12 @@ class Checkpoints:
                 f"{str(self.workdir)!r} holds {count or len(self.steps)} checkpoints, not {last}: average fewer, or "
                 f"train with logging.keep={last}"
             )
-        return jax.tree.map(lambda sum, x: jax.device_put((sum / last).astype(x.dtype), x.sharding), total, like_params)
+
+        def mean(like: Any, parts: dict[str, np.ndarray]) -> jax.Array:
+            share = lambda index: (parts[str(index)] / last).astype(like.dtype)  # noqa: E731
+            return jax.make_array_from_callback(like.shape, like.sharding, share)
+
+        return jax.tree.unflatten(tree, map(mean, leaves, sums))
 
     def _whole(self, like: Any, step: int | None = None, partial: bool = False) -> Iterator[Any]:
         """The contents of the intact checkpoints, newest first, or of `step` alone. Damaged ones are reported and
@@ -336,6 +343,18 @@ def _context(alone: bool = False) -> ocp.Context:
         context.multiprocessing.primary_host = ocp.multihost.process_index()
         context.multiprocessing.active_processes = {ocp.multihost.process_index()}
     return context
+
+
+def _add_shards(sums: list[dict[str, np.ndarray]], arrays: list[jax.Array]) -> None:
+    """Adds what this process's devices hold of each array to its sums, which are keyed by the place of the shard; of
+    shards that lie at one place, one."""
+    for parts, array in zip(sums, arrays, strict=True):
+        for place, shard in {str(shard.index): shard for shard in array.addressable_shards}.items():
+            data = np.asarray(shard.data)
+            if place in parts:
+                parts[place] += data.astype(np.float64)
+            else:
+                parts[place] = data.astype(np.float64)
 
 
 @jax.jit

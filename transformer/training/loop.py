@@ -11,7 +11,7 @@ from transformer.config import Config, to_dict
 from transformer.errors import Stopped
 from transformer.training.checkpoint import Checkpoints
 from transformer.training.meter import Meter
-from transformer.training.processes import any_process, every_process
+from transformer.training.processes import agreement, every_process
 from transformer.training.profiling import Program
 from transformer.training.step import State
 from transformer.training.writer import Writer
@@ -42,7 +42,7 @@ def train(
     seed, start = np.uint32(config.seed), int(state.step)
     logging = config.logging
     meter = Meter(config.optimizer, checkpoints.workdir, train_step.cost, peak)
-    saved = time.monotonic()
+    agreed, saved = agreement(), time.monotonic()
 
     def validated(step: int) -> dict[str, float]:
         found = evaluate(state)
@@ -69,9 +69,10 @@ def train(
             jax.block_until_ready(state.step)
             jax.profiler.stop_trace()
 
-        late = 0 < logging.checkpoint_minutes * 60 <= time.monotonic() - saved
-        stopping, late = any_process(step, stop(), late)
-        saving = step % logging.checkpoint_every == 0 or step == config.steps or late or stopping
+        late = jax.process_index() == 0 and 0 < logging.checkpoint_minutes * 60 <= time.monotonic() - saved  # one clock
+        now = agreed(step, stopping=stop(), late=late)
+        stopping = now["stopping"]
+        saving = step % logging.checkpoint_every == 0 or step == config.steps or any(now.values())
         if step % logging.log_every == 0 or saving:  # a state is saved only after its metrics were checked
             meter.fetch_pending()
             line = meter.line()

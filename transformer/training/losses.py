@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.platforms import row_shards, tuned
+from transformer.platforms import length_shards, row_shards, tuned
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 RowPair = tuple[Float[Array, " B"], Float[Array, " B"]]
@@ -32,7 +32,7 @@ def cross_entropy(
     `nll` is the same with ε = 0 (nats), `token_accuracy` the share of target tokens that the model ranks first.
     """
     total, weights = weights.sum(axis=1), _checked(targets, weights, logits.shape[-1])
-    sums = _cross_entropy(_counted(logits, weights), targets, weights, label_smoothing)
+    sums = _cross_entropy(_counted(logits, weights), targets, weights, label_smoothing, logits.shape[-1])
     return {name: (value, total) for name, value in sums.items()}
 
 
@@ -47,17 +47,21 @@ def _counted(x: Array, weights: Array) -> Array:
     return jnp.where(weights[..., None] == 0, 0, x)
 
 
-def _cross_entropy(logits: Array, targets: Array, weights: Array, label_smoothing: float) -> dict[str, Array]:
-    """The sum of each metric for each row, of `_counted` logits."""
-    logits = logits.astype(jnp.float32)
+def _cross_entropy(
+    logits: Array, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
+) -> dict[str, Array]:
+    """The sum of each metric for each row, of `_counted` logits. Only the first `vocabulary` of them are of tokens."""
+    logits, ids = logits.astype(jnp.float32), jnp.arange(logits.shape[-1])
+    mean = jnp.where(ids < vocabulary, logits, 0).sum(axis=-1) / vocabulary if vocabulary < len(ids) else None
+    logits = logits if mean is None else jnp.where(ids < vocabulary, logits, -jnp.inf)
     # Compare and sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
-    is_target = jnp.arange(logits.shape[-1]) == targets[..., None]
-    target_logit = jnp.where(is_target, logits, 0).sum(axis=-1)
+    target_logit = jnp.where(ids == targets[..., None], logits, 0).sum(axis=-1)
     log_total = jax.nn.logsumexp(logits, axis=-1)
     nll = log_total - target_logit
     loss = nll
     if label_smoothing:
-        loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * logits.mean(axis=-1)
+        mean = logits.mean(axis=-1) if mean is None else mean
+        loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * mean
     # Ties count as right.
     correct = target_logit >= logits.max(axis=-1)
     each = {"loss": loss, "nll": nll, "token_accuracy": correct}
@@ -80,48 +84,75 @@ def output_cross_entropy(
     targets: Int[Array, "B L"],
     weights: Float[Array, "B L"],
     label_smoothing: float = 0.0,
+    vocabulary: int | None = None,
 ) -> dict[str, Pair | RowPair]:
     """`cross_entropy` of the logits x · table^T + bias, without holding all logits at once. It scans over slices of the
     length axis and computes the gradient of "loss", a sum over the batch, in the same pass. "nll" and "token_accuracy"
-    are per row and have no gradient. Where rows are sharded over devices, each shard scans separately with a whole
-    table, and the sums are added once at the end, not over the devices in every slice."""
-    (batch, length), total = targets.shape, weights.sum(axis=1)
-    weights = _checked(targets, weights, table.shape[0])
-    shares = row_shards()
-    slice_length = max(1, min(length, tuned().loss_tokens * shares // max(1, batch)))
-    slices = -(-length // slice_length)
+    are per row and have no gradient. Rows of the table from `vocabulary` on (default: none) only fill it up: they are
+    no tokens, have no probability, and get a gradient of 0.
+
+    Where rows or positions are sharded over devices, each shard scans separately with a whole table, which is gathered
+    once in the type of x, and the gradients are added once at the end, in float32, not over the devices in every
+    slice."""
+    vocabulary = table.shape[0] if vocabulary is None else vocabulary
+    total, weights = weights.sum(axis=1), _checked(targets, weights, vocabulary)
+    loss, nll, correct = _sliced(x, (table, bias), targets, weights, label_smoothing, vocabulary)
+    return {"loss": (loss, total.sum()), "nll": (nll, total), "token_accuracy": (correct, total)}
+
+
+def _slice_length(rows: int, length: int, vocabulary: int) -> int:
+    """How many positions a slice of a device's rows has. Of slices chosen by bytes, all have about as many."""
+    if not tuned().loss_bytes:
+        return max(1, min(length, tuned().loss_tokens // max(1, rows)))
+    slices = -(-4 * rows * length * vocabulary // tuned().loss_bytes)
+    return max(1, -(-length // max(1, slices)))
+
+
+def _parts(slice_length: int, *arrays: Array) -> list[Array]:
+    """[B, L, ...] -> [shard, slice, row, position, ...]; the last slice of a shard is padded with zeros."""
+    of_rows, of_lengths = row_shards(), length_shards()
 
     def cut(y: Array) -> Array:
-        """[B, L, ...] -> [shard, slice, row, position, ...]"""
-        y = jnp.pad(y, [(0, 0), (0, slices * slice_length - length)] + [(0, 0)] * (y.ndim - 2))
-        y = jnp.moveaxis(y.reshape(shares, batch // shares, slices, slice_length, *y.shape[2:]), 2, 1)
-        return nn.with_logical_constraint(y, ("rows",) + (None,) * (y.ndim - 1))
+        (batch, length), others = y.shape[:2], y.shape[2:]
+        part = length // of_lengths
+        slices, rows = -(-part // slice_length), batch // of_rows
+        y = y.reshape(batch, of_lengths, part, *others)
+        y = jnp.pad(y, [(0, 0), (0, 0), (0, slices * slice_length - part)] + [(0, 0)] * len(others))
+        y = jnp.moveaxis(y.reshape(of_rows, rows, of_lengths, slices, slice_length, *others), 1, 3)
+        y = y.reshape(of_rows * of_lengths, slices, rows, slice_length, *others)
+        return nn.with_logical_constraint(y, ("shares",) + (None,) * (y.ndim - 1))
 
-    def shared(y: Array) -> Array:
-        axes = ("vocabulary", None)[: y.ndim]
-        copies = jnp.broadcast_to(nn.with_logical_constraint(y, axes), (shares, *y.shape))
-        return nn.with_logical_constraint(copies, ("rows", *axes))
-
-    each = jax.vmap(lambda *share: _sliced(*share, label_smoothing))
-    loss, nll, correct = each(cut(x), jax.tree.map(shared, (table, bias)), cut(targets), cut(weights))
-    rows = {"nll": (nll.reshape(batch), total), "token_accuracy": (correct.reshape(batch), total)}
-    return {"loss": (loss.sum(), total.sum()), **rows}
+    return [cut(y) for y in arrays]
 
 
-def _slice_logits(x: Array, output: Any) -> tuple[Array, Array, Array]:
-    """x [tokens, D], the table in the type of x, and logits [tokens, V] in float32. `output` is the table and the bias,
-    which may be None."""
+def _whole(parts: Array, length: int) -> Array:
+    """The inverse of `_parts`."""
+    of_rows, of_lengths = row_shards(), length_shards()
+    _, slices, rows, positions, *others = parts.shape
+    y = jnp.moveaxis(parts.reshape(of_rows, of_lengths, slices, rows, positions, *others), 3, 1)
+    y = y.reshape(of_rows * rows, of_lengths, slices * positions, *others)[:, :, : length // of_lengths]
+    return y.reshape(of_rows * rows, length, *others)
+
+
+def _shared(y: Array) -> Array:
+    """A copy [shard, ...] for each shard of the rows and positions."""
+    axes, shards = ("vocabulary", None)[: y.ndim], row_shards() * length_shards()
+    copies = jnp.broadcast_to(nn.with_logical_constraint(y, axes), (shards, *y.shape))
+    return nn.with_logical_constraint(copies, ("shares", *axes))
+
+
+def _slice_logits(x: Array, output: Any) -> tuple[Array, Array]:
+    """x [tokens, D], and logits [tokens, V] in float32. `output` is the table and the bias, which may be None."""
     flat, (table, bias) = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]), output
-    table = table.astype(x.dtype)
     logits = jnp.matmul(flat, table.T, preferred_element_type=jnp.float32)
-    return flat, table, logits if bias is None else logits + bias
+    return flat, logits if bias is None else logits + bias
 
 
 def _slice_loss(
-    logits: Array, targets: Array, weights: Array, label_smoothing: float
+    logits: Array, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
 ) -> tuple[Array, tuple[Array, Array]]:
     logits = logits.reshape(*targets.shape, logits.shape[-1])
-    metrics = _cross_entropy(logits, targets, weights, label_smoothing)
+    metrics = _cross_entropy(logits, targets, weights, label_smoothing, vocabulary)
     return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
 
 
@@ -131,40 +162,67 @@ def _nothing(targets: Array) -> tuple[Array, Array, Array]:
     return jnp.zeros(()), of_rows, of_rows
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _sliced(x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float) -> tuple[Array, ...]:
-    def one(sums: Any, part: Any) -> tuple[Any, None]:
-        loss, others = _slice_loss(_slice_logits(part[0], output)[2], part[1], part[2], label_smoothing)
-        return jax.tree.map(jnp.add, sums, (loss, *others)), None
+def _scanned(share: Any, x: Array, output: Any, targets: Array, weights: Array) -> Any:
+    """`share(slices of x, table and bias, slices of targets, of weights)` of each shard of the rows and
+    positions. Tables are shared in the type of x."""
+    table, bias = output
+    length = _slice_length(x.shape[0] // row_shards(), x.shape[1] // length_shards(), table.shape[0])
+    x, targets, weights = _parts(length, x, targets, weights)
+    copies = jax.tree.map(_shared, (table.astype(x.dtype), bias))
+    return jax.vmap(share)(_counted(x, weights), copies, targets, weights)
 
-    return jax.lax.scan(one, _nothing(targets), (_counted(x, weights), targets, weights))[0]
+
+def _summed(sums: tuple[Array, Array, Array], batch: int) -> tuple[Array, Array, Array]:
+    """The loss of the batch, and the other sums of each row [B], from those of each shard."""
+    loss, *others = sums
+    nll, correct = (x.reshape(row_shards(), length_shards(), -1).sum(axis=1).reshape(batch) for x in others)
+    return loss.sum(), nll, correct
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _sliced(
+    x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
+) -> tuple[Array, ...]:
+    def share(x: Array, output: Any, targets: Array, weights: Array) -> tuple[Array, ...]:
+        def one(sums: Any, part: Any) -> tuple[Any, None]:
+            logits = _slice_logits(part[0], output)[1]
+            loss, others = _slice_loss(logits, part[1], part[2], label_smoothing, vocabulary)
+            return jax.tree.map(jnp.add, sums, (loss, *others)), None
+
+        return jax.lax.scan(one, _nothing(targets), (x, targets, weights))[0]
+
+    return _summed(_scanned(share, x, output, targets, weights), x.shape[0])
 
 
 def _sliced_forward(
-    x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float
+    x: Array, output: Any, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
 ) -> tuple[tuple[Array, ...], tuple[Array, Any]]:
-    def one(carry: tuple[Any, Any], part: tuple[Array, ...]) -> tuple[tuple[Any, Any], Array]:
-        sums, output_gradient = carry
-        flat, table, logits = _slice_logits(part[0], output)
-        (loss, others), gradient = jax.value_and_grad(_slice_loss, has_aux=True)(
-            logits, part[1], part[2], label_smoothing
-        )
-        # The products of the gradient are in the type of x as well, and the table's sum is in float32.
-        rounded = gradient.astype(x.dtype)
-        more = (
-            jnp.einsum("tv,td->vd", rounded, flat, preferred_element_type=jnp.float32),
-            None if output[1] is None else gradient.sum(axis=0),
-        )
-        sums = jax.tree.map(jnp.add, sums, (loss, *others))
-        return (sums, jax.tree.map(jnp.add, output_gradient, more)), (rounded @ table).reshape(part[0].shape)
+    def share(x: Array, output: Any, targets: Array, weights: Array) -> Any:
+        def one(carry: tuple[Any, Any], part: tuple[Array, ...]) -> tuple[tuple[Any, Any], Array]:
+            sums, output_gradient = carry
+            flat, logits = _slice_logits(part[0], output)
+            (loss, others), gradient = jax.value_and_grad(_slice_loss, has_aux=True)(
+                logits, part[1], part[2], label_smoothing, vocabulary
+            )
+            # The products of the gradient are in the type of x as well, and the table's sum is in float32.
+            rounded = gradient.astype(x.dtype)
+            more = (
+                jnp.einsum("tv,td->vd", rounded, flat, preferred_element_type=jnp.float32),
+                None if output[1] is None else gradient.sum(axis=0),
+            )
+            sums = jax.tree.map(jnp.add, sums, (loss, *others))
+            return (sums, jax.tree.map(jnp.add, output_gradient, more)), (rounded @ output[0]).reshape(part[0].shape)
 
-    start = (_nothing(targets), jax.tree.map(jnp.zeros_like, output))
-    (sums, output_gradient), x_gradient = jax.lax.scan(one, start, (_counted(x, weights), targets, weights))
-    return sums, (x_gradient, output_gradient)
+        start = (_nothing(targets), jax.tree.map(lambda y: jnp.zeros(y.shape), output))
+        return jax.lax.scan(one, start, (x, targets, weights))
+
+    (sums, output_gradient), x_gradient = _scanned(share, x, output, targets, weights)
+    output_gradient = jax.tree.map(lambda y: y.sum(axis=0), output_gradient)
+    return _summed(sums, x.shape[0]), (_whole(x_gradient, x.shape[1]), output_gradient)
 
 
 def _sliced_backward(
-    label_smoothing: float, gradients: tuple[Array, Any], cotangents: tuple[Array, ...]
+    label_smoothing: float, vocabulary: int, gradients: tuple[Array, Any], cotangents: tuple[Array, ...]
 ) -> tuple[Any, ...]:
     x_gradient, output_gradient = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
     return x_gradient, output_gradient, None, None

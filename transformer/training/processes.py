@@ -2,6 +2,7 @@
 values and failures."""
 
 import contextlib
+import itertools
 import json
 import os
 import secrets
@@ -16,12 +17,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # its key-value store has no public name
 from jax.experimental import multihost_utils
 
 from transformer.errors import Stopped, UserError
 from transformer.training.lock import only_process_in
 
-AGREE_EVERY = 8  # steps between agreements of several processes; each costs a round trip
+AGREE_EVERY = 8  # steps between agreements of several processes; each costs a question to the first process
 SECONDS_TO_APPEAR = 5.0
 # Ctrl-C; what clusters send before they reclaim a machine; before a job's time is over; submitit's choice for both.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -240,13 +242,39 @@ def _second_interrupt() -> Iterator[None]:
             listener.join()
 
 
-def any_process(step: int, *flags: bool) -> tuple[bool, ...]:
-    """Each flag, true if it is true in any process. Several processes agree at the same steps only (AGREE_EVERY)."""
-    if jax.process_count() == 1:
-        return flags
-    if step % AGREE_EVERY:
-        return (False,) * len(flags)
-    return tuple(bool(flag) for flag in multihost_utils.process_allgather(np.asarray(flags)).any(axis=0))
+class Agreement:
+    """Flags that become true for all processes at the same step, soon after one raised them, while no device waits.
+
+    They go over the service through which JAX's processes have found each other (`board`: its key-value store), not
+    over the devices, where a question would be answered only after all steps that were dispatched before it. A process
+    that raises a flag in step s writes it down for step t, the next multiple of AGREE_EVERY from s + 2 on; in step t
+    all read what is written for it. Nothing can come later: who has come to step t has the metrics of step t - 1, so
+    the writer had begun that step, after it had written in a step before. One process needs no board, and agrees at
+    once."""
+
+    counted = itertools.count()  # one after another in all processes, so that their numbers are the same
+
+    def __init__(self, board: Any = None):
+        self.board, self.folder = board, f"transformer/agreement/{next(Agreement.counted)}"
+        self.due: dict[str, int] = {}  # by flag, the last step that it was written for
+
+    def __call__(self, step: int, **flags: bool) -> dict[str, bool]:
+        """Each flag, as agreed for this step. Call it in every step, after the metrics of the one before have come."""
+        if self.board is None:
+            return flags
+        for name, raised in flags.items():
+            if raised and self.due.get(name, 0) < step:
+                self.due[name] = -(-(step + 2) // AGREE_EVERY) * AGREE_EVERY
+                self.board.key_value_set(f"{self.folder}/{self.due[name]}/{name}", "", allow_overwrite=True)
+        if step % AGREE_EVERY:
+            return dict.fromkeys(flags, False)
+        written = {key.rpartition("/")[2] for key, _ in self.board.key_value_dir_get(f"{self.folder}/{step}/")}
+        return {name: name in written for name in flags}
+
+
+def agreement() -> Agreement:
+    """That of this run's processes; all of them make it."""
+    return Agreement(distributed.global_state.client if jax.process_count() > 1 else None)
 
 
 def every_process(flag: bool) -> bool:

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Int
 
 from transformer.training import losses
 from transformer.training.losses import Pair
 from transformer.training.optim import is_spike
-from transformer.training.sharding import ROW_AXES, Layout
+from transformer.training.sharding import Layout
 
 Batch = Mapping[str, Any]
 # loss(params, batch, seed, step, rows) -> metrics with a "loss"; seed None = deterministic; `rows` are the indices of
@@ -49,7 +50,11 @@ def make_train_step(
     whole batch, divided once by its weight, so it does not depend on the number of devices or micro-batches; nor do
     dropout masks. If the loss or the gradient is not finite, or the gradient is a spike (`optim.is_spike`; `max_spike`
     above 0), parameters and optimizer state are unchanged, the other metrics are 0 with weight 0, and "skipped" is
-    1."""
+    1.
+
+    Over "data", gradients are added once a step, after the last micro-batch: until then each device has the sum of its
+    own rows. Over "fsdp" they are added in every micro-batch, because a device has room for its share of a gradient
+    only; the weights, as many bytes, are gathered there too."""
 
     def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
 
@@ -58,30 +63,32 @@ def make_train_step(
             return metrics["loss"][0], metrics
 
         grads, metrics = jax.grad(total, has_aux=True)(params)
-        return lax.with_sharding_constraint(grads, layout.shardings(grads)), metrics
+        # By their specs, which are valid on all devices and on the part of them that shares a place on "data".
+        specs = jax.tree.map(lambda sharding: sharding.spec, layout.shardings(grads))
+        return jax.tree.map(lax.with_sharding_constraint, grads, specs), metrics
 
-    def accumulated(params: Any, batch: Batch, seed: Array, step: Array) -> tuple[Any, dict[str, Pair]]:
+    def accumulated(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
         """Row r is in micro-batch r mod `accumulate`, so that each device splits its own rows."""
-        split = NamedSharding(layout.mesh, PartitionSpec(None, ROW_AXES))
 
         def cut(x: Array) -> Array:
             x = x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
-            return lax.with_sharding_constraint(x, split)
+            return nn.with_logical_constraint(x, (None, "rows") + (None,) * (x.ndim - 2))
 
         def one(so_far: Any, micro: Any) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, so_far, summed(params, micro[0], seed, step, micro[1])), None
 
-        parts = jax.tree.map(cut, (dict(batch), jnp.arange(_rows(batch))))
+        parts = jax.tree.map(cut, (dict(batch), rows))
         first = jax.tree.map(lambda x: x[0], parts)
         shapes = jax.eval_shape(lambda: summed(params, first[0], seed, step, first[1]))
         return lax.scan(one, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
 
+    gradients = summed if accumulate == 1 else accumulated
+    if accumulate > 1 and layout.mesh.shape["data"] > 1:
+        gradients = _reduced_once(accumulated, layout)
+
     def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, dict[str, Pair]]:
         with layout.tracing():
-            if accumulate == 1:
-                grads, metrics = summed(state.params, batch, seed, state.step, jnp.arange(_rows(batch)))
-            else:
-                grads, metrics = accumulated(state.params, batch, seed, state.step)
+            grads, metrics = gradients(state.params, dict(batch), seed, state.step, jnp.arange(_rows(batch)))
             total, weight = metrics["loss"]
             grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
             norm = optax.tree.norm(grads)
@@ -101,10 +108,38 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
 
 
-def make_eval_step(metrics: Callable[[Any, Any], dict[str, Any]], layout: Layout) -> Callable[[Any, Batch], Any]:
-    """Metrics of a batch: summed (`Task.loss`) or of each row (`Task.row_metrics`). Parameters keep their sharding."""
+def _reduced_once(gradients: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """`gradients(params, batch, seed, step, rows)` of each place on "data" by itself, then the sum of them. The other
+    axes that have devices stay the partitioner's; without any, the program is that of one device, kernels included."""
+    manual = {axis for axis, size in layout.mesh.shape.items() if axis == "data" or size == 1}
 
-    def eval_step(params: Any, batch: Batch) -> dict[str, Any]:
+    def of_one_place(*arguments: Any) -> Any:
+        apart = [(name, _without(manual, axes)) for name, axes in nn.get_logical_axis_rules()]
+        with nn.logical_axis_rules(apart):
+            return lax.psum(gradients(*arguments), "data")
+
+    whole, split = PartitionSpec(), PartitionSpec("data")
+    return jax.shard_map(
+        of_one_place,
+        in_specs=(whole, split, whole, whole, split),
+        out_specs=whole,
+        axis_names=manual,
+        check_vma=False,  # otherwise the gradient of what all devices hold is added where it is computed
+    )
+
+
+def _without(some: set[str], axes: Any) -> Any:
+    """Mesh axes, as in a rule, without some."""
+    if isinstance(axes, tuple):
+        return tuple(axis for axis in axes if axis not in some)
+    return None if axes in some else axes
+
+
+def make_eval_step(metrics: Callable[[Any, Any], Any], layout: Layout) -> Callable[[Any, Batch], Any]:
+    """What a model says of a batch: metrics, summed (`Task.loss`) or of each row (`Task.row_metrics`), or what it
+    predicts. Parameters keep their sharding."""
+
+    def eval_step(params: Any, batch: Batch) -> Any:
         with layout.tracing():
             return metrics(params, batch)
 

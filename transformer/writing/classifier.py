@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from transformer.tasks.trained import Trained
+from transformer.training.sharding import make_layout
 from transformer.writing.manner import Output
 from transformer.writing.slices import rows_of
 
@@ -14,14 +15,20 @@ class Classifier:
     """Returns the class name of each row of padded tokens; the score is its log-probability."""
 
     def __init__(self, trained: Trained) -> None:
-        self._predict = jax.jit(lambda params, batch: jax.nn.log_softmax(trained.task.predict(params, batch)))
+        layout = make_layout(trained.sized, axes=trained.task.axes)
+
+        def predict(params: Any, batch: Any) -> jax.Array:
+            with layout.tracing():
+                return jax.nn.log_softmax(trained.task.predict(params, batch))
+
+        self._predict = jax.jit(predict, in_shardings=(None, layout.rows), out_shardings=layout.replicated)
         self._params, self._names = trained.params, trained.classes
-        self.devices = 1
+        self.devices, self._shards = layout.mesh.size, layout.row_shards
         self.compiled: set[tuple[int, ...]] = set()
 
     def rows(self, width: int) -> int:
-        """Rows of a slice of this width."""
-        return rows_of(width)
+        """Rows of a slice of this width, over all devices."""
+        return rows_of(width) * self._shards
 
     def __call__(self, tokens: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
         """The most likely class of each row."""

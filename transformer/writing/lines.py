@@ -13,6 +13,7 @@ from transformer.errors import UserError
 from transformer.tasks import SpeechRecognition, TextClassification, WritingTask
 from transformer.tasks.texts import Translation
 from transformer.tasks.trained import Trained
+from transformer.training.sharding import check_rows
 from transformer.writing.classifier import Classifier
 from transformer.writing.manner import GREEDY, Manner, Output
 from transformer.writing.slices import at_once, side_by_side, slices, width_of
@@ -121,16 +122,18 @@ def transcribe(trained: Trained, split: str, manner: Manner = GREEDY) -> list[st
     write, texts = Writer(trained, manner), dict[int, str]()
     for batch in trained.task.batches(trained.source, split).evaluation():
         ids = batch["example_ids"]
+        check_rows(write.layout, [batch["inputs"].shape[:2]])
         written = write(batch["inputs"], batch["input_lengths"], ids)
         texts |= {int(i): best.text for i, (best, *_) in zip(ids, written, strict=True) if i >= 0}
     return [texts[i] for i in sorted(texts)]
 
 
 def answer(trained: Trained, line: str, manner: Manner, show: Callable[[str], object]) -> None:
-    """Shows the output of one line, streaming generated text, and a line break. UserErrors as of `outputs`."""
+    """Shows the output of one line, and a line break: piece by piece where one device has all parameters, and else when
+    it is whole. UserErrors as of `outputs`."""
     write, (ids,) = _prepared(trained, [line], manner)
-    if isinstance(write, Writer):
+    if isinstance(write, Writer) and not write.together:
         stream(write, ids, show)
     else:
-        show(generate(trained, [line])[0])
+        show(generate(trained, [line], manner)[0])
     show("\n")

@@ -19,7 +19,11 @@ from transformer.writing.slices import rows_of, slices, width_of
 
 
 class Writer:
-    """Decodes padded inputs; compiles once per shape. Ensembles average log-probabilities."""
+    """Decodes padded inputs; compiles once per shape. Ensembles average log-probabilities.
+
+    Where each device has all parameters, it decodes its rows alone, and ends when they have ended. Where parameters are
+    split, all devices decode together: fsdp gathers a matrix when it is used, for every token, and tensor sums what its
+    devices have of each layer."""
 
     def __init__(self, trained: Trained, manner: Manner, alignments: bool = False) -> None:
         self.trained, self.manner, self.alignments = trained, manner, alignments
@@ -28,23 +32,30 @@ class Writer:
                 f"--alignments shows the cross-attention of an encoder_decoder, and this run's model.family is "
                 f"{trained.config.model.family!r}: leave it out"
             )
-        layout = make_layout(trained.config)
-        self.devices = layout.mesh.size
+        layout = self.layout = make_layout(trained.sized, axes=trained.task.axes)
+        self.together, self.devices = layout.strategy != "data", layout.mesh.size
         self.compiled: set[tuple[int, ...]] = set()  # shapes of the slices decoded so far
         self._params = [member.params for member in trained.members]
         rows, whole = layout.rows.spec, layout.replicated.spec
 
         def over_rows(function: Callable[..., Any], arrays: int) -> Callable[..., Any]:
-            """Every device runs the same program on its own rows, without communication."""
-            specs = (whole, *[rows] * arrays)
-            return jax.jit(jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False))
+            if not self.together:
+                specs = (whole, *[rows] * arrays)
+                alone = jax.shard_map(function, mesh=layout.mesh, in_specs=specs, out_specs=rows, check_vma=False)
+                return jax.jit(alone)
+
+            def traced(*arguments: Any) -> Any:
+                with layout.tracing():
+                    return function(*arguments)
+
+            return jax.jit(traced, in_shardings=(None, *[layout.rows] * arrays), out_shardings=layout.rows)
 
         self._decode = over_rows(self.decode, 3)
         self._align = over_rows(self.attention, 3)
 
     def rows(self, width: int) -> int:
         """Rows of a slice of this width, over all devices."""
-        return rows_of(width) * self.devices
+        return rows_of(width) * self.layout.row_shards
 
     def __call__(self, inputs: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
         """The outputs of each row of padded inputs [B, width, ...] with `lengths` [B], best first. `numbers` [B] are

@@ -1,15 +1,16 @@
 """The base class of all batches. A batch is a pure function of (seed, step).
 
 The plan of an epoch follows from token lengths and (seed, epoch), never from what was read before. So a checkpoint
-needs only the step, a resumed run sees the same batches, and each of P processes takes its rows of the same global
+needs only the step, a resumed run sees the same batches, and each of P processes takes its shards of the same global
 batch. All arrays of text batches are int32. Right-padded rows have lengths (`*_lengths`); packed rows have a position
 and a segment for each token (`*_positions`, `*_segments`; segment 0 is padding).
 """
 
 import abc
+import copy
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -33,13 +34,22 @@ class Batches(abc.ABC):
     too_long: TooLong | None = None  # what is done with examples beyond data.max_len; None: all have one size
     cut_to: int | None = None  # tokens of a text that are left where it is cut; None: none is cut
 
-    def __init__(self, *, data: DataConfig, seed: int, process_index: int = 0, process_count: int = 1) -> None:
-        _check(data, process_index, process_count)
+    def __init__(self, *, data: DataConfig, seed: int) -> None:
+        _check(data)
         self.seed = seed
         self.data = data
-        self._process = (process_index, process_count)
+        self._shards, self._of = [0], 1
         # Two epochs, as a prefetching thread may be one ahead.
         self._plan = functools.lru_cache(maxsize=2)(self._epoch)
+
+    def part(self, shards: Sequence[int], of: int) -> Self:
+        """The same batches, of whose rows this process makes only these of `of` equal shards, in order. Processes may
+        make the same shards."""
+        if not shards or list(shards) != sorted(set(shards)) or not 0 <= shards[0] <= shards[-1] < of:
+            raise ValueError(f"shards {shards} of {of}")
+        part = copy.copy(self)
+        part._shards, part._of = list(shards), of
+        return part
 
     @property
     @abc.abstractmethod
@@ -97,15 +107,13 @@ class Batches(abc.ABC):
         return self._make(width, self._share(rows))
 
     def _share(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of this process. UserError: the rows do not divide by the number of processes."""
-        index, count = self._process
-        if len(rows) % count:
+        """The rows of this process. UserError: the rows do not divide by the number of shards."""
+        if len(rows) % self._of:
             raise UserError(
-                f"A batch of {len(rows)} rows cannot be shared by {count} processes: make data.row_multiple a multiple "
-                f"of {count}."
+                f"A batch of {len(rows)} rows cannot be shared by {self._of} shards: make data.row_multiple a multiple "
+                f"of {self._of}."
             )
-        share = len(rows) // count
-        return rows[index * share : (index + 1) * share]
+        return rows.reshape(self._of, -1)[self._shards].reshape(-1)
 
     def _rows_of(self, width: int) -> int:
         """Rows of a batch of this width: about batch_tokens positions, and a multiple of row_multiple."""
@@ -113,14 +121,12 @@ class Batches(abc.ABC):
         return max(multiple, self.data.batch_tokens // width // multiple * multiple)
 
 
-def _check(data: DataConfig, process_index: int, process_count: int) -> None:
+def _check(data: DataConfig) -> None:
     if data.max_len < 2 or data.row_multiple < 1 or data.batch_tokens < 1:
         raise UserError(
             f"data.max_len={data.max_len}, data.batch_tokens={data.batch_tokens} and data.row_multiple="
             f"{data.row_multiple} must be positive, max_len at least 2."
         )
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"process {process_index} of {process_count}")
 
 
 def philox(seed: int, epoch: int) -> np.random.Philox:

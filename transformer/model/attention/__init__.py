@@ -5,7 +5,7 @@ import contextlib
 import contextvars
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer
@@ -15,9 +15,11 @@ from transformer.model.attention import marks
 from transformer.model.attention.banded import banded, check_consecutive, tiling_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
-from transformer.model.attention.fused import fused, kernel
+from transformer.model.attention.fused import fused, padding_of
+from transformer.model.attention.kernels import Padding, kernel
 from transformer.model.attention.scores import Score
-from transformer.platforms import device_rows, tuned
+from transformer.model.attention.sequence import attend_sequence, by_halo
+from transformer.platforms import device_rows, length_shards, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
     "dense": dense,
@@ -25,7 +27,6 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "banded": banded,
     "fused": fused,
 }
-Padding = Literal["none", "lengths", "segments"]  # how a batch marks documents and padding
 
 
 class Choice(NamedTuple):
@@ -75,7 +76,7 @@ def choose(
     depends on shapes, types and the target platform only. `limits` are those of `masks.band`. `consecutive`: within a
     segment the positions of queries and keys grow by one with the index."""
     length, keys = q.shape[1], k.shape[1]
-    name, why = kernel(q, k, v, limits, score, consecutive and padding != "segments")
+    name, why = kernel(q, k, v, limits, score, padding, consecutive)
     if name is not None:
         return Choice("fused", f"{name}: {why}")
     if consecutive and length == keys and None not in limits:
@@ -86,6 +87,14 @@ def choose(
     if length * keys >= tuned().tiles_from:
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
     return Choice("dense", f"{length} x {keys} scores a head are few")
+
+
+@_noting
+def _split(length: int, keys: int, limits: masks.Band, consecutive: bool, devices: int) -> Choice:
+    """What a length that is split over devices needs."""
+    if by_halo(length, keys, limits, consecutive, devices):
+        return Choice("halo", f"{devices} devices split the length, and get {limits} keys from their neighbours")
+    return Choice("ring", f"{devices} devices split the length, and all keys visit each of them")
 
 
 def attend(
@@ -157,11 +166,15 @@ def attend(
         consecutive = q_positions is None and k_positions is None
     if causal and consecutive and length == keys:
         where = where._replace(k_lengths=None)  # only padding queries come after padding
+    scale = width**-0.5 if scale is None else scale
+    if backend == "auto" and (devices := length_shards()) > 1 and 0 not in (batch, length, keys):
+        _split(length, keys, where.limits, consecutive, devices)
+        q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
+        return attend_sequence(attend, devices, q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
     if backend == "auto" and 0 in (batch, length, keys):
         backend = "dense"
     elif backend == "auto":
-        padding: Padding = "none" if where.k_lengths is None else "lengths"
-        padding = padding if q_segments is None else "segments"
+        padding = padding_of(where)
         backend = choose(q, k, v, where.limits, score=score, padding=padding, consecutive=consecutive).backend
     elif backend not in BACKENDS:
         raise ValueError(f"there is no attention backend {backend!r}: choose 'auto' or one of {sorted(BACKENDS)}")
@@ -169,7 +182,6 @@ def attend(
         _check_banded(where, length, keys, consecutive)
     if 0 in (batch, length, keys):
         return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
-    scale = width**-0.5 if scale is None else scale
     q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
     if backend == "fused":
         return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)

@@ -1,39 +1,20 @@
-"""The accelerators' own kernels: cuDNN through `jax.nn`, and tokamax (Triton and Mosaic) where it is installed."""
+"""Attention by an accelerator's own kernel (`transformer.model.attention.kernels` says which), one device at a time."""
 
-import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
+from transformer.model.attention.kernels import Padding, kernel
 from transformer.model.attention.marks import unmarked
-from transformer.model.attention.scores import Bias, Score
-from transformer.platforms import target
-
-CUDNN_WIDTH = 128  # the widest head that every GPU's kernel takes
-
-
-def kernel(q: Any, k: Any, v: Any, limits: masks.Band, score: Score | None, regular: bool) -> tuple[str | None, str]:
-    """The kernel that supports this call ("cudnn", "tokamax" or None), and why; it depends on shapes, types and the
-    platform only. `regular`: there are no segments, and positions are consecutive. Lengths are supported."""
-    platform = target()
-    if platform not in ("gpu", "tpu"):
-        return None, f"it needs a GPU or a TPU, and this is compiled for {platform}"
-    if not (score is None or isinstance(score, Bias)):
-        return None, "no kernel takes a score function that does more than add a bias"
-    left, right = limits
-    plain = score is None and regular
-    half = q.dtype in (jnp.bfloat16, jnp.float16)
-    fits = half and k.shape[-1] == v.shape[-1] <= CUDNN_WIDTH and k.shape[-1] % 8 == 0
-    causal = right == 0 and q.shape[1] == k.shape[1]
-    if platform == "gpu" and plain and fits and (causal or (left, right) == (None, None)):
-        return "cudnn", "cuDNN takes 16-bit full and causal attention, and causal windows"
-    if importlib.util.find_spec("tokamax") is not None:
-        return "tokamax", "what cuDNN does not take"
-    what = "this call" if plain else "segments, biases and positions of one's own"
-    return None, f"cuDNN does not take {what} in {q.dtype}, and tokamax, which may, is not installed"
+from transformer.model.attention.scores import Score
+from transformer.model.attention.splash import splash
+from transformer.platforms import HEAD_AXIS, ROW_AXES
 
 
 def fused(
@@ -46,22 +27,36 @@ def fused(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` by a kernel. Tokamax gets biases, and masks that it cannot build, as [L, S] arrays. A kernel may multiply
-    what it hides by 0, so it gets 0 for what is marked, and the queries that see NaN, or nothing, are filled in here.
-    ValueError: no kernel supports this call."""
-    name, why = kernel(q, k, v, where.limits, score, consecutive and where.q_segments is None)
+    """`dense` by a kernel. A kernel may multiply what it hides by 0, so it gets 0 for what is marked, and the queries
+    that see NaN, or nothing, are filled in here. A document is a run of one segment's id. ValueError: no kernel supports
+    this call."""
+    name, why = kernel(q, k, v, where.limits, score, padding_of(where), consecutive)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
+    if where.limits[1] == 0 and consecutive and q.shape[1] == k.shape[1]:
+        where = where._replace(k_lengths=None)  # only padding queries come after padding
     wrong, hidden = jnp.isnan(q[..., 0]), jnp.isnan(k[..., 0])  # [B, L, H], [B, S, G]
-    q, k = unmarked(q), unmarked(k)
-    if name == "cudnn":
-        left, right = where.limits
-        sees, spoilt = _of_runs(where, hidden)
-        lengths: dict[str, Any] = {} if where.k_lengths is None else {
+    sees, spoilt = _seen(where, hidden, consecutive)
+    out = CALLS[name](unmarked(q), unmarked(k), v, where, consecutive, scale)
+    of_heads = jnp.repeat(spoilt, q.shape[2] // k.shape[2], axis=2) | wrong  # [B, L, H]
+    out = jnp.where(of_heads[..., None], jnp.nan, out)
+    return out if sees is None else jnp.where(sees[..., None, None], out, 0)
+
+
+def padding_of(where: masks.Visibility) -> Padding:
+    """How the call marks padding."""
+    return "segments" if where.q_segments is not None else "none" if where.k_lengths is None else "lengths"
+
+
+def _cudnn(q: Array, k: Array, v: Array, where: masks.Visibility, consecutive: bool, scale: float) -> Array:
+    left, right = where.limits
+
+    def call(q: Array, k: Array, v: Array, lengths: Array | None) -> Array:
+        given: dict[str, Any] = {} if lengths is None else {
             "query_seq_lengths": jnp.full(q.shape[0], q.shape[1], jnp.int32),
-            "key_value_seq_lengths": jnp.maximum(where.k_lengths, 1),  # a row of padding stays finite
+            "key_value_seq_lengths": jnp.maximum(lengths, 1),  # a row of padding stays finite
         }  # fmt: skip
-        out = jax.nn.dot_product_attention(
+        return jax.nn.dot_product_attention(
             q,
             k,
             v,
@@ -69,29 +64,116 @@ def fused(
             is_causal=right == 0,
             local_window_size=None if left is None else (left, 0),
             implementation="cudnn",
-            **lengths,
+            **given,
         )
-    else:
-        import tokamax
 
-        mask = where.mask()
-        seen = jnp.ones((1, q.shape[1], k.shape[1]), bool) if mask is None else mask
-        sees, spoilt = seen.any(axis=-1), (seen[..., None] & hidden[:, None]).any(axis=2)
-        mask = None if mask is None else mask[:, None]
-        bias = None if not isinstance(score, Bias) else score.bias(where.q_positions, where.k_positions).astype(q.dtype)
-        out = tokamax.dot_product_attention(q, k, v, bias, mask, scale=scale)
-    of_heads = jnp.repeat(spoilt, q.shape[2] // k.shape[2], axis=2) | wrong
-    return jnp.where(sees[..., None, None], jnp.where(of_heads[..., None], jnp.nan, out), 0)
+    return on_each_device(call, q, k, v, where.k_lengths)
 
 
-def _of_runs(where: masks.Visibility, hidden: Bool[Array, "B S G"]) -> tuple[Bool[Array, "#B L"], Bool[Array, "B L G"]]:
-    """Whether each query sees a key, and whether it sees a marked one, where it sees a run of keys by index. So no
-    [L, S] array is made."""
-    (left, right), keys, places = where.limits, hidden.shape[1], jnp.arange(where.q_positions.shape[1])[None]
-    first = jnp.zeros_like(places) if left is None else jnp.clip(places - left, 0, keys)
-    last = jnp.full_like(places, keys) if right is None else jnp.clip(places + right + 1, 0, keys)
+def _cudnn_masked(q: Array, k: Array, v: Array, where: masks.Visibility, consecutive: bool, scale: float) -> Array:
+    ids, causal = where.with_ids(), where.limits[1] == 0 and consecutive and q.shape[1] == k.shape[1]
+
+    def call(q: Array, k: Array, v: Array, *of_rows: Array) -> Array:
+        mask = masks.Visibility(ids.limits, *of_rows).mask()
+        if mask is not None:  # a query that sees nothing sees all, so that it stays finite
+            mask = (mask | ~mask.any(axis=-1, keepdims=True))[:, None]
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, scale=scale, is_causal=causal, implementation="cudnn")
+
+    return on_each_device(call, q, k, v, *ids[1:5])
+
+
+def _splash(q: Array, k: Array, v: Array, where: masks.Visibility, consecutive: bool, scale: float) -> Array:
+    ids = where.with_ids()
+
+    def call(q: Array, k: Array, v: Array, q_segments: Array | None, k_segments: Array | None) -> Array:
+        return splash(q, k, v, q_segments, k_segments, limits=ids.limits, scale=scale)
+
+    return on_each_device(call, q, k, v, ids.q_segments, ids.k_segments)
+
+
+# Kernel -> function of q, k and v without marks, the visibility, whether positions are consecutive, and the scale.
+CALLS: dict[str, Callable[[Array, Array, Array, masks.Visibility, bool, float], Array]] = {
+    "cudnn": _cudnn,
+    "cudnn_masked": _cudnn_masked,
+    "splash": _splash,
+}
+
+
+def on_each_device(
+    call: Callable[..., Array],
+    q: Float[Array, "B L H K"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G M"],
+    *of_rows: Array | None,
+) -> Float[Array, "B L H M"]:
+    """`call` on the rows and heads of each device of the mesh: XLA cannot split a kernel. `of_rows` are arrays [#B, ...];
+    rows and heads that do not divide are computed by every device."""
+    of_rows = tuple(x if x is None else jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in of_rows)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = tuple(
+        axis for axis, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Auto
+    ) if mesh.axis_names else ()  # fmt: skip
+    if not axes:
+        return call(q, k, v, *of_rows)
+    rows: Any = tuple(axis for axis in ROW_AXES if axis in axes)
+    shards = 1
+    for axis in rows:
+        shards *= mesh.shape[axis]
+    rows = rows if q.shape[0] % shards == 0 else None
+    heads = HEAD_AXIS if HEAD_AXIS in axes and k.shape[2] % mesh.shape[HEAD_AXIS] == 0 else None
+    spec = PartitionSpec(rows, None, heads, None)
+    return jax.shard_map(
+        call,
+        mesh=mesh,
+        in_specs=(spec, spec, spec, *(None if x is None else PartitionSpec(rows) for x in of_rows)),
+        out_specs=spec,
+        axis_names=set(axes),
+        check_vma=False,
+    )(q, k, v, *of_rows)
+
+
+def _seen(
+    where: masks.Visibility, hidden: Bool[Array, "B S G"], consecutive: bool
+) -> tuple[Bool[Array, "#B #L"] | None, Bool[Array, "B #L G"]]:
+    """Whether each query sees a key (None: each does), and whether it sees a marked one. In self-attention a query sees a
+    run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
+    (left, right), length, keys = where.limits, where.q_positions.shape[1], hidden.shape[1]
+    places, last_key = jnp.arange(keys), keys - 1
+    own = where.q_segments is not None and where.q_segments is where.k_segments and consecutive
+    if where.q_segments is not None and not own:
+        return _seen_by_mask(where, hidden)
+    sees = None
     if where.k_lengths is not None:
-        last = jnp.minimum(last, where.k_lengths[:, None])
-    before = jnp.pad(jnp.cumsum(hidden.astype(jnp.int32), axis=1), ((0, 0), (1, 0), (0, 0)))  # marked keys before each
-    until, since = (jnp.take_along_axis(before, at[..., None], axis=1) for at in (last, jnp.minimum(first, last)))
-    return last > first, until > since
+        hidden &= (places < where.k_lengths[:, None])[..., None]
+        farthest = 0 if left is None else jnp.maximum(jnp.arange(length) - left, 0)
+        sees = farthest < where.k_lengths[:, None]
+    if where.limits == (None, None) and not own:
+        return sees, hidden.any(axis=1, keepdims=True)
+    first, last = (
+        (places * 0 if left is None else places - left),
+        (places * 0 + last_key if right is None else places + right),
+    )
+    if own:
+        begins = jnp.pad(where.k_segments[:, 1:] != where.k_segments[:, :-1], ((0, 0), (1, 0)))
+        first = jnp.maximum(first, lax.cummax(jnp.where(begins, places, 0), axis=1))
+        ends = jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))
+        last = jnp.minimum(last, lax.cummin(jnp.where(ends, places, last_key), axis=1, reverse=True))
+    first, last = (jnp.atleast_2d(x)[..., None] for x in (first, last))
+    spoilt = lax.cummax(jnp.where(hidden, places[:, None], -1), axis=1) >= jnp.maximum(first, 0)
+    if right != 0:
+        spoilt |= lax.cummin(jnp.where(hidden, places[:, None], keys), axis=1, reverse=True) <= jnp.minimum(
+            last, last_key
+        )
+    return sees, spoilt
+
+
+def _seen_by_mask(
+    where: masks.Visibility, hidden: Bool[Array, "B S G"]
+) -> tuple[Bool[Array, "#B L"] | None, Bool[Array, "B #L G"]]:
+    """`_seen` for any mask, by a product with it."""
+    mask = where.mask()
+    if mask is None:
+        return None, hidden.any(axis=1, keepdims=True)
+    half = jnp.bfloat16  # sums of zeros and ones are 0 or not, however they are rounded
+    counts = jnp.matmul(mask.astype(half), hidden.astype(half), preferred_element_type=jnp.float32)
+    return mask.any(axis=-1), counts > 0

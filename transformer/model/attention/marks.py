@@ -4,10 +4,24 @@ A weight of 0 does not hide a value that is NaN, because 0 · NaN is NaN. So wha
 mask hides it, into the scores: a marked key is NaN, and its value is 0. A query that sees a marked key gets NaN as its
 output, and its row has no part in the gradients. A query that does not see it has the values and gradients that it has
 with any other key there.
+
+So the gradients of a marked key, of its value and of a marked query are 0 in every backend, and marking need not
+multiply by 0: its derivative is the identity.
 """
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
+
+
+@jax.custom_jvp
+def _where(keep: Bool[Array, "*#shape"], x: Float[Array, "*shape"], other: float) -> Float[Array, "*shape"]:
+    return jnp.where(keep, x, other)
+
+
+@_where.defjvp
+def _(primals: tuple[Array, Array, float], tangents: tuple[Array, Array, float]) -> tuple[Array, Array]:
+    return _where(*primals), tangents[1]
 
 
 def marked(
@@ -15,14 +29,14 @@ def marked(
 ) -> tuple[Float[Array, "*B S G K"], Float[Array, "*B S G M"]]:
     """Keys and values, where a key is NaN and its value 0 if either is not finite."""
     finite = (jnp.isfinite(k).all(axis=-1) & jnp.isfinite(v).all(axis=-1))[..., None]
-    return jnp.where(finite, k, jnp.nan), jnp.where(finite, v, 0)
+    return _where(finite, k, jnp.nan), _where(finite, v, 0.0)
 
 
 def marked_queries(q: Float[Array, "*B L H K"]) -> Float[Array, "*B L H K"]:
     """Queries, where one that is not finite is NaN."""
-    return jnp.where(jnp.isfinite(q).all(axis=-1, keepdims=True), q, jnp.nan)
+    return _where(jnp.isfinite(q).all(axis=-1, keepdims=True), q, jnp.nan)
 
 
 def unmarked(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Marked queries or keys with 0 instead of NaN, for products with the gradients of scores, which are 0 there."""
-    return jnp.where(jnp.isnan(x), 0, x)
+    return _where(~jnp.isnan(x), x, 0.0)

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from transformer.config import ModelConfig, from_dict, head_width
 from transformer.errors import UserError
+from transformer.model.embedders import TABLES, table_rows
 from transformer.model.families import build
 from transformer.model.layers import key_heads, value_width
 from transformer.model.pretrained.bert import BERT
@@ -62,9 +63,10 @@ class LoadedConfig(ModelConfig):
     generation: str = ""  # the text of generation_config.json
 
 
-def load(folder: str | Path) -> tuple[nn.Module, Any]:
+def load(folder: str | Path, vocab_multiple: int = 1) -> tuple[nn.Module, Any]:
     """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards; its
-    configuration keeps the special tokens' ids. UserError, before any weight is read: no config.json or safetensors, an
+    configuration keeps the special tokens' ids. With `vocab_multiple`, tables of the vocabulary are filled up with rows
+    of 0 (`ModelConfig.vocab_multiple`); `save` cuts them off. UserError, before any weight is read: no config.json or safetensors, an
     unsupported or unknown setting, a truncated file, or tensors that are missing, unexpected, of another shape or
     quantised; and a tensor with NaN."""
     folder = Path(folder)
@@ -79,13 +81,17 @@ def load(folder: str | Path) -> tuple[nn.Module, Any]:
         if needed & theirs.keys() and original in needed - theirs.keys() and copy in theirs.keys() - needed:
             theirs[original] = theirs.pop(copy)
     told, generation = _told(settings, folder)
+    _check(name, architecture, rows, parameter_shapes(build(config)), weights, theirs, folder)
+    config = dataclasses.replace(config, vocab_multiple=vocab_multiple)
     model: Any = build(LoadedConfig(**vars(config), told=told, generation=generation))
-    _check(name, architecture, rows, parameter_shapes(model), weights, theirs, folder)
     params: dict[tuple[str, ...], Any] = {}
     for row in rows:
         whole = row.form.read(weights.read(theirs[row.theirs]))
         parts = np.split(whole, len(row.ours), axis=-1)
-        params |= {tuple(path.split("/")): jnp.asarray(part) for path, part in zip(row.ours, parts, strict=True)}
+        more = {path: table_rows(config) - config.vocab_size for path in TABLES}
+        for path, part in zip(row.ours, parts, strict=True):
+            filling = [(0, more.get(path, 0)), *[(0, 0)] * (part.ndim - 1)]
+            params[tuple(path.split("/"))] = jnp.asarray(np.pad(part, filling))
     return model, {"params": unflatten_dict(params)}
 
 
@@ -99,6 +105,7 @@ def save(folder: str | Path, model: Any, params: Any, special_ids: Mapping[str, 
     if config.scan_layers:
         params = unstacked(params, config.num_layers)
     flat = flatten_dict(jax.tree.map(np.asarray, params["params"]), sep="/")
+    flat |= {path: flat[path][: config.vocab_size] for path in TABLES if path in flat}
     told, generation = dict[str, Any](), ""
     settings = {"model_type": name, **architecture.to_settings(config), "dtype": "float32"}
     if isinstance(config, LoadedConfig):
@@ -251,6 +258,7 @@ _NOT_HELD = (
     "recurrent_attention",
     "patch_stride",
     "dtype",
+    "vocab_multiple",
 )
 _TOLD = ("told", "generation")  # of LoadedConfig
 
