@@ -118,7 +118,11 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
     def scores(params: Any, batch: Any) -> tuple[Any, Any]:
         features = task.model.apply(params, *task.arguments(batch), None, method="features")
-        table, bias = (y if y is None else y[: task.model_config.vocab_size] for y in output_layer(params))
+        table, bias = output_layer(params)
+        table, bias = (
+            table[: task.model_config.vocab_size],
+            None if bias is None else bias[: task.model_config.vocab_size],
+        )
 
         def one(x: Any, target: Any) -> tuple[Any, Any]:
             logits = x @ table.T if bias is None else x @ table.T + bias

@@ -1,6 +1,7 @@
 """Attention over a length that is split over devices: a ring and a halo against the float64 loop, in values and
 gradients, and what each of them sends."""
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from tests.model.test_attention import B, Arrays, anywhere, close, cut, in_order, loop, loop_bias, loop_mask, tensors
+from tests.model.test_attention import Arrays, B, anywhere, close, cut, in_order, loop, loop_bias, loop_mask, tensors
 from transformer.model.attention import attend, noted_choices
 from transformer.model.masks import band
 from transformer.model.positions import T5_BUCKETS, AlibiBias, T5Bias
@@ -50,7 +51,7 @@ def packing(length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     positions, segments = np.zeros((B, length), np.int32), np.zeros((B, length), np.int32)
     for b in range(B):
         borders = [0, *sorted(rng.choice(np.arange(1, length), 3, replace=False))]
-        for segment, (start, end) in enumerate(zip(borders, borders[1:], strict=False), 1):
+        for segment, (start, end) in enumerate(itertools.pairwise(borders), 1):
             segments[b, start:end], positions[b, start:end] = segment, np.arange(end - start)
     return positions, segments
 

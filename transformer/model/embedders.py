@@ -17,7 +17,6 @@ from transformer.model.positions import POSITIONS, Rotation, longest, table_devi
 from transformer.model.products import product
 from transformer.model.tokens import Tokens
 
-
 # Paths of the parameters that have a row for each token of the vocabulary.
 TABLES = ("embedder/table", "embedder/output_table", "embedder/output_bias")
 

@@ -28,8 +28,8 @@ def fused(
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` by a kernel. A kernel may multiply what it hides by 0, so it gets 0 for what is marked, and the queries
-    that see NaN, or nothing, are filled in here. A document is a run of one segment's id. ValueError: no kernel supports
-    this call."""
+    that see NaN, or nothing, are filled in here. A document is a run of one segment's id. ValueError: no kernel
+    supports this call."""
     name, why = kernel(q, k, v, where.limits, score, padding_of(where), consecutive)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
@@ -106,8 +106,8 @@ def on_each_device(
     v: Float[Array, "B S G M"],
     *of_rows: Array | None,
 ) -> Float[Array, "B L H M"]:
-    """`call` on the rows and heads of each device of the mesh: XLA cannot split a kernel. `of_rows` are arrays [#B, ...];
-    rows and heads that do not divide are computed by every device."""
+    """`call` on the rows and heads of each device of the mesh: XLA cannot split a kernel. `of_rows` are arrays
+    [#B, ...]; rows and heads that do not divide are computed by every device."""
     of_rows = tuple(x if x is None else jnp.broadcast_to(x, (q.shape[0], *x.shape[1:])) for x in of_rows)
     mesh = jax.sharding.get_abstract_mesh()
     axes = tuple(
@@ -133,10 +133,10 @@ def on_each_device(
 
 
 def _seen(
-    where: masks.Visibility, hidden: Bool[Array, "B S G"], consecutive: bool
-) -> tuple[Bool[Array, "#B #L"] | None, Bool[Array, "B #L G"]]:
-    """Whether each query sees a key (None: each does), and whether it sees a marked one. In self-attention a query sees a
-    run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
+    where: masks.Visibility, hidden: Bool[Array, "rows S G"], consecutive: bool
+) -> tuple[Bool[Array, "#rows #L"] | None, Bool[Array, "rows #L G"]]:
+    """Whether each query sees a key (None: each does), and whether it sees a marked one. In self-attention a query sees
+    a run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
     (left, right), length, keys = where.limits, where.q_positions.shape[1], hidden.shape[1]
     places, last_key = jnp.arange(keys), keys - 1
     own = where.q_segments is not None and where.q_segments is where.k_segments and consecutive
@@ -154,7 +154,8 @@ def _seen(
         (places * 0 + last_key if right is None else places + right),
     )
     if own:
-        begins = jnp.pad(where.k_segments[:, 1:] != where.k_segments[:, :-1], ((0, 0), (1, 0)))
+        ids = jnp.asarray(where.k_segments)
+        begins = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
         first = jnp.maximum(first, lax.cummax(jnp.where(begins, places, 0), axis=1))
         ends = jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))
         last = jnp.minimum(last, lax.cummin(jnp.where(ends, places, last_key), axis=1, reverse=True))
@@ -168,8 +169,8 @@ def _seen(
 
 
 def _seen_by_mask(
-    where: masks.Visibility, hidden: Bool[Array, "B S G"]
-) -> tuple[Bool[Array, "#B L"] | None, Bool[Array, "B #L G"]]:
+    where: masks.Visibility, hidden: Bool[Array, "rows S G"]
+) -> tuple[Bool[Array, "#rows L"] | None, Bool[Array, "rows #L G"]]:
     """`_seen` for any mask, by a product with it."""
     mask = where.mask()
     if mask is None:

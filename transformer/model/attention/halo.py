@@ -30,8 +30,7 @@ def attend_halo(
     is that of this device, with segments."""
     length, here = q.shape[1], lax.axis_index(axis)
     left, right = where.limits
-    assert left is not None and right is not None, "a window has two sides"
-    left, right = (min(side, (devices - 1) * length) for side in (left, right))
+    left, right = (length if side is None else min(side, (devices - 1) * length) for side in (left, right))
 
     def piece(x: Array, hop: int, size: int, outside: int) -> Array:
         """Of the device `hop` places before this one (after it, if negative), the `size` nearest; `outside` where there

@@ -9,19 +9,21 @@ So the gradients of a marked key, of its value and of a marked query are 0 in ev
 multiply by 0: its derivative is the identity.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 
-@jax.custom_jvp
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _where(keep: Bool[Array, "*#shape"], x: Float[Array, "*shape"], other: float) -> Float[Array, "*shape"]:
     return jnp.where(keep, x, other)
 
 
 @_where.defjvp
-def _(primals: tuple[Array, Array, float], tangents: tuple[Array, Array, float]) -> tuple[Array, Array]:
-    return _where(*primals), tangents[1]
+def _(other: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return _where(*primals, other), tangents[1]
 
 
 def marked(

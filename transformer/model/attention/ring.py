@@ -39,8 +39,8 @@ class Block(NamedTuple):
 
     k: Float[Array, "T B G slab K"]
     v: Float[Array, "T B G slab M"]
-    positions: Int[Array, "T #B slab"]
-    segments: Int[Array, "T #B slab"]
+    positions: Int[Array, "T #rows slab"]
+    segments: Int[Array, "T #rows slab"]
 
 
 def attend_ring(
@@ -70,7 +70,7 @@ def attend_ring(
         jnp.swapaxes(cut(k), 2, 3),
         jnp.swapaxes(cut(v), 2, 3),
         cut(where.k_positions),
-        cut(where.k_segments, NOBODY),
+        cut(jnp.asarray(where.k_segments), NOBODY),
     )
     rows = jnp.moveaxis(q * scale, 1, 2).reshape(batch, groups, -1, width)  # the heads of a group follow each other
     weights: list[Array] = []
