@@ -9,8 +9,8 @@ the time; all shares together are nine minutes. No network is needed, and no che
 is missing here is said at the start, and what needs it is left out. A step's time is the median of groups of steps that
 are dispatched together and waited for once, after steps that are not timed; kinds of attention take turns, in the other
 order every other time. MFU is the model's FLOPs (nanoGPT's count) over the time and the data sheet's peak, for devices
-whose data sheet is known here; the bound is the roofline of the compiled program. Without an accelerator all sizes are
-those of a test of the program, and its figures mean nothing.
+whose data sheet is known here. Without an accelerator all sizes are those of a test of the program, and its figures
+mean nothing.
 
 Source: Dao 2023, "FlashAttention-2" (arXiv 2307.08691); karpathy/nanoGPT, README (1.4697, best of 5,000 steps).
 """
@@ -116,7 +116,6 @@ def _steps(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
         [
             row["what"],
             f"{row['milliseconds']:.2f}",
-            _or(row.get("bound_milliseconds"), "{:.2f}"),
             f"{row['tokens_per_second']:,.0f}",
             _or(row["mfu"], "{:.1%}"),
             _or(row.get("compiled_bytes"), "{:.2f}", 1e-9),
@@ -126,9 +125,9 @@ def _steps(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
         ]
         for row in rows
     ]
-    header = ["GPT-2 124M", "ms a step", "bound (ms)", "tokens/s", "MFU", "GB by the compiler", "GB held at most",
+    header = ["GPT-2 124M", "ms a step", "tokens/s", "MFU", "GB by the compiler", "GB held at most",
               "s to compile", "loss on one batch"]  # fmt: skip
-    return said, Table(header, body, "Training steps in bfloat16; the bound is the compiled program's roofline.")
+    return said, Table(header, body, "Training steps in bfloat16.")
 
 
 def _or(value: float | None, form: str, scale: float = 1.0) -> str:

@@ -166,7 +166,7 @@ def test_a_circle_is_seen() -> None:
 def test_no_other_framework(path: Path) -> None:
     names = {name.split(".")[0] for name in imported(path.read_text(encoding="utf-8"), "none.none")}
     # Of the `bench` extra, and left out where it is not installed.
-    compared = {"torch"} if path.name in ("attention_cost.py", "decoding_cost.py") else set()
+    compared = {"torch"} if path.name in ("attention_cost.py", "decoding_cost.py", "torch_loop.py") else set()
     assert not names & set(NOT_DEPENDENCIES) - compared
 
 

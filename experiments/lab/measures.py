@@ -119,10 +119,8 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
     def scores(params: Any, batch: Any) -> tuple[Any, Any]:
         features = task.model.apply(params, *task.arguments(batch), None, method="features")
         table, bias = output_layer(params)
-        table, bias = (
-            table[: task.model_config.vocab_size],
-            None if bias is None else bias[: task.model_config.vocab_size],
-        )
+        known = slice(task.model_config.vocab_size)  # the other rows only fill the table up
+        table, bias = table[known], None if bias is None else bias[known]
 
         def one(x: Any, target: Any) -> tuple[Any, Any]:
             logits = x @ table.T if bias is None else x @ table.T + bias

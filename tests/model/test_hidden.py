@@ -485,3 +485,23 @@ def test_an_odd_width_and_a_single_position(positions: str) -> None:
     )
     logits, _ = build(config).init_with_output(jax.random.key(0), jnp.ones((1, 1), jnp.int32), Tokens())
     assert np.isfinite(logits).all()
+
+
+@pytest.mark.parametrize("length", [9, 137])
+@pytest.mark.parametrize("backend", ON_CPU)
+def test_a_query_that_sees_nan_is_lost_at_any_length(backend: str, length: int) -> None:
+    """Of rows with many keys, too: its output is NaN, all gradients are 0, and other rows have theirs."""
+    q, k, v, cotangent = tensors(length)
+    window = {"window": (length, length)}
+    run = partial(attend, backend=backend, **window)
+    clean, pull = jax.vjp(run, *(jnp.asarray(x) for x in (q, k, v)))
+    expected = clean, *pull(jnp.asarray(cotangent))
+    v[0, 3, 1, 2] = np.inf
+    out, pull = jax.vjp(run, *(jnp.asarray(x) for x in (q, k, v)))
+    for mine, theirs in zip((out, *pull(jnp.asarray(cotangent))), expected, strict=True):
+        groups = mine.shape[2] // 2
+        np.testing.assert_array_equal(
+            mine[0, :, groups:], np.full_like(mine[0, :, groups:], np.nan if mine is out else 0)
+        )
+        np.testing.assert_allclose(mine[1], theirs[1], atol=1e-5)
+        np.testing.assert_allclose(mine[0, :, :groups], theirs[0, :, :groups], atol=1e-5)

@@ -77,8 +77,16 @@ def test_grouped_keys_that_do_not_divide_stay_whole() -> None:
 @pytest.mark.parametrize(
     ("mesh", "parameters", "sentences"),
     [
-        ("fsdp 8", {"embedder/table": (23, 12), "attention/query/kernel": (16, 4)}, ["mesh.fsdp=8: embedder/table 23 x 12"]),
-        ("tensor 8", {"embedder/table": (23, 16), "layers_0/norm/scale": (6, 3)}, ["mesh.tensor=8: embedder/table 23 x 16"]),
+        (
+            "fsdp 8",
+            {"embedder/table": (23, 12), "attention/query/kernel": (16, 4)},
+            ["mesh.fsdp=8: embedder/table 23 x 12"],
+        ),
+        (
+            "tensor 8",
+            {"embedder/table": (23, 16), "layers_0/norm/scale": (6, 3)},
+            ["mesh.tensor=8: embedder/table 23 x 16"],
+        ),
         (
             "fsdp_tensor 2 x 2 x 2",
             {"embedder/table": (23, 15), "attention/key/kernel": (7, 9), "attention/query/kernel": (16, 16)},

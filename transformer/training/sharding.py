@@ -3,8 +3,9 @@
 A mesh has four axes. "data" and "fsdp" both split the rows of a batch; "fsdp" also splits the parameters and the
 optimizer's state, which are gathered matrix by matrix where they are used (Rajbhandari et al. 2020, "ZeRO", stage 3);
 "sequence" splits the positions of each row, whose attention goes round a ring of devices or to neighbours
-(`transformer.model.attention.sequence`); "tensor" splits the heads, the inner features of the feed-forward and the vocabulary (Shoeybi et al. 2019,
-"Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key names the mesh axes in use.
+(`transformer.model.attention.sequence`); "tensor" splits the heads, the inner features of the feed-forward and the
+vocabulary (Shoeybi et al. 2019, "Megatron-LM"). SHARDINGS says which parameter axes each mesh axis splits; its key
+names the mesh axes in use.
 
 Where groups of devices (TPU slices, machines) have a slow network between them, "data" is split over the groups first
 (`mesh.dcn`): of a step, only the sum of the gradient over "data" crosses that network.
@@ -178,8 +179,8 @@ def make_layout(
     model, tensor = config.model, shape["tensor"]
     if shape[LENGTH_AXIS] > 1 and model.family.startswith("recurrent"):
         raise UserError(
-            f"mesh.sequence={shape[LENGTH_AXIS]} splits the positions of a row, and model.family={model.family!r} reads "
-            "them one after another: set mesh.sequence=1"
+            f"mesh.sequence={shape[LENGTH_AXIS]} splits the positions of a row, and model.family={model.family!r} "
+            "reads them one after another: set mesh.sequence=1"
         )
     for key in ("num_heads", "d_ff"):
         if getattr(model, key) % tensor:

@@ -1,4 +1,4 @@
-"""GPT-2 of 124 M parameters on the device: the step's time and MFU, its bound, its memory; PyTorch's; and decoding."""
+"""GPT-2 of 124 M parameters on the device: the step's time and MFU, its memory; PyTorch's; and decoding."""
 
 import importlib.util
 import json
@@ -53,7 +53,7 @@ def config_of(changes: dict[str, Any]) -> tuple[Config, int, int]:
 
 def training() -> Iterator[dict[str, Any]]:
     """A row for each of STEPS: milliseconds of a step as training dispatches them, tokens a second, MFU by nanoGPT's
-    count (None without a data sheet), the bound by roofline, bytes by the compiler and the most that were held (None
+    count (None without a data sheet), bytes by the compiler and the most that were held (None
     where an earlier program held more), the time of compiling, and the losses of the first and the last step."""
     held = 0
     for name, changes in STEPS.items():
@@ -95,19 +95,12 @@ def _step(config: Config, rows: int, length: int) -> dict[str, Any]:
         "tokens_per_second": rows * length / ms * 1000,
         "model_flops": flops,
         "mfu": share(flops, ms / 1000, config.model.dtype),
-        "bound_milliseconds": bound(compiled),
         "compiled_bytes": compiled_bytes(compiled),
         "compile_seconds": compiling,
         "parameters": sum(map(math.prod, shapes.values())),
         "first_loss": first,
         "last_loss": last,
     }
-
-
-def bound(compiled: Any) -> float | None:
-    """The roofline's lower bound of a program, milliseconds; None for a device without a data sheet."""
-    del compiled
-    return None
 
 
 def batch_of(task: Any, rows: int, length: int) -> dict[str, np.ndarray]:

@@ -40,7 +40,8 @@ def weighted_values(
     sees a score of NaN gives NaN with zero gradients."""
     scores = scores if mask is None else jnp.where(mask, scores, HIDDEN)
     peak = lax.stop_gradient(jnp.maximum(scores.max(axis=-1, keepdims=True), LOWEST))
-    lost = ~jnp.isfinite(peak)
+    # Not every maximum of XLA's CPU compiler is NaN where one of many scores is.
+    lost = ~jnp.isfinite(peak) | jnp.isnan(scores).any(axis=-1, keepdims=True)
     weights = jnp.exp(jnp.where(lost, HIDDEN, scores) - jnp.where(lost, 0, peak))
     total = weights.sum(axis=-1, keepdims=True)
     summed = product(weights.astype(values.dtype), values)

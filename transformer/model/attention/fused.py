@@ -134,7 +134,7 @@ def on_each_device(
 
 def _seen(
     where: masks.Visibility, hidden: Bool[Array, "rows S G"], consecutive: bool
-) -> tuple[Bool[Array, "#rows #L"] | None, Bool[Array, "rows #L G"]]:
+) -> tuple[Bool[Array, " *rows_and_length"] | None, Bool[Array, " *rest"]]:
     """Whether each query sees a key (None: each does), and whether it sees a marked one. In self-attention a query sees
     a run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
     (left, right), length, keys = where.limits, where.q_positions.shape[1], hidden.shape[1]
@@ -170,7 +170,7 @@ def _seen(
 
 def _seen_by_mask(
     where: masks.Visibility, hidden: Bool[Array, "rows S G"]
-) -> tuple[Bool[Array, "#rows L"] | None, Bool[Array, "rows #L G"]]:
+) -> tuple[Bool[Array, " *rows_and_length"] | None, Bool[Array, " *rest"]]:
     """`_seen` for any mask, by a product with it."""
     mask = where.mask()
     if mask is None:

@@ -7,12 +7,11 @@
 | GPU, float32 | any | tiles | tiles | tiles | tiles |
 | TPU | any | splash | splash | splash | splash |
 
-`cudnn` is cuDNN's fused attention through `jax.nn`; it skips what a causal mask or a window hides. `cudnn_masked` is the
-same with a mask [B, 1, L, S] in 16 bits, which costs memory of O(L·S) but for one head only: it is taken up to
+`cudnn` is cuDNN's fused attention through `jax.nn`; it skips what a causal mask or a window hides. `cudnn_masked` is
+the same with a mask [B, 1, L, S] in 16 bits, which costs memory of O(L·S) but for one head only: it is taken up to
 `Platform.mask_bytes`, and where a window does not make tiles cheaper. `splash` is JAX's Pallas kernel for TPUs
 (`transformer.model.attention.splash`). Heads are up to 128 wide, grouped heads are supported. What no kernel takes, a
-score function for one, goes to our own tiles (`banded`, `blockwise`), on accelerators side by side
-(`transformer.model.attention.beside`), or to `dense` where scores are few.
+score function for one, goes to our own tiles (`banded`, `blockwise`), or to `dense` where scores are few.
 """
 
 from typing import Any, Literal

@@ -10,6 +10,7 @@ multiply by 0: its derivative is the identity.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ def _where(keep: Bool[Array, "*#shape"], x: Float[Array, "*shape"], other: float
 
 
 @_where.defjvp
-def _(other: float, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+def _(other: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
     return _where(*primals, other), tangents[1]
 
 

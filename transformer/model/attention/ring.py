@@ -37,10 +37,10 @@ class Ring(NamedTuple):
 class Block(NamedTuple):
     """The keys and values of one device, cut into slabs so that the scores of a slab fit into memory."""
 
-    k: Float[Array, "T B G slab K"]
-    v: Float[Array, "T B G slab M"]
-    positions: Int[Array, "T #rows slab"]
-    segments: Int[Array, "T #rows slab"]
+    k: Float[Array, "slabs B G slab K"]
+    v: Float[Array, "slabs B G slab M"]
+    positions: Int[Array, "*slabs_and_rows slab"]
+    segments: Int[Array, "*slabs_and_rows slab"]
 
 
 def attend_ring(

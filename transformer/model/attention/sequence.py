@@ -37,8 +37,8 @@ def attend_sequence(
     score: Score | None,
     scale: float,
 ) -> Float[Array, "B L H M"]:
-    """`dense` of marked arrays whose length is split over `devices` devices; `attend` is that of one device. ValueError:
-    a length does not divide."""
+    """`dense` of marked arrays whose length is split over `devices` devices; `attend` is that of one device.
+    ValueError: a length does not divide."""
     batch, length, heads, _ = q.shape
     keys, groups = k.shape[1], k.shape[2]
     if length % devices or keys % devices:

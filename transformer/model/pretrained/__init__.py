@@ -67,8 +67,8 @@ def load(folder: str | Path, vocab_multiple: int = 1) -> tuple[nn.Module, Any]:
     """The module that config.json describes, and its parameters in float32 from model.safetensors or its shards; its
     configuration keeps the special tokens' ids. With `vocab_multiple`, tables of the vocabulary are filled up with rows
     of 0 (`ModelConfig.vocab_multiple`); `save` cuts them off. UserError, before any weight is read: no config.json or
-    safetensors, an unsupported or unknown setting, a truncated file, or tensors that are missing, unexpected, of another shape or
-    quantised; and a tensor with NaN."""
+    safetensors, an unsupported or unknown setting, a truncated file, or tensors that are missing, unexpected, of
+    another shape or quantised; and a tensor with NaN."""
     folder = Path(folder)
     settings = read_settings(folder)
     name, architecture = _architecture(settings)
