@@ -1,8 +1,8 @@
 """GPT-2 XL (Radford et al. 2019): 1,557,611,200 parameters, in bfloat16, layers computed again in the backward pass.
 
     python -m transformer.describe --config=configs/gpt2_xl.py
-    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=fsdp=8 --plan=h100
-    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=data=32,fsdp=8 --plan=h100
+    python -m transformer.describe --config=configs/gpt2_xl.py --topology=h100:1x1x8 --mesh=fsdp=8
+    python -m transformer.describe --config=configs/gpt2_xl.py --topology=v5e:16x16 --mesh=data=16,fsdp=16
 
 Its 25 heads divide over no power of two, so it is split by fsdp. Not trained here: two cores are too few.
 """

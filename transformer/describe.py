@@ -199,6 +199,7 @@ def compiled_for(config: Config, name: str) -> list[str]:
 def main() -> None:
     """Runs the command with its flags parsed."""
     from transformer.model.embedders import unused_parameters
+    from transformer.tasks.untrained import task_of
     from transformer.training.sharding import kept_whole
 
     config = command_line.config_from_flags()

@@ -120,16 +120,16 @@ def read(text: str) -> Module:
 
 
 # What begins a line: an instruction, the end or the head of a computation, or that of the program.
-_BEGINNING = re.compile(r"\s+(ROOT )?%?[\w.\-]+ = |\}(,|$)|(ENTRY )?%[\w.\-]+ .*\{$|(ENTRY )?[\w.\-]+ \(.*\{$|HloModule")
+_BEGINNING = re.compile(
+    r"\s+(ROOT )?%?[\w.\-]+ = |\}(,|$)|(ENTRY )?%[\w.\-]+ .*\{$|(ENTRY )?[\w.\-]+ \(.*\{$|HloModule"
+)
 
 
 def _lines(text: str) -> Iterator[str]:
     """Lines, each with those that continue it: attributes of kernels are written over several."""
     waiting = ""
     for line in text.splitlines():
-        if re.match(
         if _BEGINNING.match(line):
-        ):
             if waiting:
                 yield waiting
             waiting = line

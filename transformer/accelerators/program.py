@@ -88,6 +88,11 @@ def read(text: str, devices: int, seen: Seen = everything) -> Program:
     return Program(tuple(ops), tuple(loops), branches, kernels, tuple(sent))
 
 
+def collectives(text: str, devices: int) -> tuple[Collective, ...]:
+    """The collectives of a compiled program over `devices` devices."""
+    return read(text, devices).collectives
+
+
 def trips_of(loop: Instruction, module: Module) -> int | None:
     """How often a loop's body runs: as the compiler says, or else the constant that its condition compares with a
     counter from 0."""

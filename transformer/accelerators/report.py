@@ -84,14 +84,14 @@ def bound_lines(bound: Bound) -> list[str]:
         sum(row.seconds for row in rest),
     )
     lines += [
-        f"  {row.name[:42]:42} {row.times:7,} {row.flops / 1e12:9.3f} {row.moved / 1e9:9.3f} {row.seconds * 1e3:9.3f}   "
-        f"{_place(row.source)}"
+        f"  {row.name[:42]:42} {row.times:7,} {row.flops / 1e12:9.3f} {row.moved / 1e9:9.3f} {row.seconds * 1e3:9.3f}"
+        f"   {_place(row.source)}"
         for row in (*bound.rows[:ROWS], others)
     ]
     lines.append(
         f"a step takes at least {bound.seconds * 1e3:.2f} ms: operations one after another "
-        f"{bound.computing * 1e3:.2f}, collectives waited for {bound.waiting * 1e3:.2f} (all: {bound.sending * 1e3:.2f}), "
-        f"all bytes of memory {bound.reading * 1e3:.2f}"
+        f"{bound.computing * 1e3:.2f}, collectives waited for {bound.waiting * 1e3:.2f} (all: "
+        f"{bound.sending * 1e3:.2f}), all bytes of memory {bound.reading * 1e3:.2f}"
     )
     return lines
 
