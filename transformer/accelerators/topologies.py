@@ -24,8 +24,8 @@ shared_memory_per_core: {shared} threads_per_core_limit: 2048 core_count: {cores
 block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535 memory_bandwidth: {bandwidth}
 l2_cache_size: {cache} clock_rate_ghz: {clock} device_memory_size: {memory} shared_memory_per_block_optin: {block}
 cuda_compute_capability {{ major: {major} minor: 0 }} registers_per_core_limit: 65536
-registers_per_block_limit: 65536 }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }} device_description_str:
-"{name}" """
+registers_per_block_limit: 65536 }} platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
+device_description_str: "{name}" """
 _HOPPER = {"shared": 233472, "cores": 132, "units": 128, "cache": 52428800, "clock": 1.98, "block": 232448, "major": 9}
 _AMPERE = {"shared": 167936, "cores": 108, "units": 64, "cache": 41943040, "clock": 1.41, "block": 166912, "major": 8}
 _GPUS: dict[str, dict[str, Any]] = {
