@@ -95,7 +95,8 @@ def test_the_roofline_is_the_slower_of_products_and_bytes() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e:4x5", "did you mean 'v5e:4x4'"),
+        ("v5e:4x5", "of v5e 1x1, 2x2, 2x4, 4x4"),
+        ("v5e:44", "did you mean 'v5e:4x4'"),
         ("v5:4x4", "did you mean 'v5"),
         ("h100:8", "write h100:slices x hosts x devices of a host"),
         ("h100:1x1x9", "at most 8"),
