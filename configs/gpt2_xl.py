@@ -3,8 +3,8 @@ pass, but not attention: on `v5e:16x16` with fsdp=16, data=16 that takes 3.93 GB
 the compiler, and its kernel runs forward once.
 
     python -m transformer.describe --config=configs/gpt2_xl.py
-    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=fsdp=8 --plan=h100
-    python -m transformer.describe --config=configs/gpt2_xl.py --mesh=data=32,fsdp=8 --plan=h100
+    python -m transformer.describe --config=configs/gpt2_xl.py --topology=h100:1x1x8 --mesh=fsdp=8
+    python -m transformer.describe --config=configs/gpt2_xl.py --topology=v5e:16x16 --mesh=data=16,fsdp=16
 
 Its 25 heads divide over no power of two, so it is split by fsdp. Not trained here: two cores are too few.
 """

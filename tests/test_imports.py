@@ -18,7 +18,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "platforms": (),
     "model": ("platforms",),
     "data": (),
-    "training": ("platforms",),
+    # Machines: data sheets and programs know neither models nor training; only what compiles a step does.
+    "accelerators": (),
+    "accelerators.compiling": ("accelerators", "tasks", "training"),
+    "accelerators.report": ("accelerators",),
+    "training": ("platforms", "accelerators.sheets"),
     "data.caching": (),
     "data.sorting": (),
     "data.builder": ("data.caching", "data.sorting"),

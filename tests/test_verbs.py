@@ -472,7 +472,8 @@ describe --config=TMP/none.py : there is no config file
 describe --config=CONFIG --mesh=dat=2 : --mesh='dat=2'
 describe --config=CONFIG --mesh=data=2,data=4 : write data, fsdp, sequence or tensor once
 describe --config=CONFIG --mesh=tensor=3 : does not divide over mesh.tensor=3
-describe --config=CONFIG --plan=h1000 : choose one of a100
+describe --config=CONFIG --topology=v5e:4x5 : did you mean
+describe --config=CONFIG --topology=h100:8 : write h100:slices x hosts x devices
 heads --workdir=RUN : --text is missing
 heads --text=one : give either --workdir
 heads --workdir=RUN --pretrained=TMP/notes --text=one : give either --workdir

@@ -4,7 +4,9 @@ Prints the parameters by module, what a training step of the longest batch will 
 as the config's mesh names), the attention backend of each layer with the reason, and `{"parameters": N}` as its last
 line. Nothing is allocated. --mesh=fsdp=4,tensor=2 also prints how each parameter is sharded on such a mesh, and
 the communication of the compiled step (compiled for that many simulated devices; --nocompile leaves it out).
---plan=h100 prints an estimate of the time, memory and bytes of a step on such accelerators.
+--topology=v5e:4x4 (or h100:1x1x8: slices x hosts x devices) compiles the step for accelerators that need not be here:
+memory of a device, attention's kernels, loops, what is sent and whether the devices compute meanwhile, and a lower
+bound of the step's time. The compilers are the extras `tpu` and `gpu`.
 """
 
 import dataclasses
@@ -12,7 +14,7 @@ import json
 import math
 import os
 from collections import Counter
-from typing import Any, cast
+from typing import Any
 
 from absl import flags
 
@@ -24,27 +26,14 @@ FLAGS = flags.FLAGS
 COMPILE_UP_TO = 64  # simulated devices; a program for more takes minutes to compile
 
 
-class _Vocabulary:
-    """Replaces the tokenizer, which does not exist before training."""
-
-    def __init__(self, config: Config):
-        self.vocab_size = config.model.vocab_size or config.data.vocab_size
-
-
 def shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Path -> shape of every parameter. A vocabulary not known before training counts as `data.vocab_size`."""
     import jax
 
+    from transformer.tasks.untrained import task_of
     from transformer.training import sharding
 
     return sharding.shapes(jax.eval_shape(task_of(config).init, jax.random.key(0))["params"])
-
-
-def task_of(config: Config) -> Any:
-    """The task of a config, without data."""
-    from transformer.tasks import task_class
-
-    return task_class(config.task)(config, cast(Any, _Vocabulary(config)))
 
 
 def table(config: Config, depth: int = 2) -> list[tuple[str, int]]:
@@ -68,21 +57,12 @@ def layout_of(config: Config, task: Any) -> Any:
     return make_layout(dataclasses.replace(config, model=task.model_config), devices, task.axes)
 
 
-def longest(config: Config, task: Any) -> tuple[int, int]:
-    """(length, rows) of the longest batch; those of images and series count rows, and their length is 1."""
-    from transformer.training.plan import longest_batch
-
-    if task.inputs not in ("image", "series"):
-        return longest_batch(config)
-    data = dataclasses.replace(config.data, max_len=1, buckets=(1,))
-    return longest_batch(dataclasses.replace(config, data=data))
-
-
 def step_figures(config: Config) -> dict[str, Any]:
     """What a training step of the longest batch uses. UserError: its rows do not divide over the mesh."""
     import jax
 
     from transformer.model.layers import key_heads, value_width
+    from transformer.tasks.untrained import longest, task_of
     from transformer.training.sharding import check_rows
 
     task = task_of(config)
@@ -112,22 +92,25 @@ def step_figures(config: Config) -> dict[str, Any]:
     )
 
 
-def backends(config: Config) -> list[str]:
+def backends(config: Config, layout: Any = None) -> list[str]:
     """The attention backend that trains each layer, for the longest batch, and the reason; a line each. The model is
-    evaluated abstractly (shapes only) on the mesh, and what its calls of attention choose is noted."""
+    evaluated abstractly (shapes only) on the mesh of a layout (default: `layout_of`), and what its calls of attention
+    choose is noted."""
     import flax.linen as nn
     import jax
 
     from transformer.model.attention import noted_choices
     from transformer.model.layers import MultiHeadAttention
+    from transformer.platforms import target
+    from transformer.tasks.untrained import longest, task_of
 
     if config.model.family.startswith("recurrent"):
         return [f"no self-attention: {config.model.cell} cells, one token after another"]
     config = override(config, {"model.scan_layers": False, "model.remat": "none"})  # so that each layer is called
     task = task_of(config)
-    layout, (length, rows) = layout_of(config, task), longest(config, task)
+    layout, (length, rows) = layout or layout_of(config, task), longest(config, task)
     rows //= config.mesh.accumulate
-    lines: list[str] = []
+    platform, lines = "", list[str]()
 
     def listen(call: Any, arguments: Any, told: Any, context: Any) -> Any:
         module = context.module
@@ -140,13 +123,15 @@ def backends(config: Config) -> list[str]:
         return out
 
     def run(params: Any, batch: Any) -> Any:
+        nonlocal platform
         with layout.tracing(), nn.intercept_methods(listen):
+            platform = target()
             return task.model.apply(params, *task.arguments(batch))
 
     params = jax.eval_shape(task.init, jax.random.key(0))
     jax.eval_shape(run, params, jax.eval_shape(lambda: task.example(rows, length)))
     each = " of each variable" if task.inputs == "series" else f" of {length} tokens" if length > 1 else ""
-    return [f"attention of {rows} rows{each} on {jax.default_backend()}:", *lines]
+    return [f"attention of {rows} rows{each} on {platform}:", *lines]
 
 
 def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
@@ -159,85 +144,79 @@ def on_mesh(config: Config, mesh: str) -> tuple[Config, int]:
 
 def placement(config: Config, devices: int) -> list[tuple[str, tuple[int, ...], str, int]]:
     """(path, shape, split, bytes on one device) of every parameter on `config.mesh`."""
-    from transformer.training.plan import FLOAT, shard_size
+    from transformer.tasks.untrained import task_of
     from transformer.training.sharding import make_layout
 
     layout = make_layout(config, devices, task_of(config).axes)
 
-    def split(path: str, shape: tuple[int, ...]) -> str:
-        axes = layout.spec(path, shape)
-        named = [
-            f"{axis}: {size}/{layout.mesh.shape[str(axis)]}" for axis, size in zip(axes, shape, strict=True) if axis
-        ]
-        return ", ".join(named) or "whole"
-
-    return [
-        (path, shape, split(path, shape), FLOAT * shard_size(layout, path, shape))
-        for path, shape in shapes(config).items()
-    ]
+    rows = []
+    for path, shape in shapes(config).items():
+        over = [(axis, size) for axis, size in zip(layout.spec(path, shape), shape, strict=True) if axis]
+        split = ", ".join(f"{axis}: {size}/{layout.mesh.shape[str(axis)]}" for axis, size in over)
+        parts = math.prod(layout.mesh.shape[str(axis)] for axis, _ in over)
+        rows.append((path, shape, split or "whole", 4 * math.prod(shape) // parts))
+    return rows
 
 
 def sent(config: Config) -> list[str]:
-    """Lines on the collectives of the compiled step on `config.mesh`: by kind, with the bytes that a device sends."""
-    import jax
-    import numpy as np
-
-    from transformer.training import optim, sharding, step
-    from transformer.training.collectives import collectives
-    from transformer.training.plan import longest_batch
+    """Lines on the collectives of the step compiled for `config.mesh` of devices here, and its memory."""
+    from transformer.accelerators import compiling, program, report
+    from transformer.tasks.untrained import longest, task_of
+    from transformer.training.sharding import make_layout
 
     task = task_of(config)
-    layout, optimizer = sharding.make_layout(config, axes=task.axes), optim.make_optimizer(config, task.axes)
-    state = layout.abstract(jax.eval_shape(step.make_init(task.init, optimizer, layout), np.uint32(0)))
-    spike = config.optimizer.max_spike
-    train_step = cast(Any, step.make_train_step(task.loss, optimizer, layout, config.mesh.accumulate, spike))
-    length, rows = longest_batch(config)
-    sharding.check_rows(layout, [(rows, length)], config.mesh.accumulate)
-    batch = jax.eval_shape(lambda: task.example(rows, length))
-    written = batch["target_inputs"].shape if "target_inputs" in batch else (rows, length)
-    batch["targets"] = jax.ShapeDtypeStruct(written, np.int32)
-    compiled = train_step.lower(state, batch, jax.ShapeDtypeStruct((), np.uint32)).compile()
-    kinds: dict[str, list[float]] = {}
-    for one in collectives(compiled.as_text(), layout.mesh.size):
-        count = kinds.setdefault(one.kind, [0, 0, 0])
-        count[0], count[1], count[2] = count[0] + one.times, count[1] + one.sent_bytes, max(count[2], one.result_bytes)
-    lines = [f"collectives of the compiled step, {rows} rows of {length} tokens; of one device:"]
-    for kind, (times, size, largest) in sorted(kinds.items()):
-        lines.append(f"  {kind:18} {times:6,.0f} times, {size:16,.0f} bytes sent, the largest result {largest:14,.0f}")
+    layout, (length, rows) = make_layout(config, axes=task.axes), longest(config, task)
+    compiled = compiling.lower(config, task, layout, rows, length).compile()
     memory = compiled.memory_analysis()
     return [
-        *lines,
-        f"  memory: {memory.argument_size_in_bytes:,} bytes of arguments, {memory.temp_size_in_bytes:,} of work",
+        f"compiled for {layout.mesh.size} simulated devices, {rows} rows of {length} tokens:",
+        *report.sent_lines(program.read(compiled.as_text(), layout.mesh.size).collectives),
+        f"memory of a device: {memory.argument_size_in_bytes:,} bytes of arguments, {memory.temp_size_in_bytes:,} of "
+        "work",
     ]
 
 
-def planned(config: Config, devices: int, name: str) -> list[str]:
-    """Lines of the estimated step (`training.plan`)."""
-    from transformer.training.plan import ACCELERATORS, make_plan
-    from transformer.training.sharding import make_layout
+def compiled_for(config: Config, name: str) -> list[str]:
+    """Lines on the step compiled for the accelerators of a topology such as v5e:4x4. UserError: it does not fit; the
+    largest that does is named."""
+    from transformer.accelerators import compiling, report, topologies
+    from transformer.tasks.untrained import task_of
+    from transformer.training.flops import step_flops
 
-    if name not in ACCELERATORS:
-        raise UserError(f"--plan={name!r} is not known: choose one of {', '.join(ACCELERATORS)}")
-    plan = make_plan(config, shapes(config), make_layout(config, devices, task_of(config).axes), ACCELERATORS[name])
-    lines = [f"one step on {devices} x {name}, on paper (bytes and seconds are those of one device):"]
-    return lines + [f"  {key:18} {value:12.4g}  {plan.formulae.get(key, '')}" for key, value in plan.figures.items()]
+    topology, task = topologies.load(name), task_of(config)
+    lines = backends(config, compiling.layout_on(config, task, topology))
+    try:
+        step = compiling.compile_step(config, topology)
+    except compiling.TooLarge as failed:
+        raise UserError(f"{failed}: {compiling.instead(config, topology, failed)}") from failed
+    try:
+        flops: float | None = step_flops(config, shapes(config), step.rows, step.length)
+    except UserError:
+        flops = None
+    return [*lines, report.attention_line(step.program, lines), *report.step_lines(step, flops)]
 
 
 def main() -> None:
     """Runs the command with its flags parsed."""
     from transformer.model.embedders import unused_parameters
+    from transformer.tasks.untrained import task_of
     from transformer.training.sharding import kept_whole
 
     config = command_line.config_from_flags()
     devices = 1
     if FLAGS.mesh:
         config, devices = on_mesh(config, FLAGS.mesh)
-        if FLAGS.compile and devices <= COMPILE_UP_TO:  # before JAX looks for devices
-            os.environ["JAX_PLATFORMS"] = "cpu"
-            os.environ["XLA_FLAGS"] = (
-                f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-            )
-    rows, figures = table(config), step_figures(config)
+    simulated = FLAGS.mesh and FLAGS.compile and not FLAGS.topology and devices <= COMPILE_UP_TO
+    if FLAGS.topology:
+        from transformer.accelerators import topologies
+
+        topologies.parse(FLAGS.topology)
+        topologies.prepare()
+    elif simulated:  # before JAX looks for devices
+        os.environ["JAX_PLATFORMS"] = "cpu"
+        flag = f"--xla_force_host_platform_device_count={devices}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    rows = table(config)
     total = sum(count for _, count in rows)
     width = max(len(name) for name, _ in [*rows, ("module", 0)])
     lines = [f"{'module':{width}}  {'parameters':>14}   share"]
@@ -247,12 +226,16 @@ def main() -> None:
     task, held = task_of(config), shapes(config)
     if filling := unused_parameters(task.model_config, held):
         lines.append(f"of the total {filling:,} only fill tables of the vocabulary up: {total - filling:,} parameters")
-    if "vocabulary" in figures and not config.model.vocab_size:
-        lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
-    for name, figure in figures.items():
-        lines.append(f"{name:26}  {figure:,}" if isinstance(figure, int) else f"{name:26}  {figure}")
-    lines += kept_whole(layout_of(config, task), held)
-    lines += backends(config)
+    if FLAGS.topology:
+        lines += compiled_for(config, FLAGS.topology)
+    else:
+        figures = step_figures(config)
+        if "vocabulary" in figures and not config.model.vocab_size:
+            lines.append(f"vocabulary: data.vocab_size={config.data.vocab_size}; a tokenizer may come out smaller")
+        for name, figure in figures.items():
+            lines.append(f"{name:26}  {figure:,}" if isinstance(figure, int) else f"{name:26}  {figure}")
+        lines += kept_whole(layout_of(config, task), held)
+        lines += backends(config)
     if FLAGS.mesh:
         placed = placement(config, devices)
         width = max(len(path) for path, *_ in placed)
@@ -260,10 +243,8 @@ def main() -> None:
         for path, shape, split, size in placed:
             lines.append(f"{path:{width}}  {' x '.join(map(str, shape)):>18}  {size:14,}  {split}")
         lines.append(f"{'total':{width}}  {'':18}  {sum(size for *_, size in placed):14,}")
-        if FLAGS.compile and devices <= COMPILE_UP_TO:
-            lines += sent(config)
-    if FLAGS.plan:
-        lines += planned(config, devices, FLAGS.plan)
+    if simulated:
+        lines += sent(config)
     print(*lines, json.dumps({"parameters": total - filling}), sep="\n")
 
 
@@ -272,5 +253,5 @@ if __name__ == "__main__":
     flags.declare_key_flag("config")
     flags.DEFINE_string("mesh", None, "Sizes of the axes, such as data=2,fsdp=4: where each parameter lies.")
     flags.DEFINE_bool("compile", True, "With --mesh: compile the step, and count what the devices send.")
-    flags.DEFINE_string("plan", None, "The step on paper, on accelerators such as h100.")
+    flags.DEFINE_string("topology", None, "Compile for accelerators: v5e:4x4, or h100:1x1x8 (slices, hosts, devices).")
     command_line.run(main)

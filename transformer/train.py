@@ -127,7 +127,7 @@ def _train(
 
     from transformer import resuming, runs
     from transformer.model.embedders import unused_parameters
-    from transformer.training import loop, losses, meter, optim, plan, profiling, sharding, step
+    from transformer.training import flops, loop, losses, meter, optim, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
     from transformer.training.processes import check_same, together
     from transformer.training.writer import Writer
@@ -198,7 +198,7 @@ def _train(
         state, metrics = loop.train(
             config,
             state,
-            profiling.Program(train_step, layout.mesh.size, partial(plan.batch_flops, config, shapes)),
+            profiling.Program(train_step, layout.mesh.size, partial(flops.batch_flops, config, shapes)),
             layout.mesh.size * profiling.peak_flops(layout.mesh, config.model.dtype),
             batches,
             lambda state: rate(state.optimizer),

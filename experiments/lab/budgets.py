@@ -16,7 +16,7 @@ BUDGETS = {
 
 
 def step_flops(config: Config, shapes: Mapping[str, tuple[int, ...]] | None = None) -> float:
-    """FLOPs of one training step on a batch of the longest bucket, by `training.plan`'s formula.
+    """FLOPs of one training step on a batch of the longest bucket, by the formula of `training.flops`.
 
     Models that it does not count (recurrent ones, images, series) get 6 a parameter and position (Kaplan et al. 2020).
     A vocabulary that only training will know counts as `data.vocab_size`; `result.json` has the FLOPs of the real one.
@@ -25,7 +25,8 @@ def step_flops(config: Config, shapes: Mapping[str, tuple[int, ...]] | None = No
         config: of the run.
         shapes: path -> shape of every parameter; found by abstract evaluation, a second, where it is left out.
     """
-    from transformer.training import plan
+    from transformer.tasks.untrained import longest_batch
+    from transformer.training import flops
 
     if not config.model.vocab_size:  # only training will know it; at most so many
         config = override(config, {"model.vocab_size": config.data.vocab_size})
@@ -33,9 +34,9 @@ def step_flops(config: Config, shapes: Mapping[str, tuple[int, ...]] | None = No
         from transformer.describe import shapes as evaluated
 
         shapes = evaluated(config)
-    length, rows = plan.longest_batch(config)
+    length, rows = longest_batch(config)
     try:
-        return plan.step_flops(config, dict(shapes), rows, length)
+        return flops.step_flops(config, dict(shapes), rows, length)
     except UserError:
         return 6.0 * sum(math.prod(shape) for shape in shapes.values()) * config.data.batch_tokens
 

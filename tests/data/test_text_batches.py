@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformer import describe
 from transformer.config import Config, DataConfig, ModelConfig
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
@@ -19,6 +18,7 @@ from transformer.data.batches.tokens import Tokens, read_labels
 from transformer.data.sources import load_source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.errors import UserError
+from transformer.tasks.untrained import task_of
 
 PAD, BOS, EOS = Tokenizer.pad_id, Tokenizer.bos_id, Tokenizer.eos_id
 DATA = DataConfig(max_len=23, buckets=(8, 16, 32), batch_tokens=128, row_multiple=4)
@@ -368,7 +368,7 @@ def test_targets_of_spans_are_as_wide_as_the_longest_of_them() -> None:
     assert (batch["inputs"].shape[1], batch["targets"].shape[1]) == report["shapes"][0][1:] == (512, 120)
     assert int(batch["target_lengths"].max()) == 114
     config = Config(task="span_corruption", data=data, model=ModelConfig(num_layers=1, d_model=8, d_ff=8, num_heads=1))
-    assert {name: array.shape for name, array in describe.task_of(config).example(2, 512).items()} == {
+    assert {name: array.shape for name, array in task_of(config).example(2, 512).items()} == {
         "inputs": (2, 512), "input_lengths": (2,), "target_inputs": (2, 120), "target_lengths": (2,),
     }  # fmt: skip
 

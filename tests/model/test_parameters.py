@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import pytest
 
 from transformer.config import ModelConfig, load_file, override
-from transformer.describe import shapes, task_of
+from transformer.describe import shapes
 from transformer.model.parameters import parameter
+from transformer.tasks.untrained import task_of
 
 CONFIGS = ("quantities", "docstrings", "bert_base", "t5_small", "vit_b16", "speech", "transcripts", "co2", "recurrent")
 KNOWN = {"vocabulary", "width", "places", "buckets", "bias_heads", "model", "heads", "key_heads", "inner", "in", "out"}

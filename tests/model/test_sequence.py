@@ -12,10 +12,10 @@ import pytest
 from jax.sharding import AxisType
 
 from tests.model.test_attention import Arrays, B, anywhere, close, cut, in_order, loop, loop_bias, loop_mask, tensors
+from transformer.accelerators.program import collectives
 from transformer.model.attention import attend, noted_choices
 from transformer.model.masks import band
 from transformer.model.positions import T5_BUCKETS, AlibiBias, T5Bias
-from transformer.training.collectives import collectives
 
 Axes = dict[str, int]
 RING = {"sequence": 4}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, Made, ragged, tiny
+from transformer.accelerators.sheets import SHEETS, known_flops
 from transformer.config import override
 from transformer.training import profiling
-from transformer.training.plan import ACCELERATORS, known_flops
 from transformer.training.profiling import Program, peak_flops
 from transformer.training.sharding import make_layout
 
@@ -77,14 +77,14 @@ def test_the_compiled_step_counts_the_body_of_a_loop_once() -> None:
         ("NVIDIA A100-SXM4-80GB", "a100"),
         ("NVIDIA H100 80GB HBM3", "h100"),
         ("NVIDIA H200", "h200"),
-        ("TPU v4", "tpu-v4"),
-        ("TPU v5 lite", "tpu-v5e"),
-        ("TPU v5", "tpu-v5p"),
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
     ],
 )
 def test_devices_of_the_table(kind: str, name: str) -> None:
-    assert known_flops(kind, "bfloat16") == ACCELERATORS[name].flops
-    assert known_flops(kind, "float32") == ACCELERATORS[name].single
+    assert known_flops(kind, "bfloat16") == SHEETS[name].flops
+    assert known_flops(kind, "float32") == SHEETS[name].single
 
 
 @pytest.mark.parametrize("kind", ["cpu", "NVIDIA H100 PCIe", "NVIDIA T4", "TPU v4 lite"])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, MESHES, Made, on, tiny, train
+from transformer.accelerators.program import collectives
 from transformer.config import Config
-from transformer.training.collectives import collectives
 
 PARTS = 4
 SMALL = 512  # bytes; metrics are less

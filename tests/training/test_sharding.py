@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, MESHES, Made, copied, on, ragged, tiny, train
+from transformer.accelerators.exchange import Collective
+from transformer.accelerators.program import collectives
 from transformer.config import load_file, override
 from transformer.errors import UserError
+from transformer.tasks.untrained import longest_batch
 from transformer.training import sharding
-from transformer.training.collectives import Collective, collectives
 from transformer.training.optim import RECENT, Norms
-from transformer.training.plan import longest_batch
 from transformer.training.sharding import check_rows, kept_whole, make_layout
 from transformer.training.step import State
 

@@ -13,8 +13,8 @@ from tensorboardX.proto.event_pb2 import Event
 from transformer.config import Config, override
 from transformer.tasks import TASKS
 from transformer.training import sharding
+from transformer.training.flops import batch_flops
 from transformer.training.optim import make_optimizer
-from transformer.training.plan import batch_flops
 from transformer.training.profiling import Program
 from transformer.training.step import State, make_init, make_train_step
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from transformer.training.plan import known_flops
+from transformer.accelerators.sheets import known_flops
 
 # Side of the square matrices that measure a peak: a tenth of a second in all on one core, or on an accelerator.
 SIDE = {"cpu": 512, "other": 4096}
@@ -19,7 +19,7 @@ class Cost(NamedTuple):
     """The cost of a step over a batch of one shape. `flops` is XLA's count for the compiled program, on all devices
     together. It counts the body of a loop once, so the layers of `model.scan_layers`, micro-batches, and the slices of
     the loss are undercounted; kernels that are opaque to XLA count nothing. `model_flops` is the formula of
-    `plan.step_flops`, which includes all of these, and nothing twice (`model.remat`); None where it is unknown."""
+    `flops.step_flops`, which includes all of these, and nothing twice (`model.remat`); None where it is unknown."""
 
     flops: float
     model_flops: float | None
@@ -63,7 +63,7 @@ def memory_in_use() -> int | None:
 
 @functools.cache
 def peak_flops(mesh: Mesh, dtype: str) -> float:
-    """The peak FLOPs per second of one device: from its data sheet (without sparsity) if it is in `plan.ACCELERATORS`,
+    """The peak FLOPs per second of one device: from its data sheet (`accelerators.sheets`) if it has one there,
     or else measured as the fastest of ten products of square matrices on all devices at once, so that simulated
     devices, which share the cores, share their peak."""
     device = mesh.devices.flat[0]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer.training.plan import known_flops
+from transformer.accelerators.sheets import known_flops
 
 
 def is_toy() -> bool:

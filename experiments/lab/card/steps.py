@@ -19,10 +19,10 @@ from experiments.lab.card.device import compiled_bytes, is_toy, median, millisec
 from experiments.lab.timing import columns
 from transformer.config import Config, load_file, override
 from transformer.decoding import greedy
-from transformer.describe import task_of
 from transformer.model.tokens import Tokens
+from transformer.tasks.untrained import task_of
 from transformer.training import optim, sharding, step
-from transformer.training.plan import step_flops
+from transformer.training.flops import step_flops
 
 ROOT = Path(__file__).parent.parent.parent.parent
 CONFIG = ROOT / "configs" / "gpt2_124m.py"

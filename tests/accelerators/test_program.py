@@ -1,0 +1,121 @@
+"""What is read of a compiled program: FLOPs, trips of loops, collectives; the roofline; names of topologies."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from transformer.accelerators import topologies
+from transformer.accelerators.program import Op, Program, read
+from transformer.accelerators.roofline import bound, utilisation
+from transformer.accelerators.sheets import SHEETS, Sheet
+from transformer.errors import UserError
+
+
+def _text(function: Any, *shapes: tuple[int, ...]) -> str:
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile().as_text()
+
+
+def test_products_count_two_flops_a_multiplication() -> None:
+    found = read(_text(lambda x, y: x @ y, (67, 31), (31, 53)), 1)
+    assert found.flops == 2 * 67 * 31 * 53
+    assert (found.loops, found.branches, found.kernels, found.collectives) == ((), 0, {}, ())
+
+
+def test_batched_products() -> None:
+    found = read(_text(lambda x, y: jnp.einsum("bhlk,bhsk->bhls", x, y), (3, 5, 67, 31), (3, 5, 53, 31)), 1)
+    assert found.flops == 2 * 3 * 5 * 67 * 31 * 53
+
+
+def test_a_loop_counts_its_trips() -> None:
+    """Also one inside another."""
+
+    def step(x: Any, _: Any) -> Any:
+        return jax.lax.fori_loop(0, 3, lambda i, y: jnp.tanh(y @ y), x), None
+
+    found = read(_text(lambda x: jax.lax.scan(step, x, None, length=7)[0], (67, 67)), 1)
+    assert found.flops == 7 * 3 * 2 * 67**3
+    assert sorted((loop.times, loop.trips) for loop in found.loops) == [(1, 7), (7, 3)]
+
+
+def test_a_branch_counts_nothing_and_is_seen() -> None:
+    def choose(n: Any, x: Any) -> Any:
+        return jax.lax.cond(n.sum() > 0, lambda: x @ x, lambda: x + 1)
+
+    found = read(_text(choose, (2,), (67, 67)), 1)
+    assert (found.branches, found.flops) == (1, 0)
+
+
+TPU_LOOP = """HloModule jit_step, is_scheduled=true
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %p = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %at = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%at, %one)
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  ROOT %t = (s32[]{:T(128)}, f32[8]{0}) tuple(%next, %x)
+}
+%condition (p.1: (s32[], f32[8])) -> pred[] {
+  %p.1 = (s32[]{:T(128)}, f32[8]{0}) parameter(0)
+  %at.1 = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %limit = s32[]{:T(128)} constant(12)
+  ROOT %less = pred[]{:T(512)} compare(%at.1, %limit), direction=LT
+}
+ENTRY %main (x.1: f32[8]) -> f32[8] {
+  %x.1 = f32[8]{0} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[8]{0}) tuple(%zero, %x.1)
+  %loop = (s32[]{:T(128)}, f32[8]{0}) while(%start), condition=%condition, body=%body
+  ROOT %out = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_trips_that_the_compiler_does_not_say_are_read_from_the_condition() -> None:
+    assert [(loop.times, loop.trips) for loop in read(TPU_LOOP, 1).loops] == [(1, 12)]
+    (loop,) = read(TPU_LOOP.replace("direction=LT", "direction=NE"), 1).loops
+    assert loop.trips is None
+
+
+def test_the_roofline_is_the_slower_of_products_and_bytes() -> None:
+    sheet = Sheet(flops=100.0, single=10.0, memory=1.0, bandwidth=5.0, link=2.0)
+    ops = (
+        Op("product.1", "", flops=400.0, single=0.0, moved=5, times=3),  # 4 s by its products
+        Op("copy.2", "", flops=0.0, single=0.0, moved=35, times=2),  # 7 s by its bytes
+        Op("product.3", "", flops=400.0, single=20.0, moved=5, times=1),  # 3.8 s and 2 s in float32
+    )
+    found = bound(Program(ops, (), 0, {}, ()), sheet)  # type: ignore[arg-type]
+    assert found.computing == pytest.approx(3 * 4 + 2 * 7 + 5.8)
+    assert found.reading == pytest.approx((3 * 5 + 2 * 35 + 5) / 5)
+    assert found.seconds == max(found.computing, found.reading)
+    assert utilisation(1000.0, 20.0, 2, sheet.flops) == 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e:4x5", "of v5e 1x1, 2x2, 2x4, 4x4"),
+        ("v5e:44", "did you mean 'v5e:4x4'"),
+        ("v5:4x4", "did you mean 'v5"),
+        ("h100:8", "write h100:slices x hosts x devices of a host"),
+        ("h100:1x1x9", "at most 8"),
+        ("b200:1x1x8", "did you mean"),
+    ],
+)
+def test_a_topology_that_is_not_known_is_a_sentence(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        topologies.parse(name)
+
+
+def test_a_compiler_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda name: None)
+    for name, extra in (("v5e:4x4", "tpu"), ("h100:1x1x8", "gpu")):
+        with pytest.raises(UserError, match=rf"is not installed: pip install '.\[{extra}\]'"):
+            topologies.load(name)
+
+
+def test_every_known_group_has_a_sheet() -> None:
+    for chip, sizes in topologies.TOPOLOGIES.items():
+        assert chip in SHEETS
+        assert topologies.parse(f"{chip}:{sizes[0]}")[0] == chip
