@@ -13,11 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 from transformer.config import ModelConfig, head_width
 from transformer.model.attention.scores import Bias
 from transformer.model.parameters import parameter, rows
+from transformer.platforms import target
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("sin", "cos"), meta_fields=("interleaved",))
@@ -182,7 +184,11 @@ class T5Bias(Bias):
 
     def bias(self, q_positions: Int[Array, "*B L"], k_positions: Int[Array, "*B S"]) -> Float[Array, "*B H L S"]:
         buckets = t5_bucket(k_positions[..., None, :] - q_positions[..., :, None], self.causal)
-        return jnp.moveaxis(jnp.take(self.table, buckets, axis=0), -1, -3)
+        if target() == "cpu":
+            return jnp.moveaxis(jnp.take(self.table, buckets, axis=0), -1, -3)
+        # On accelerators by a product: the gradient of `take` is a scatter, one addition at a time.
+        hot = jax.nn.one_hot(buckets, T5_BUCKETS, dtype=self.table.dtype)
+        return jnp.einsum("...qsb,bh->...hqs", hot, self.table, precision=lax.Precision.HIGHEST)
 
 
 class T5Relative(NoPositions):

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from transformer.model import masks
+from transformer.model.attention.beside import attend_beside
 from transformer.model.attention.blockwise import largest_tile
 from transformer.model.attention.scores import Score
 from transformer.model.attention.tiles import Tiling, attend_tiles, tile_length
@@ -67,6 +68,8 @@ def banded(
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` for a window on both sides, at O(L·w) cost. The output of padding is finite but unspecified."""
+    if tuned().side_by_side:
+        return attend_beside(q, k, v, where, score, scale, by_index=True)
     batch, length, heads, _ = q.shape
     tiling = tiling_of(device_rows(batch), heads, length, where.limits)
     return attend_tiles(tiling, q, k, v, score, where, scale)

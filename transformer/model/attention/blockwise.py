@@ -4,6 +4,7 @@ are skipped, but slabs partly inside are computed in full."""
 from jaxtyping import Array, Float
 
 from transformer.model import masks
+from transformer.model.attention.beside import attend_beside
 from transformer.model.attention.scores import Score
 from transformer.model.attention.tiles import Tiling, attend_tiles, tile_length
 from transformer.platforms import device_rows, tuned
@@ -26,6 +27,8 @@ def blockwise(
     scale: float,
 ) -> Float[Array, "B L H M"]:
     """`dense` in O(L + S) memory."""
+    if tuned().side_by_side:
+        return attend_beside(q, k, v, where, score, scale, by_index=False)
     largest = largest_tile(device_rows(q.shape[0]), q.shape[2])
     block, slab = tile_length(q.shape[1], largest), tile_length(k.shape[1], largest)
     tiling = Tiling(block, slab, slabs=-(-k.shape[1] // slab), shift=0, before=0, limits=where.limits)

@@ -73,7 +73,7 @@ def _cudnn(q: Array, k: Array, v: Array, where: masks.Visibility, consecutive: b
 def _cudnn_masked(q: Array, k: Array, v: Array, where: masks.Visibility, consecutive: bool, scale: float) -> Array:
     ids, causal = where.with_ids(), where.limits[1] == 0 and consecutive and q.shape[1] == k.shape[1]
 
-    def call(q: Array, k: Array, v: Array, *of_rows: Array) -> Array:
+    def call(q: Array, k: Array, v: Array, *of_rows: Any) -> Array:
         mask = masks.Visibility(ids.limits, *of_rows).mask()
         if mask is not None:  # a query that sees nothing sees all, so that it stays finite
             mask = (mask | ~mask.any(axis=-1, keepdims=True))[:, None]

@@ -11,7 +11,8 @@
 the same with a mask [B, 1, L, S] in 16 bits, which costs memory of O(L·S) but for one head only: it is taken up to
 `Platform.mask_bytes`, and where a window does not make tiles cheaper. `splash` is JAX's Pallas kernel for TPUs
 (`transformer.model.attention.splash`). Heads are up to 128 wide, grouped heads are supported. What no kernel takes, a
-score function for one, goes to our own tiles (`banded`, `blockwise`), or to `dense` where scores are few.
+score function for one, goes to our own tiles (`banded`, `blockwise`), which accelerators compute side by side
+(`transformer.model.attention.beside`), or to `dense` where scores are few.
 """
 
 from typing import Any, Literal
@@ -36,6 +37,7 @@ KERNELS: dict[str, dict[Padding, dict[Reach, str]]] = {
 TYPES: dict[str, tuple[Any, ...]] = {"gpu": (jnp.bfloat16, jnp.float16), "tpu": (jnp.bfloat16, jnp.float32)}
 WIDEST = 128  # features of a head
 LANES = 128  # a TPU's kernel takes blocks of a multiple of this
+DENSITY = 2.5  # a window's blocks hold at most this many times the scores of its band, or are as small as they come
 
 
 def reach_of(limits: masks.Band) -> Reach:
@@ -82,3 +84,14 @@ def kernel(
     if (size := 2 * device_rows(q.shape[0]) * length * keys) > tuned().mask_bytes:
         return None, f"a mask for cuDNN would take {size / 1e9:.1f} GB"
     return name, "cuDNN takes segments and other windows as a mask"
+
+
+def block(length: int, limits: masks.Band) -> int:
+    """The side of blocks of scores: the largest of the platform that keeps to DENSITY and fills `length` best."""
+    count = -(-length // tuned().kernel_block)
+    side = -(-length // (count * LANES)) * LANES
+    if None in limits:
+        return side
+    left, right = (min(limit or 0, length) for limit in limits)
+    fits = lambda n: (-(-left // n) - (-right // n) + 1) * n <= DENSITY * (left + right + 1)  # noqa: E731
+    return next((n for n in range(side, LANES, -LANES) if fits(n)), LANES)

@@ -10,22 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from transformer.model import masks
-from transformer.model.attention.kernels import LANES
+from transformer.model.attention.kernels import block
 from transformer.model.attention.tiles import NOBODY
-from transformer.platforms import tuned
-
-DENSITY = 2.5  # a window's block computes at most this many times the scores of its band, or is as small as they come
-
-
-def block(length: int, limits: masks.Band) -> int:
-    """The side of the kernel's blocks: the largest of the platform that keeps to DENSITY, and fills `length` best."""
-    count = -(-length // tuned().kernel_block)
-    side = -(-length // (count * LANES)) * LANES
-    if None in limits:
-        return side
-    left, right = (min(limit or 0, length) for limit in limits)
-    fits = lambda n: (-(-left // n) - (-right // n) + 1) * n <= DENSITY * (left + right + 1)  # noqa: E731
-    return next((n for n in range(side, LANES, -LANES) if fits(n)), LANES)
 
 
 @functools.lru_cache(maxsize=64)
