@@ -1,4 +1,4 @@
-"""python3.12 -m experiments.wheels [--download FOLDER]
+"""python3.12 -m experiments.lab.card.wheels [--download FOLDER]
 
 Lists the packages that a machine without a network needs for `python -m experiments.run accelerator`: those of the
 project, of its extras `gpu` and `kernels`, and PyTorch, at the versions of constraints.txt where it has them, as
@@ -91,7 +91,9 @@ def _pip(verb: str, folder: str, *more: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the list, and fetches the files where a folder is named."""
-    parser = argparse.ArgumentParser(prog="python -m experiments.wheels", description=(__doc__ or "").split("\n\n")[1])
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.lab.card.wheels", description=(__doc__ or "").split("\n\n")[1]
+    )
     parser.add_argument("--download", metavar="FOLDER", help="put the files there: a few gigabytes")
     arguments = parser.parse_args(argv)
     try:
