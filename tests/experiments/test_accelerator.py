@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import accelerator, wheels
-from experiments.lab.card import device, kernels, lengths, recipe
+from experiments import accelerator
+from experiments.lab.card import device, kernels, lengths, recipe, wheels
 from transformer.model.attention import attend
 
 

@@ -26,7 +26,7 @@ from packaging.requirements import Requirement
 from transformer import command_line
 from transformer.errors import UserError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 EXTRAS = ("gpu", "kernels")
 BESIDES = ("torch",)  # what is only compared with
 
