@@ -42,6 +42,9 @@ class Platform:
     # Bytes of the logits of a slice of the loss, in float32, on one device; 0: slices have `loss_tokens`. Each slice
     # reads the table and adds to its gradient, so an accelerator has few: four for 32 rows of 1,024 and 50,257 tokens.
     loss_bytes: int = 0
+    # Whether the sums of a softmax over the vocabulary are one reduction with several results, which reads the logits
+    # once. XLA's CPU compiler does not vectorize it.
+    one_pass: bool = False
 
 
 # Those of accelerators are reckoned in bytes, not measured. Below `tiles_from` all scores are kept for the backward
@@ -50,7 +53,7 @@ class Platform:
 # 512 scores in float32 is 1 of 128 MiB of a v5e's on-chip memory.
 PLATFORMS: dict[str, Platform] = {
     "cpu": Platform(),
-    "gpu": Platform(tiles_from=1 << 18, side_by_side=2 << 30, mask_bytes=1 << 30, loss_bytes=2 << 30),
+    "gpu": Platform(tiles_from=1 << 18, side_by_side=2 << 30, mask_bytes=1 << 30, loss_bytes=2 << 30, one_pass=True),
     "tpu": Platform(tiles_from=1 << 18, side_by_side=1 << 29, loss_bytes=1 << 30),
 }
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.platforms import length_shards, row_shards, tuned
+from transformer.training.token_losses import token_losses
 
 Pair = tuple[Float[Array, ""], Float[Array, ""]]
 RowPair = tuple[Float[Array, " B"], Float[Array, " B"]]
@@ -24,12 +25,8 @@ def cross_entropy(
     """Metrics of each row, each a (sum, weight) pair over the tokens with weight 1. Tokens with weight 0 have no
     influence, whatever their logits and targets are. A target outside the vocabulary gives NaN.
 
-    `loss` is the smoothed cross-entropy (Szegedy et al. 2016; paper, section 5.4) against the distribution q = (1 - ε)
-    · onehot + ε / V, in closed form, without a one-hot array:
-
-        -Σ q log p = logsumexp(z) - (1 - ε) z_target - ε mean(z)
-
-    `nll` is the same with ε = 0 (nats), `token_accuracy` the share of target tokens that the model ranks first.
+    `loss` is the smoothed cross-entropy of `token_losses`, `nll` the same without smoothing (nats), `token_accuracy`
+    the share of target tokens that the model ranks first.
     """
     total, weights = weights.sum(axis=1), _checked(targets, weights, logits.shape[-1])
     sums = _cross_entropy(_counted(logits, weights), targets, weights, label_smoothing, logits.shape[-1])
@@ -51,20 +48,8 @@ def _cross_entropy(
     logits: Array, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
 ) -> dict[str, Array]:
     """The sum of each metric for each row, of `_counted` logits. Only the first `vocabulary` of them are of tokens."""
-    logits, ids = logits.astype(jnp.float32), jnp.arange(logits.shape[-1])
-    mean = jnp.where(ids < vocabulary, logits, 0).sum(axis=-1) / vocabulary if vocabulary < len(ids) else None
-    logits = logits if mean is None else jnp.where(ids < vocabulary, logits, -jnp.inf)
-    # Compare and sum instead of a gather: it fuses, and its gradient is a compare, not a scatter.
-    target_logit = jnp.where(ids == targets[..., None], logits, 0).sum(axis=-1)
-    log_total = jax.nn.logsumexp(logits, axis=-1)
-    nll = log_total - target_logit
-    loss = nll
-    if label_smoothing:
-        mean = logits.mean(axis=-1) if mean is None else mean
-        loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * mean
-    # Ties count as right.
-    correct = target_logit >= logits.max(axis=-1)
-    each = {"loss": loss, "nll": nll, "token_accuracy": correct}
+    found = token_losses(logits.astype(jnp.float32), targets, label_smoothing, vocabulary)
+    each = {"loss": found.loss, "nll": found.nll, "token_accuracy": found.correct}
     return {name: (values * weights).sum(axis=1) for name, values in each.items()}
 
 
