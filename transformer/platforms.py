@@ -45,6 +45,9 @@ class Platform:
     # Whether the sums of a softmax over the vocabulary are one reduction with several results, which reads the logits
     # once. XLA's CPU compiler does not vectorize it.
     one_pass: bool = False
+    # Whether the backward pass computes an activation again from its input, instead of reading what the forward pass
+    # wrote: GELU's tanh is as large as its input.
+    activations_again: bool = False
 
 
 # Those of accelerators are reckoned in bytes, not measured. Below `tiles_from` all scores are kept for the backward
@@ -53,8 +56,15 @@ class Platform:
 # 512 scores in float32 is 1 of 128 MiB of a v5e's on-chip memory.
 PLATFORMS: dict[str, Platform] = {
     "cpu": Platform(),
-    "gpu": Platform(tiles_from=1 << 18, side_by_side=2 << 30, mask_bytes=1 << 30, loss_bytes=2 << 30, one_pass=True),
-    "tpu": Platform(tiles_from=1 << 18, side_by_side=1 << 29, loss_bytes=1 << 30),
+    "gpu": Platform(
+        tiles_from=1 << 18,
+        side_by_side=2 << 30,
+        mask_bytes=1 << 30,
+        loss_bytes=2 << 30,
+        one_pass=True,
+        activations_again=True,
+    ),
+    "tpu": Platform(tiles_from=1 << 18, side_by_side=1 << 29, loss_bytes=1 << 30, activations_again=True),
 }
 
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)

@@ -120,6 +120,36 @@ def _with_gradients(run: Any, *arrays: jax.Array) -> Any:
     return out, *pull(jnp.cos(jnp.arange(out.size, dtype=out.dtype)).reshape(out.shape))
 
 
+NOTHING: dict[str, dict[str, Any]] = {
+    "rows of padding": {"k_lengths": jnp.array([0, 16])},
+    "far behind the text": {"k_lengths": jnp.array([2, 16]), "window": 7},
+    "another document": {"q_segments": jnp.full((2, 16), 3).at[1].set(1), "k_segments": jnp.asarray(SEGMENTS)},
+}
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("options", NOTHING.values(), ids=NOTHING)
+def test_a_query_that_sees_nothing_gives_zeros(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And gradients of zero, whatever a kernel gives where there is nothing to see."""
+    theirs = jax.nn.dot_product_attention
+
+    def stand_in(*args: Any, implementation: str, **more: Any) -> jax.Array:
+        return theirs(*args, implementation="xla", **more)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", functools.wraps(theirs)(stand_in))
+    q, k, v = arrays(jnp.bfloat16)
+
+    def run(backend: str, finite: bool, *qkv: jax.Array) -> jax.Array:
+        return attend(*qkv, backend=backend, finite=finite, **options).astype(jnp.float32)
+
+    expected = _with_gradients(functools.partial(run, "dense", False), q, k, v)
+    for finite in (False, True):
+        found = _with_gradients(functools.partial(run, "fused", finite), q, k, v)
+        assert (np.asarray(found[0]) == 0).all(axis=(2, 3)).any()
+        for left, right in zip(found, expected, strict=True):
+            np.testing.assert_allclose(left.astype(jnp.float32), right.astype(jnp.float32), atol=0.04)
+
+
 @pytest.mark.parametrize("packed", [False, True], ids=["whole", "packed"])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"causal": True, "window": 20}, {"window": (30, 7)}])
 def test_the_kernel_of_tpus_is_dense(options: dict[str, Any], packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:

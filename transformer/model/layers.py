@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
@@ -19,7 +20,7 @@ from transformer.model.parameters import parameter
 from transformer.model.positions import Rotation
 from transformer.model.products import product
 from transformer.model.tokens import Tokens
-from transformer.platforms import length_shards
+from transformer.platforms import length_shards, tuned
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
@@ -113,26 +114,35 @@ class MultiHeadAttention(nn.Module):
         rotation: Rotation | None = None,
         score: Score | None = None,
         cache: kv.Cache | None = None,
+        finite: bool = False,
     ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
-        """Self-attention. With a cache, new tokens attend to all tokens so far, and the cache is updated."""
-        q, (k, v) = self._queries(x), self.keys_values(x)
+        """Self-attention. With a cache, new tokens attend to all tokens so far, and the cache is updated. `finite`: x
+        is known to be finite."""
+        q, (k, v) = self._queries(x), self.keys_values(x, finite)
         if rotation is not None:
             q, k = rotation(q), rotation(k)
         keys = kv.Keys(k, v, where)
         if cache is not None:
             keys, cache = kv.extend(cache, keys)
         # In a cache, queries and keys differ in the offset from index to position.
-        return self._merged(self.heads(q, keys, where, score, consecutive=cache is None and where.consecutive)), cache
+        consecutive = cache is None and where.consecutive
+        return self._merged(self.heads(q, keys, where, score, consecutive, finite)), cache
 
-    def cross(self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys) -> Float[Array, "B L D"]:
-        """Cross-attention over the encoder's keys and values, without a causal mask."""
-        return self._merged(self.heads(self._queries(x), keys, where, None, consecutive=False))
+    def cross(
+        self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys, finite: bool = False
+    ) -> Float[Array, "B L D"]:
+        """Cross-attention over the encoder's keys and values, without a causal mask. `finite`: they and x are."""
+        return self._merged(self.heads(self._queries(x), keys, where, None, False, finite))
 
-    def keys_values(self, x: Float[Array, "B S D"]) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]]:
-        """Keys and values, marked where they are not finite (`transformer.model.attention.marks`)."""
+    def keys_values(
+        self, x: Float[Array, "B S D"], finite: bool = False
+    ) -> tuple[Float[Array, "B S G K"], Float[Array, "B S G M"]]:
+        """Keys and values, marked where they are not finite (`transformer.model.attention.marks`), unless x is known to
+        be `finite`."""
         config, of_heads = self.config, (*x.shape[:2], key_heads(self.config))
         k = self.key(x).reshape(*of_heads, head_width(config))
-        return marked(k, self.value(x).reshape(*of_heads, value_width(config)))
+        v = self.value(x).reshape(*of_heads, value_width(config))
+        return (k, v) if finite else marked(k, v)
 
     def _queries(self, x: Float[Array, "B L D"]) -> Float[Array, "B L H K"]:
         return self.query(x).reshape(*x.shape[:2], self.config.num_heads, head_width(self.config))
@@ -147,6 +157,7 @@ class MultiHeadAttention(nn.Module):
         where: Tokens,
         score: Score | None,
         consecutive: bool,
+        finite: bool,
         backend: str = "auto",
     ) -> Float[Array, "B L H M"]:
         """head_1 ... head_H, before W_O; `transformer.analysis` intercepts this method."""
@@ -166,6 +177,7 @@ class MultiHeadAttention(nn.Module):
             score=score,
             scale=None if self.config.scale_attention else 1.0,
             marked=True,
+            finite=finite,
             backend=backend,
         )
 
@@ -188,6 +200,7 @@ class FeedForward(nn.Module):
 
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         act = ACTIVATIONS[self.config.activation]
+        act = jax.checkpoint(act) if tuned().activations_again else act
         return self.outer(act(self.gate(x)) * self.inner(x) if self.config.gated else act(self.inner(x)))
 
 

@@ -13,14 +13,17 @@ from jaxtyping import Array, Float
 
 from transformer.config import ModelConfig, parse_pattern
 from transformer.model import cache as kv
+from transformer.model.attention.marks import put
 from transformer.model.attention.scores import Score
 from transformer.model.embedders import PositionedInput
+from transformer.model.finite import cleaned, memory_finite, seen_finite
 from transformer.model.layers import FeedForward, MultiHeadAttention, Norm, Residual
 from transformer.model.noise import Noise
 from transformer.model.parameters import Names
 from transformer.model.positions import Rotation
 from transformer.model.remat import REMAT
 from transformer.model.tokens import Tokens
+from transformer.platforms import length_shards
 
 
 class Encoded(NamedTuple):
@@ -70,14 +73,20 @@ class Layer(nn.Module):
         score: Score | None = None,
         cache: kv.Cache | None = None,
         memory: Memory | None = None,
+        finite: bool = False,
     ) -> tuple[Float[Array, "B L D"], kv.Cache | None]:
+        """The residual stream after the layer, and the updated cache. `finite`: x and an encoder's output are known to
+        be finite."""
         residual = self.self_attention_residual
-        y, cache = self.self_attention(residual.enter(x), where, rotation, score, cache)
+        y, cache = self.self_attention(residual.enter(x), where, rotation, score, cache, finite)
         x = residual.leave(x, y, noise)
         if self.cross and memory is not None:
             residual = self.cross_attention_residual
-            kept = self.kept(memory) if isinstance(memory, Encoded) else memory
-            x = residual.leave(x, self.cross_attention.cross(residual.enter(x), where, kept.keys()), noise)
+            if isinstance(memory, Encoded):
+                keys = kv.Keys(*self.cross_attention.keys_values(memory.x, finite), memory.where)
+            else:
+                keys = memory.keys()
+            x = residual.leave(x, self.cross_attention.cross(residual.enter(x), where, keys, finite), noise)
         if self.config.d_ff:
             residual = self.feed_forward_residual
             x = residual.leave(x, self.feed_forward(residual.enter(x)), noise)
@@ -100,7 +109,7 @@ class Stack(nn.Module):
 
     def _layer(self, window: int | None, **place: Any) -> Layer:
         remat = self.config.remat
-        kind = Layer if remat == "none" else nn.remat(Layer, policy=REMAT[remat])
+        kind = Layer if remat == "none" else nn.remat(Layer, policy=REMAT[remat], static_argnums=(8,))
         return kind(self.config, self.causal, window, self.cross, **place)
 
     def _patterns(self) -> list[Layer]:
@@ -122,11 +131,20 @@ class Stack(nn.Module):
         """The stack's output, and the updated caches (empty without `caches`)."""
         noise = None if noise is None else noise.at("/".join(self.path))
         x, rotation, score = self.input(x, where, noise)
+        # Where the length is split over devices, what a layer sees comes from its neighbours, and is marked.
+        clean = caches is None and length_shards() == 1 and (memory is None or isinstance(memory, Encoded))
+        if clean:
+            x, finite = cleaned(x)
+            if isinstance(memory, Encoded):
+                memory_x, of_memory = cleaned(memory.x)
+                finite &= memory_finite(of_memory, memory.where, where, x.shape[1])
+                memory = memory._replace(x=memory_x)
+            finite = seen_finite(finite, where, self.causal, windows(self.config))
 
         def run(layer: Callable[..., Any], i: Any, x: Array, cache: Any = None) -> tuple[Array, Any]:
             at = None if noise is None else noise.at("layer", i)
             seen = memory if memory is None or isinstance(memory, Encoded) else memory[i]
-            return layer(x, where, at, rotation, score, cache, seen)
+            return layer(x, where, at, rotation, score, cache, seen, clean)
 
         if self.config.scan_layers and caches is None:
             x = self._scanned(run, x)
@@ -137,6 +155,8 @@ class Stack(nn.Module):
                 written.append(cache)
         if self.final_norm is not None:
             x = self.final_norm(x)
+        if clean:
+            x = put(finite[..., None], x, jnp.nan)
         return x, () if caches is None else tuple(written)
 
     def _scanned(self, run: Callable[..., Any], x: Array) -> Array:

@@ -29,8 +29,10 @@ def cross_entropy(
     the share of target tokens that the model ranks first.
     """
     total, weights = weights.sum(axis=1), _checked(targets, weights, logits.shape[-1])
-    sums = _cross_entropy(_counted(logits, weights), targets, weights, label_smoothing, logits.shape[-1])
-    return {name: (value, total) for name, value in sums.items()}
+    logits = _counted(logits, weights).astype(jnp.float32)
+    found = token_losses(logits, targets, label_smoothing, logits.shape[-1])
+    each = {"loss": found.loss, "nll": found.nll, "token_accuracy": found.correct}
+    return {name: ((values * weights).sum(axis=1), total) for name, values in each.items()}
 
 
 def _checked(targets: Array, weights: Array, vocabulary: int) -> Array:
@@ -42,15 +44,6 @@ def _checked(targets: Array, weights: Array, vocabulary: int) -> Array:
 def _counted(x: Array, weights: Array) -> Array:
     """0 where the weight is 0: a NaN there would reach the sums and gradients, because 0 · NaN is NaN."""
     return jnp.where(weights[..., None] == 0, 0, x)
-
-
-def _cross_entropy(
-    logits: Array, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
-) -> dict[str, Array]:
-    """The sum of each metric for each row, of `_counted` logits. Only the first `vocabulary` of them are of tokens."""
-    found = token_losses(logits.astype(jnp.float32), targets, label_smoothing, vocabulary)
-    each = {"loss": found.loss, "nll": found.nll, "token_accuracy": found.correct}
-    return {name: (values * weights).sum(axis=1) for name, values in each.items()}
 
 
 def squared_error(
@@ -86,11 +79,13 @@ def output_cross_entropy(
 
 
 def _slice_length(rows: int, length: int, vocabulary: int) -> int:
-    """How many positions a slice of a device's rows has. Of slices chosen by bytes, all have about as many."""
+    """How many positions a slice of a device's rows has. Slices chosen by bytes all have as many, where that takes
+    less than twice as many slices, because a rest is filled up."""
     if not tuned().loss_bytes:
         return max(1, min(length, tuned().loss_tokens // max(1, rows)))
-    slices = -(-4 * rows * length * vocabulary // tuned().loss_bytes)
-    return max(1, -(-length // max(1, slices)))
+    slices = max(1, -(-4 * rows * length * vocabulary // tuned().loss_bytes))
+    even = next((count for count in range(slices, 2 * slices) if length % count == 0), slices)
+    return max(1, -(-length // even))
 
 
 def _parts(slice_length: int, *arrays: Array) -> list[Array]:
@@ -136,9 +131,10 @@ def _slice_logits(x: Array, output: Any) -> tuple[Array, Array]:
 def _slice_loss(
     logits: Array, targets: Array, weights: Array, label_smoothing: float, vocabulary: int
 ) -> tuple[Array, tuple[Array, Array]]:
-    logits = logits.reshape(*targets.shape, logits.shape[-1])
-    metrics = _cross_entropy(logits, targets, weights, label_smoothing, vocabulary)
-    return metrics["loss"].sum(), (metrics["nll"], metrics["token_accuracy"])
+    # On a TPU, logits that are split into rows and positions would be copied.
+    found = token_losses(logits, targets.reshape(-1), label_smoothing, vocabulary)
+    loss, nll, correct = (x.reshape(targets.shape) * weights for x in (found.loss, found.nll, found.correct))
+    return loss.sum(), (nll.sum(axis=1), correct.sum(axis=1))
 
 
 def _nothing(targets: Array) -> tuple[Array, Array, Array]:

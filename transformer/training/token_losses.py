@@ -14,11 +14,12 @@ _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
 class TokenLosses(NamedTuple):
-    """`loss` is the smoothed cross-entropy, `nll` the one without smoothing (both in nats), and `correct` says whether
-    no logit is larger than that of the target."""
+    """`loss` is the smoothed cross-entropy, `nll` the one without smoothing, `log_total` the logarithm of the softmax's
+    denominator (all in nats), and `correct` says whether no logit is larger than that of the target."""
 
     loss: Float[Array, "*B"]
     nll: Float[Array, "*B"]
+    log_total: Float[Array, "*B"]
     correct: Bool[Array, "*B"]
 
 
@@ -33,31 +34,23 @@ def token_losses(
 
     Only the first `vocabulary` logits, given in float32, are of tokens. The derivative of the loss is softmax(z) - q,
     which is written out so that it reads the logits once."""
-    return _losses(logits, targets, label_smoothing, vocabulary)[0]
-
-
-@token_losses.defjvp
-def _(label_smoothing: float, vocabulary: int, primals: Any, tangents: Any) -> tuple[TokenLosses, TokenLosses]:
-    (logits, targets), change = primals, tangents[0]
-    losses, log_total = _losses(logits, targets, label_smoothing, vocabulary)
-    ids = jnp.arange(logits.shape[-1])
-    of_tokens = jnp.where(ids < vocabulary, jnp.exp(logits - log_total[..., None]), 0)
-    onehot = (ids == targets[..., None]).astype(logits.dtype)
-    smoothed = (1 - label_smoothing) * onehot + jnp.where(ids < vocabulary, label_smoothing / vocabulary, 0)
-    changes = (((of_tokens - wanted) * change).sum(axis=-1) for wanted in (smoothed, onehot))
-    return losses, TokenLosses(*changes, jnp.zeros(losses.correct.shape, jax.dtypes.float0))
-
-
-def _losses(
-    logits: Array, targets: Array, label_smoothing: float, vocabulary: int
-) -> tuple[TokenLosses, Float[Array, "*B"]]:
-    """The losses, and the logarithm of the softmax's denominator."""
     sums = _one_pass if tuned().one_pass else _pass_by_pass
     peak, log_total, target_logit, mean = sums(logits, targets, vocabulary)
     loss = nll = log_total - target_logit
     if label_smoothing:
         loss = log_total - (1 - label_smoothing) * target_logit - label_smoothing * mean
-    return TokenLosses(loss, nll, target_logit >= peak), log_total  # ties count as right
+    return TokenLosses(loss, nll, log_total, target_logit >= peak)  # ties count as right
+
+
+@token_losses.defjvp
+def _(label_smoothing: float, vocabulary: int, primals: Any, tangents: Any) -> tuple[TokenLosses, TokenLosses]:
+    (logits, targets), change = primals, tangents[0]
+    losses, ids = token_losses(logits, targets, label_smoothing, vocabulary), jnp.arange(logits.shape[-1])
+    of_tokens = jnp.where(ids < vocabulary, jnp.exp(logits - losses.log_total[..., None]), 0)
+    onehot = (ids == targets[..., None]).astype(logits.dtype)
+    smoothed = (1 - label_smoothing) * onehot + jnp.where(ids < vocabulary, label_smoothing / vocabulary, 0)
+    loss, nll, log_total = (((of_tokens - wanted) * change).sum(axis=-1) for wanted in (smoothed, onehot, 0))
+    return losses, TokenLosses(loss, nll, log_total, jnp.zeros(losses.correct.shape, jax.dtypes.float0))
 
 
 def _terms(logits: Array, targets: Array, vocabulary: int) -> tuple[Array, Array, Array]:

@@ -114,6 +114,7 @@ def attend(
     scale: float | None = None,
     backend: str = "auto",
     marked: bool = False,
+    finite: bool = False,
 ) -> Float[Array, "B L H M"]:
     """softmax(score(scale · Q K^T)) V over the keys that a query may see.
 
@@ -137,6 +138,7 @@ def attend(
       scale: default 1 / sqrt(K).
       backend: "auto", or a key of BACKENDS.
       marked: k and v come from `marks.marked`, so that a cache need not be checked again at every step.
+      finite: q, k and v are known to be finite, and are not checked.
 
     Raises:
       ValueError: mismatched shapes, a negative window, a backend that does not support the call, or positions that
@@ -169,7 +171,7 @@ def attend(
     scale = width**-0.5 if scale is None else scale
     if backend == "auto" and (devices := length_shards()) > 1 and 0 not in (batch, length, keys):
         _split(length, keys, where.limits, consecutive, devices)
-        q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
+        q, k, v = (q, k, v) if finite else _marked(q, k, v, marked)
         return attend_sequence(attend, devices, q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
     if backend == "auto" and 0 in (batch, length, keys):
         backend = "dense"
@@ -182,10 +184,15 @@ def attend(
         _check_banded(where, length, keys, consecutive)
     if 0 in (batch, length, keys):
         return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
-    q, (k, v) = marks.marked_queries(q), (k, v) if marked else marks.marked(k, v)
+    q, k, v = (q, k, v) if finite else _marked(q, k, v, marked)
     if backend == "fused":
-        return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale)
+        return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale, finite=finite)
     return BACKENDS[backend](q, k, v, where=where.with_ids(), score=score, scale=scale)
+
+
+def _marked(q: Array, k: Array, v: Array, marked: bool) -> tuple[Array, Array, Array]:
+    """q, k and v with marks; `marked`: k and v have them."""
+    return marks.marked_queries(q), *((k, v) if marked else marks.marked(k, v))
 
 
 def _rows(ids: Array, batch: int, size: int, name: str) -> Array:

@@ -5,15 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.sharding import AxisType, PartitionSpec
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from transformer.model import masks
 from transformer.model.attention.kernels import Padding, kernel
 from transformer.model.attention.marks import unmarked
 from transformer.model.attention.scores import Score
 from transformer.model.attention.splash import splash
+from transformer.model.attention.spoilt import spoilt
 from transformer.platforms import HEAD_AXIS, ROW_AXES
 
 
@@ -26,20 +26,24 @@ def fused(
     consecutive: bool,
     score: Score | None,
     scale: float,
+    finite: bool = False,
 ) -> Float[Array, "B L H M"]:
-    """`dense` by a kernel. A kernel may multiply what it hides by 0, so it gets 0 for what is marked, and the queries
-    that see NaN, or nothing, are filled in here. A document is a run of one segment's id. ValueError: no kernel
-    supports this call."""
+    """`dense` by a kernel. A kernel may multiply what it hides by 0, so it gets 0 for what is marked, unless all is
+    known to be `finite`, and the queries that see NaN, or nothing, are filled in here. A document is a run of one
+    segment's id. ValueError: no kernel supports this call."""
     name, why = kernel(q, k, v, where.limits, score, padding_of(where), consecutive)
     if name is None:
         raise ValueError(f"backend='fused' cannot do this: {why}; use backend='blockwise' or 'banded'")
     if where.limits[1] == 0 and consecutive and q.shape[1] == k.shape[1]:
         where = where._replace(k_lengths=None)  # only padding queries come after padding
-    wrong, hidden = jnp.isnan(q[..., 0]), jnp.isnan(k[..., 0])  # [B, L, H], [B, S, G]
-    sees, spoilt = _seen(where, hidden, consecutive)
-    out = CALLS[name](unmarked(q), unmarked(k), v, where, consecutive, scale)
-    of_heads = jnp.repeat(spoilt, q.shape[2] // k.shape[2], axis=2) | wrong  # [B, L, H]
-    out = jnp.where(of_heads[..., None], jnp.nan, out)
+    call, hidden = CALLS[name], jnp.isnan(k[..., 0])  # [B, S, G]
+    sees, wrong = spoilt(where, hidden, consecutive)
+    if finite:
+        out = call(q, k, v, where, consecutive, scale)
+    else:
+        out = call(unmarked(q), unmarked(k), v, where, consecutive, scale)
+        of_heads = jnp.repeat(wrong, q.shape[2] // k.shape[2], axis=2) | jnp.isnan(q[..., 0])  # [B, L, H]
+        out = jnp.where(of_heads[..., None], jnp.nan, out)
     return out if sees is None else jnp.where(sees[..., None, None], out, 0)
 
 
@@ -130,51 +134,3 @@ def on_each_device(
         axis_names=set(axes),
         check_vma=False,
     )(q, k, v, *of_rows)
-
-
-def _seen(
-    where: masks.Visibility, hidden: Bool[Array, "rows S G"], consecutive: bool
-) -> tuple[Bool[Array, " *rows_and_length"] | None, Bool[Array, " *rest"]]:
-    """Whether each query sees a key (None: each does), and whether it sees a marked one. In self-attention a query sees
-    a run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
-    (left, right), length, keys = where.limits, where.q_positions.shape[1], hidden.shape[1]
-    places, last_key = jnp.arange(keys), keys - 1
-    own = where.q_segments is not None and where.q_segments is where.k_segments and consecutive
-    if where.q_segments is not None and not own:
-        return _seen_by_mask(where, hidden)
-    sees = None
-    if where.k_lengths is not None:
-        hidden &= (places < where.k_lengths[:, None])[..., None]
-        farthest = 0 if left is None else jnp.maximum(jnp.arange(length) - left, 0)
-        sees = farthest < where.k_lengths[:, None]
-    if where.limits == (None, None) and not own:
-        return sees, hidden.any(axis=1, keepdims=True)
-    first, last = (
-        (places * 0 if left is None else places - left),
-        (places * 0 + last_key if right is None else places + right),
-    )
-    if own:
-        ids = jnp.asarray(where.k_segments)
-        begins = jnp.pad(ids[:, 1:] != ids[:, :-1], ((0, 0), (1, 0)))
-        first = jnp.maximum(first, lax.cummax(jnp.where(begins, places, 0), axis=1))
-        ends = jnp.pad(begins[:, 1:], ((0, 0), (0, 1)))
-        last = jnp.minimum(last, lax.cummin(jnp.where(ends, places, last_key), axis=1, reverse=True))
-    first, last = (jnp.atleast_2d(x)[..., None] for x in (first, last))
-    spoilt = lax.cummax(jnp.where(hidden, places[:, None], -1), axis=1) >= jnp.maximum(first, 0)
-    if right != 0:
-        spoilt |= lax.cummin(jnp.where(hidden, places[:, None], keys), axis=1, reverse=True) <= jnp.minimum(
-            last, last_key
-        )
-    return sees, spoilt
-
-
-def _seen_by_mask(
-    where: masks.Visibility, hidden: Bool[Array, "rows S G"]
-) -> tuple[Bool[Array, " *rows_and_length"] | None, Bool[Array, " *rest"]]:
-    """`_seen` for any mask, by a product with it."""
-    mask = where.mask()
-    if mask is None:
-        return None, hidden.any(axis=1, keepdims=True)
-    half = jnp.bfloat16  # sums of zeros and ones are 0 or not, however they are rounded
-    counts = jnp.matmul(mask.astype(half), hidden.astype(half), preferred_element_type=jnp.float32)
-    return mask.any(axis=-1), counts > 0

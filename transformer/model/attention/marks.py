@@ -18,13 +18,14 @@ from jaxtyping import Array, Bool, Float
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
-def _where(keep: Bool[Array, "*#shape"], x: Float[Array, "*shape"], other: float) -> Float[Array, "*shape"]:
+def put(keep: Bool[Array, "*#shape"], x: Float[Array, "*shape"], other: float) -> Float[Array, "*shape"]:
+    """x, or `other` where it is not kept; the derivative is the identity."""
     return jnp.where(keep, x, other)
 
 
-@_where.defjvp
+@put.defjvp
 def _(other: float, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    return _where(*primals, other), tangents[1]
+    return put(*primals, other), tangents[1]
 
 
 def marked(
@@ -32,14 +33,14 @@ def marked(
 ) -> tuple[Float[Array, "*B S G K"], Float[Array, "*B S G M"]]:
     """Keys and values, where a key is NaN and its value 0 if either is not finite."""
     finite = (jnp.isfinite(k).all(axis=-1) & jnp.isfinite(v).all(axis=-1))[..., None]
-    return _where(finite, k, jnp.nan), _where(finite, v, 0.0)
+    return put(finite, k, jnp.nan), put(finite, v, 0.0)
 
 
 def marked_queries(q: Float[Array, "*B L H K"]) -> Float[Array, "*B L H K"]:
     """Queries, where one that is not finite is NaN."""
-    return _where(jnp.isfinite(q).all(axis=-1, keepdims=True), q, jnp.nan)
+    return put(jnp.isfinite(q).all(axis=-1, keepdims=True), q, jnp.nan)
 
 
 def unmarked(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Marked queries or keys with 0 instead of NaN, for products with the gradients of scores, which are 0 there."""
-    return _where(~jnp.isnan(x), x, 0.0)
+    return put(~jnp.isnan(x), x, 0.0)
