@@ -5,10 +5,11 @@
       --config.data.target=corpus.txt --workdir=runs/gpt2
 
 A batch is 512 rows, near the half million tokens of GPT-3's smallest model and a power of two, so that it divides over
-1, 2, 4, 8 and 16 devices, in 4 micro-batches too. Layers are neither scanned nor computed again: by the compilers'
-rooflines, scanning them costs a third of a step on an H100, where what they keep is copied in and out of stacked
-arrays, and 32 rows at a time in bfloat16 take 13.3 GB of work. Where that is too much, `--config.model.scan_layers=True
---config.model.remat=dots` takes less. Weights of the released model: `transformer.model.pretrained.load(folder)`. Not trained here: two cores are too few.
+1, 2, 4, 8 and 16 devices, in 4 micro-batches too. Layers are neither scanned nor computed again: by the compiler's
+roofline, scanning makes a step on an H100 half as long again, because what layers keep is copied into stacked arrays.
+32 rows at a time in bfloat16 take 13.3 GB of work. Where that is too much, `--config.model.scan_layers=True
+--config.model.remat=dots` takes less. Weights of the released model: `transformer.model.pretrained.load(folder)`. Not
+trained here: two cores are too few.
 """
 
 from ml_collections import ConfigDict
