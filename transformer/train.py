@@ -104,8 +104,8 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     training, validation = (task.batches(source, split).part(*layout.part) for split in ("train", "validation"))
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
     sharding.check_rows(layout, validation.evaluation_shapes)
-    if task.inputs == "tokens":
-        sharding.check_lengths(layout, [*training.report["shapes"], *validation.evaluation_shapes])
+    shapes = [*training.report["shapes"], *validation.evaluation_shapes]
+    sharding.check_lengths(layout, [(rows, *task.positions(widths)) for rows, *widths in shapes])
     if next(validation.evaluation(config.data.max_len), None) is None:
         raise UserError(
             f"the validation part of {config.data.name!r} holds no example that fits into data.max_len="

@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -118,6 +118,10 @@ class Task(abc.ABC):
     def _tokens(self, source: Source, split: str) -> dict[str, Any]:
         return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
 
+    def positions(self, widths: Sequence[int]) -> Sequence[int]:
+        """How many positions the model has for the sides of a batch of these padded lengths (`Batches.report`)."""
+        return widths
+
     @abc.abstractmethod
     def example(self, rows: int = 1, length: int = 8) -> Batch:
         """A batch of zeros with the keys that `arguments` reads; `init` uses one row."""
@@ -225,6 +229,11 @@ def packed(name: str, rows: int, length: int) -> Batch:
     """A batch of zeros: packed tokens [rows, length] of a name, with their positions and segments."""
     side = name.removesuffix("_inputs").removesuffix("s")
     return dict.fromkeys((name, f"{side}_positions", f"{side}_segments"), jnp.zeros((rows, length), jnp.int32))
+
+
+def heard(widths: Sequence[int]) -> Sequence[int]:
+    """The positions of recordings of so many frames: one for four (`transformer.model.embedders.FrameInput`)."""
+    return [-(-width // 4) for width in widths]
 
 
 def frames(mels: int, rows: int, length: int) -> Batch:

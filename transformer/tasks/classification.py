@@ -1,5 +1,6 @@
 """Classification of texts, images and recordings."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from transformer.data.batches.tokens import read_labels
 from transformer.data.sources.source import Source
 from transformer.errors import UserError
 from transformer.model.noise import Noise
-from transformer.tasks.base import Batch, Task, frames, padded, tokens_of
+from transformer.tasks.base import Batch, Task, frames, heard, padded, tokens_of
 from transformer.training.losses import RowPair, cross_entropy
 
 
@@ -71,9 +72,12 @@ class ImageClassification(Classification):
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return batch["inputs"], None
 
-    def _check_length(self) -> None:
+    def positions(self, widths: Sequence[int]) -> Sequence[int]:
         model = self.model_config
-        patches = model.image_size[0] * model.image_size[1] // model.patch_size**2 + (model.pooling != "mean")
+        return [model.image_size[0] * model.image_size[1] // model.patch_size**2 + (model.pooling != "mean")]
+
+    def _check_length(self) -> None:
+        (patches,) = self.positions([])
         if self.limit is not None and patches > self.limit:
             raise UserError(f"an image has {patches} patches, and model.max_positions={self.limit}: raise it")
 
@@ -86,6 +90,9 @@ class SpeechClassification(Classification):
 
     def batches(self, source: Source, split: str) -> Batches:
         return SpeechBatches(source, split, mels=self.model_config.channels, **self._common())
+
+    def positions(self, widths: Sequence[int]) -> Sequence[int]:
+        return heard(widths)
 
     def example(self, rows: int = 1, length: int = 8) -> Batch:
         return frames(self.model_config.channels, rows, length)

@@ -1,6 +1,7 @@
 """Forecasts of series."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -35,6 +36,11 @@ class Forecasting(Task):
 
     def batches(self, source: Source, split: str) -> Batches:
         return SeriesBatches(source, split, **self._common())
+
+    def positions(self, widths: Sequence[int]) -> Sequence[int]:
+        model = self.model_config
+        stride = model.patch_stride or model.patch_size
+        return [(self.config.data.max_len + stride - model.patch_size) // stride + 1]
 
     def example(self, rows: int = 1, length: int = 8) -> Batch:
         return {"inputs": jnp.zeros((rows, self.config.data.max_len, 1))}

@@ -1,5 +1,6 @@
 """Tasks whose model predicts a token at each position: text to text, speech to text, language models."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from transformer.data.sources import CONTIGUOUS
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.model.tokens import Tokens
-from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames, packed, padded, tokens_of
+from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames, heard, packed, padded, tokens_of
 
 
 class Translation(WritingTask):
@@ -105,6 +106,9 @@ class SpeechRecognition(Translation):
     def batches(self, source: Source, split: str) -> Batches:
         mels = self.model_config.channels
         return SpeechBatches(source, split, mels=mels, tokenizer=self.tokenizer, **self._common())
+
+    def positions(self, widths: Sequence[int]) -> Sequence[int]:
+        return heard(widths)
 
     def example(self, rows: int = 1, length: int = 8) -> Batch:
         return super().example(rows, length) | frames(self.model_config.channels, rows, length)

@@ -237,14 +237,15 @@ def check_rows(layout: Layout, shapes: Iterable[tuple[int, ...]], accumulate: in
 
 
 def check_lengths(layout: Layout, shapes: Iterable[tuple[int, ...]]) -> None:
-    """UserError: token batches of these (rows, length of each side) do not divide over the axis "sequence"."""
+    """UserError: batches of these (rows, positions of each side) do not divide over the axis "sequence"."""
     devices = layout.mesh.shape[LENGTH_AXIS]
     for rows, *lengths in shapes:
         for length in lengths:
             if length % devices:
                 raise UserError(
-                    f"a batch of {rows} rows of length {length} does not divide over mesh.sequence={devices}: make "
-                    f"data.buckets and data.max_len multiples of {devices}, or change the mesh"
+                    f"a batch of {rows} rows of {length} positions does not divide over mesh.sequence={devices}: make "
+                    "them a multiple of it, by data.buckets and data.max_len (recordings have one for four frames) or "
+                    "by the patches, or change the mesh"
                 )
 
 

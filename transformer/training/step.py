@@ -53,8 +53,8 @@ def make_train_step(
     1.
 
     Over "data", gradients are added once a step, after the last micro-batch: until then each device has the sum of its
-    own rows. Over "fsdp" they are added in every micro-batch, because a device has room for its share of a gradient
-    only; the weights, as many bytes, are gathered there too."""
+    own rows (`_can_be_reduced_once` has the exception). Over "fsdp" they are added in every micro-batch, because a
+    device has room for its share of a gradient only; the weights, as many bytes, are gathered there too."""
 
     def summed(params: Any, batch: Batch, seed: Array, step: Array, rows: Array) -> tuple[Any, dict[str, Pair]]:
 
@@ -83,7 +83,7 @@ def make_train_step(
         return lax.scan(one, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)[0]
 
     gradients = summed if accumulate == 1 else accumulated
-    if accumulate > 1 and layout.mesh.shape["data"] > 1:
+    if accumulate > 1 and _can_be_reduced_once(layout):
         gradients = _reduced_once(accumulated, layout)
 
     def train_step(state: State, batch: Batch, seed: Array) -> tuple[State, dict[str, Pair]]:
@@ -106,6 +106,14 @@ def make_train_step(
 
     # The state keeps the sharding with which it was created or restored.
     return jax.jit(train_step, in_shardings=(None, layout.rows, layout.replicated), donate_argnums=0)
+
+
+def _can_be_reduced_once(layout: Layout) -> bool:
+    """Whether gradients are added over "data", and each place on it can be computed by itself: at most one other axis
+    has several devices. With two, XLA's partitioner (of JAX 0.10 and 0.12) ends the process at the lookup in a table
+    that one of them splits, of tokens that the other splits (a failed check in `ExpandDeviceGroupsWithIota`)."""
+    others = [axis for axis, size in layout.mesh.shape.items() if axis != "data" and size > 1]
+    return layout.mesh.shape["data"] > 1 and len(others) < 2
 
 
 def _reduced_once(gradients: Callable[..., Any], layout: Layout) -> Callable[..., Any]:

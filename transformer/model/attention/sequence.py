@@ -62,11 +62,15 @@ def attend_sequence(
     )
     seen = (ids.q_positions, ids.k_positions, q_segments, k_segments)
 
-    def local(q: Array, k: Array, v: Array, seen: Any) -> Array:
-        here = masks.Visibility(where.limits, *seen)
+    # Its weights are arguments: inside another `shard_map`, what is traced cannot be closed over. A callable that is no
+    # pytree has none.
+    of_weights = None if jax.tree_util.all_leaves([score]) else score
+
+    def local(q: Array, k: Array, v: Array, seen: Any, of_weights: Any) -> Array:
+        here, change = masks.Visibility(where.limits, *seen), score if of_weights is None else of_weights
         if not by_halo(length, keys, where.limits, consecutive, devices):
             ring = Ring(LENGTH_AXIS, devices, where.limits)
-            return attend_ring(ring, q, k, v, score, here, scale)
+            return attend_ring(ring, q, k, v, change, here, scale)
 
         def alone(q: Array, k: Array, v: Array, positions: Array, segments: Array) -> Array:
             return attend(
@@ -79,7 +83,7 @@ def attend_sequence(
                 q_segments=segments,
                 k_segments=segments,
                 consecutive=True,
-                score=score,
+                score=change,
                 scale=scale,
                 marked=True,
             )
@@ -88,9 +92,9 @@ def attend_sequence(
 
     split = jax.shard_map(
         local,
-        in_specs=(of_heads, of_heads, of_heads, tuple(of_ids[x.shape[0] < batch] for x in seen)),
+        in_specs=(of_heads, of_heads, of_heads, tuple(of_ids[x.shape[0] < batch] for x in seen), PartitionSpec()),
         out_specs=of_heads,
         axis_names=manual,
         check_vma=False,
     )
-    return split(q, k, v, seen)
+    return split(q, k, v, seen, of_weights)
