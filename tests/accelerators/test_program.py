@@ -96,6 +96,10 @@ def test_the_roofline_is_the_slower_of_products_and_bytes() -> None:
     ("name", "message"),
     [
         ("v5e:4x5", "of v5e 1x1, 2x2, 2x4, 4x4"),
+        ("v5e-16", "did you mean 'v5e:4x4'"),
+        ("v5e:1x8", "did you mean 'v5e:2x4'"),
+        ("", "write a slice of TPUs such as v5e:4x4, or GPUs such as h100:1x1x8"),
+        ("gpu", "there are a100, h100, h200, v4"),
         ("v5e:44", "did you mean 'v5e:4x4'"),
         ("v5:4x4", "did you mean 'v5"),
         ("h100:8", "write h100:slices x hosts x devices of a host"),
