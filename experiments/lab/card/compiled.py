@@ -7,6 +7,7 @@ minutes. A row says what `python -m transformer.describe` says with the flags of
 
 import datetime
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ class Group(NamedTuple):
 def _window(length: int) -> Group:
     """GPT-2 with a window of 128 in four rows of this length, each split over several devices."""
     settings = (
-        "model.dtype=bfloat16", "model.attention=('window:128',)", f"model.max_positions={length}",
+        "model.dtype=bfloat16", "model.attention=window:128", f"model.max_positions={length}",
         f"data.max_len={length}", f"data.buckets=({length},)", f"data.batch_tokens={4 * length}", "data.row_multiple=4",
     )  # fmt: skip
     cases = (
@@ -68,7 +69,7 @@ GROUPS = {
             Case("gpt2_xl", "v5e:16x16", "data=16,fsdp=16"),
             Case("bert_base", "v5e:4x4", "data=16"),
             Case("t5_small", "v5e:4x4", "data=16"),
-            Case("vit_b16", "v5e:4x4", "data=16"),
+            Case("vit_b16", "v5e:8x8", "data=64"),
             Case("paper_base", "v5e:2x4", "data=8"),
             Case("paper_big", "v5e:2x4", "data=8"),
             Case("gpt2_124m", "h100:1x1x8", "fsdp=8"),
@@ -152,7 +153,7 @@ def tables(words: Sequence[str]) -> Iterator[str]:
                 continue
             versions = report.versions(topology.chip)
             if versions != above:
-                flags = " ".join(f"--config.{setting}" for setting in group.settings)
+                flags = shlex.join(f"--config.{setting}" for setting in group.settings)
                 yield f"\n{versions}, {datetime.date.today().isoformat()}; with `{flags}`:\n"
                 yield from map(_line, (HEADER, ["---"] * 3 + ["---:"] * (len(HEADER) - 3)))
             above, found = versions, True
