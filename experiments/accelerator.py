@@ -8,9 +8,10 @@ Sections are measured one after another, the most wanted first, each in a proces
 the time; all shares together are nine minutes. No network is needed, and no checkout: a copy of the tree will do. What
 is missing here is said at the start, and what needs it is left out. A step's time is the median of groups of steps that
 are dispatched together and waited for once, after steps that are not timed; kinds of attention take turns, in the other
-order every other time. MFU is the model's FLOPs (nanoGPT's count) over the time and the data sheet's peak, for devices
-whose data sheet is known here. Without an accelerator all sizes are those of a test of the program, and its figures
-mean nothing.
+order every other time. MFU is the model's FLOPs (nanoGPT's count) over the time and the data sheet's peak; the roofline
+is the least time of the program as compiled, by its own FLOPs and bytes (`transformer.accelerators.roofline`). Both are
+for devices whose data sheet is known here. Without an accelerator all sizes are those of a test of the program, and its
+figures mean nothing.
 
 Source: Dao 2023, "FlashAttention-2" (arXiv 2307.08691); karpathy/nanoGPT, README (1.4697, best of 5,000 steps).
 """
@@ -99,13 +100,11 @@ def _kernels(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
 
 
 def _steps(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
-    said = []
-    for row in rows:
-        mfu = "no MFU (no data sheet of this device)" if row["mfu"] is None else f"MFU {row['mfu']:.1%}"
-        said.append(
-            f"GPT-2 124M, {row['what']}: {row['milliseconds']:.1f} ms a step of {row['rows']} x {row['length']:,} "
-            f"tokens, {row['tokens_per_second']:,.0f} tokens/s, {mfu}."
-        )
+    said = [
+        f"GPT-2 124M, {row['what']}: {row['milliseconds']:.1f} ms a step of {row['rows']} x {row['length']:,} tokens, "
+        f"{row['tokens_per_second']:,.0f} tokens/s, {_shares(row)}."
+        for row in rows
+    ]
     ours = [row for row in rows if row["section"] == "gpt2"]
     theirs = [row for row in rows if row["section"] == "torch"]
     if ours and theirs:
@@ -118,6 +117,8 @@ def _steps(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
             f"{row['milliseconds']:.2f}",
             f"{row['tokens_per_second']:,.0f}",
             _or(row["mfu"], "{:.1%}"),
+            _or(row.get("bound_milliseconds"), "{:.2f}"),
+            _or(row.get("times_bound"), "{:.2f}"),
             _or(row.get("compiled_bytes"), "{:.2f}", 1e-9),
             _or(row["peak_bytes"], "{:.2f}", 1e-9),
             f"{row['compile_seconds']:.1f}",
@@ -125,9 +126,19 @@ def _steps(rows: list[dict[str, Any]]) -> tuple[list[str], Table]:
         ]
         for row in rows
     ]
-    header = ["GPT-2 124M", "ms a step", "tokens/s", "MFU", "GB by the compiler", "GB held at most",
-              "s to compile", "loss on one batch"]  # fmt: skip
+    header = ["GPT-2 124M", "ms a step", "tokens/s", "MFU", "ms by the roofline", "measured / roofline",
+              "GB by the compiler", "GB held at most", "s to compile", "loss on one batch"]  # fmt: skip
     return said, Table(header, body, "Training steps in bfloat16.")
+
+
+def _shares(row: dict[str, Any]) -> str:
+    """MFU and roofline of a step as a part of its sentence. PyTorch's program is not read, and has no roofline."""
+    mfu = "no MFU" if row["mfu"] is None else f"MFU {row['mfu']:.1%}"
+    if "times_bound" not in row:
+        return f"{mfu} (no data sheet of this device)" if row["mfu"] is None else mfu
+    if row["times_bound"] is None:
+        return f"{mfu}, no roofline ({row['no_bound']})"
+    return f"{mfu}, {row['times_bound']:.2f} times the {row['bound_milliseconds']:.1f} ms of its roofline"
 
 
 def _or(value: float | None, form: str, scale: float = 1.0) -> str:

@@ -474,6 +474,8 @@ describe --config=CONFIG --mesh=data=2,data=4 : write data, fsdp, sequence or te
 describe --config=CONFIG --mesh=tensor=3 : does not divide over mesh.tensor=3
 describe --config=CONFIG --topology=v5e:4x5 : did you mean
 describe --config=CONFIG --topology=h100:8 : write h100:slices x hosts x devices
+describe --config=CONFIG --topology= : write a slice of TPUs such as v5e:4x4
+describe --config=CONFIG --topology=v5e:4x4 --nocompile : leave one out
 heads --workdir=RUN : --text is missing
 heads --text=one : give either --workdir
 heads --workdir=RUN --pretrained=TMP/notes --text=one : give either --workdir

@@ -206,8 +206,10 @@ def main() -> None:
     devices = 1
     if FLAGS.mesh:
         config, devices = on_mesh(config, FLAGS.mesh)
-    simulated = FLAGS.mesh and FLAGS.compile and not FLAGS.topology and devices <= COMPILE_UP_TO
-    if FLAGS.topology:
+    simulated = FLAGS.mesh and FLAGS.compile and FLAGS.topology is None and devices <= COMPILE_UP_TO
+    if FLAGS.topology is not None:
+        if not FLAGS.compile:
+            raise UserError(f"--topology={FLAGS.topology!r} compiles the step, and --nocompile does not: leave one out")
         from transformer.accelerators import topologies
 
         topologies.parse(FLAGS.topology)
@@ -226,7 +228,7 @@ def main() -> None:
     task, held = task_of(config), shapes(config)
     if filling := unused_parameters(task.model_config, held):
         lines.append(f"of the total {filling:,} only fill tables of the vocabulary up: {total - filling:,} parameters")
-    if FLAGS.topology:
+    if FLAGS.topology is not None:
         lines += compiled_for(config, FLAGS.topology)
     else:
         figures = step_figures(config)

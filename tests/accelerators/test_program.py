@@ -1,4 +1,5 @@
-"""What is read of a compiled program: FLOPs, trips of loops, collectives; the roofline; names of topologies."""
+"""What is read of a compiled program: FLOPs, trips of loops, collectives; the roofline; names of topologies; what is
+said of a step that does not fit."""
 
 from typing import Any
 
@@ -6,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from transformer.accelerators import topologies
+from transformer.accelerators import compiling, topologies
 from transformer.accelerators.program import Op, Program, read
 from transformer.accelerators.roofline import bound, utilisation
 from transformer.accelerators.sheets import SHEETS, Sheet
+from transformer.accelerators.topologies import Topology
+from transformer.config import Config, override
 from transformer.errors import UserError
 
 
@@ -96,6 +99,10 @@ def test_the_roofline_is_the_slower_of_products_and_bytes() -> None:
     ("name", "message"),
     [
         ("v5e:4x5", "of v5e 1x1, 2x2, 2x4, 4x4"),
+        ("v5e-16", "did you mean 'v5e:4x4'"),
+        ("v5e:1x8", "did you mean 'v5e:2x4'"),
+        ("", "write a slice of TPUs such as v5e:4x4, or GPUs such as h100:1x1x8"),
+        ("gpu", "there are a100, h100, h200, v4"),
         ("v5e:44", "did you mean 'v5e:4x4'"),
         ("v5:4x4", "did you mean 'v5"),
         ("h100:8", "write h100:slices x hosts x devices of a host"),
@@ -119,3 +126,47 @@ def test_every_known_group_has_a_sheet() -> None:
     for chip, sizes in topologies.TOPOLOGIES.items():
         assert chip in SHEETS
         assert topologies.parse(f"{chip}:{sizes[0]}")[0] == chip
+
+
+# --- Steps that do not fit
+
+
+def test_a_step_that_does_not_fit_is_a_sentence() -> None:
+    found = compiling._too_large(120.0, 80.0, 64, "h100")
+    assert str(found) == "a device needs 120.0 GB with 64 rows at a time, and an h100 has 80.0 GB"
+    assert found.share == 1.5
+    assert "and a v5e has 16.9 GB" in str(compiling._too_large(18.0, 16.9, 64, "v5e"))
+    unknown = compiling._too_large(*compiling._gigabytes("RESOURCE_EXHAUSTED"), 64, "v5e")
+    assert str(unknown) == "a v5e has too little memory for 64 rows at a time"
+
+
+@pytest.mark.parametrize(
+    ("fits_from", "share", "tried", "sentence"),
+    [
+        (4, 1.2, [2, 4], "2 rows at a time fit, with mesh.accumulate=4, in 3.0 GB"),
+        (4, 3.5, [4], "2 rows at a time fit, with mesh.accumulate=4, in 3.0 GB"),
+        (16, 1.2, [2, 4, 8], "not even one row at a time fits: split the parameters (mesh.fsdp, mesh.tensor), or set "
+         "model.remat=full"),
+    ],
+)  # fmt: skip
+def test_the_largest_step_that_fits_is_found(
+    fits_from: int, share: float, tried: list[int], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 rows on eight devices: eight of each, in as few micro-batches as will do."""
+    settings = {"model.vocab_size": 64, "data.max_len": 16, "data.buckets": (16,), "data.batch_tokens": 1024}
+    config, devices = override(Config(), settings), tuple(jax.devices())
+    began: list[int] = []
+
+    def compile_step(config: Config, topology: Topology) -> Any:
+        began.append(config.mesh.accumulate)
+        if config.mesh.accumulate < fits_from:
+            raise compiling.TooLarge("", share)
+        layout = compiling.layout_on(config, compiling.task_of(config), topology)
+        return compiling.Step(config, topology, layout, 64, 16, "", compiling.Memory(10**9, 2 * 10**9, 16e9), 1.0)
+
+    monkeypatch.setattr(compiling, "compile_step", compile_step)
+    topology = Topology("v5e:2x4", "v5e", devices)
+    assert compiling.instead(config, topology, compiling.TooLarge("", share)) == sentence
+    assert began == tried
+    again = override(config, {"model.remat": "full"})
+    assert "remat" not in compiling.instead(again, topology, compiling.TooLarge("", share))

@@ -490,6 +490,14 @@ def test_the_platform_is_the_one_that_is_compiled_for(monkeypatch: pytest.Monkey
         assert choose(x, x, x, band(False, None)).backend == "blockwise"
 
 
+def test_a_gpu_that_has_no_kernel_says_why() -> None:
+    x = jax.ShapeDtypeStruct((4, 1024, 8, 64), jnp.float32)
+    with platforms.compiling_for("gpu"):
+        found = choose(x, x, x, band(True, None))
+    why = "no kernel of a GPU takes float32, and 1024 x 1024 scores a head are many"
+    assert (found.backend, found.reason) == ("blockwise", why)
+
+
 # --- What "auto" takes
 
 

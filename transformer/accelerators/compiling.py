@@ -150,7 +150,8 @@ def instead(config: Config, topology: Topology, failed: TooLarge) -> str:
     """What fits in place of a step that does not, as a part of a sentence."""
     step = largest(config, topology, failed)
     if step is None:
-        return "not even one row at a time fits: split the parameters (mesh.fsdp, mesh.tensor), or set model.remat=full"
+        more = "" if config.model.remat == "full" else ", or set model.remat=full"
+        return f"not even one row at a time fits: split the parameters (mesh.fsdp, mesh.tensor){more}"
     return (
         f"{step.at_once} rows at a time fit, with mesh.accumulate={step.config.mesh.accumulate}, in "
         f"{step.memory.needed / 1e9:.1f} GB"
@@ -186,10 +187,12 @@ def _not_cached() -> Iterator[None]:
 
 
 def _too_large(needed: float, available: float, at_once: int, chip: str) -> TooLarge:
-    return TooLarge(
-        f"a device needs {needed:.1f} GB of the {available:.1f} GB of a {chip}, with {at_once} rows at a time",
-        needed / available if available else math.inf,
-    )
+    """`needed` and `available` in GB, NaN where the compiler does not say."""
+    named = f"{'a' if chip.startswith('v') else 'an'} {chip}"
+    if math.isnan(needed):
+        return TooLarge(f"{named} has too little memory for {at_once} rows at a time", 1.0)
+    sentence = f"a device needs {needed:.1f} GB with {at_once} rows at a time, and {named} has {available:.1f} GB"
+    return TooLarge(sentence, needed / available if available else math.inf)
 
 
 def _gigabytes(message: str) -> tuple[float, float]:

@@ -68,14 +68,30 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
             f"--topology={name!r} is not known: write {chip}:slices x hosts x devices of a host, of which there are at "
             f"most 8, such as {chip}:1x1x8"
         )
-    known = [f"{one}:{size}" for one, several in TOPOLOGIES.items() for size in several]
-    known += [f"{one}:1x1x8" for one in _GPUS]
-    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-    sizes = ", ".join(TOPOLOGIES.get(near.split(":")[0], ["slices x hosts x devices"]))
+    chips = ", ".join(sorted(SHEETS))
+    near = _nearest(name)
+    if near is None:
+        raise UserError(
+            f"--topology={name!r} is not known: write a slice of TPUs such as v5e:4x4, or GPUs such as h100:1x1x8, "
+            f"which are slices x hosts x devices of a host; there are {chips}"
+        )
+    chip, _, _ = near.partition(":")
+    sizes = ", ".join(TOPOLOGIES.get(chip, ["slices x hosts x devices"]))
     raise UserError(
-        f"--topology={name!r} is not known: did you mean {near!r}? There are {', '.join(sorted(SHEETS))}, and of "
-        f"{near.split(':')[0]} {sizes}"
+        f"--topology={name!r} is not known: did you mean {near!r}? There are {chips}, and of {chip} {sizes}"
     )
+
+
+def _nearest(name: str) -> str | None:
+    """The known group nearest to a name: of a TPU's slice that has as many chips ("v5e-16"), or else by its letters."""
+    for chip, several in TOPOLOGIES.items():
+        numbers = re.findall(r"\d+", name.removeprefix(chip)) if name.startswith(chip) else []
+        for size in several:
+            if numbers and math.prod(map(int, numbers)) == math.prod(map(int, size.split("x"))):
+                return f"{chip}:{size}"
+    known = [f"{chip}:{size}" for chip, several in TOPOLOGIES.items() for size in several]
+    known += [f"{chip}:1x1x8" for chip in _GPUS]
+    return next(iter(difflib.get_close_matches(name, known, 1, 0.5)), None)
 
 
 def load(name: str) -> Topology:

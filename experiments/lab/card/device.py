@@ -8,12 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from transformer.accelerators.sheets import known_flops
+from transformer.accelerators.sheets import Sheet, known_flops, sheet_of
 
 
 def is_toy() -> bool:
     """Whether there is no accelerator, so that sizes are for a test of the program and its figures mean nothing."""
     return jax.default_backend() == "cpu"
+
+
+def sheet() -> Sheet | None:
+    """The data sheet of the device; None where it has none here."""
+    return sheet_of(jax.devices()[0].device_kind)
 
 
 def peak(dtype: str) -> float | None:

@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab.card.device import compiled_bytes, is_toy, median, milliseconds, peak_bytes, share
+from experiments.lab.card.device import compiled_bytes, is_toy, median, milliseconds, peak_bytes, share, sheet
 from experiments.lab.timing import columns
+from experiments.lab.workers import one_line
+from transformer.accelerators import program, roofline
+from transformer.accelerators.compiling import seen
 from transformer.config import Config, load_file, override
 from transformer.decoding import greedy
 from transformer.model.tokens import Tokens
@@ -37,7 +40,7 @@ TOY_ROWS, TOY_LENGTH = 2, 64
 STEPS: dict[str, dict[str, Any]] = {
     "packed rows": {},
     "one text": {"data.name": "text", "data.source": ""},
-    "packed rows, layers unrolled": {"model.scan_layers": False},
+    "packed rows, layers scanned": {"model.scan_layers": True, "model.remat": "dots"},
 }
 WRITTEN, PROMPT, BATCHES = 256, 16, (1, 8, 64)
 
@@ -53,8 +56,9 @@ def config_of(changes: dict[str, Any]) -> tuple[Config, int, int]:
 
 def training() -> Iterator[dict[str, Any]]:
     """A row for each of STEPS: milliseconds of a step as training dispatches them, tokens a second, MFU by nanoGPT's
-    count (None without a data sheet), bytes by the compiler and the most that were held (None
-    where an earlier program held more), the time of compiling, and the losses of the first and the last step."""
+    count (None without a data sheet), the roofline of the compiled step and how many times as long the step took (None
+    with the reason as "no_bound"), bytes by the compiler and the most that were held (None where an earlier program
+    held more), the time of compiling, and the losses of the first and the last step."""
     held = 0
     for name, changes in STEPS.items():
         config, rows, length = config_of(changes)
@@ -95,12 +99,26 @@ def _step(config: Config, rows: int, length: int) -> dict[str, Any]:
         "tokens_per_second": rows * length / ms * 1000,
         "model_flops": flops,
         "mfu": share(flops, ms / 1000, config.model.dtype),
+        **beside(ms, compiled, config, length),
         "compiled_bytes": compiled_bytes(compiled),
         "compile_seconds": compiling,
         "parameters": sum(map(math.prod, shapes.values())),
         "first_loss": first,
         "last_loss": last,
     }
+
+
+def beside(measured: float, compiled: Any, config: Config, length: int) -> dict[str, Any]:
+    """The roofline beside measured milliseconds of a compiled step of this device."""
+    nothing = {"bound_milliseconds": None, "times_bound": None}
+    if (known := sheet()) is None:
+        return nothing | {"no_bound": f"no data sheet of a device named {jax.devices()[0].device_kind!r}"}
+    try:
+        found = program.read(compiled.as_text(), 1, partial(seen, config, length))
+        least = 1000 * roofline.bound(found, known).seconds
+        return {"bound_milliseconds": least, "times_bound": measured / least, "no_bound": ""}
+    except Exception as error:  # a program may be written as none was before: what was measured is kept
+        return nothing | {"no_bound": one_line(error)}
 
 
 def batch_of(task: Any, rows: int, length: int) -> dict[str, np.ndarray]:

@@ -16,10 +16,10 @@ from transformer.model.attention.banded import banded, check_consecutive, tiling
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
 from transformer.model.attention.fused import fused, padding_of
-from transformer.model.attention.kernels import Padding, kernel
+from transformer.model.attention.kernels import KERNELS, Padding, kernel
 from transformer.model.attention.scores import Score
 from transformer.model.attention.sequence import attend_sequence, by_halo
-from transformer.platforms import device_rows, length_shards, tuned
+from transformer.platforms import device_rows, length_shards, target, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
     "dense": dense,
@@ -85,6 +85,8 @@ def choose(
             share = tiling.slabs * tiling.slab / length
             return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
     if length * keys >= tuned().tiles_from:
+        if target() in KERNELS:
+            return Choice("blockwise", f"{why}, and {length} x {keys} scores a head are many")
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
     return Choice("dense", f"{length} x {keys} scores a head are few")
 
