@@ -19,6 +19,8 @@ HEAD_AXIS = "tensor"  # and the axis over which the heads are split
 class Platform:
     """The tuned numbers of one platform."""
 
+    # Queries of a strip (`transformer.model.attention.strips`); 0: none.
+    strip: int = 0
     # Scores of one head (L x S) from which attention is tiled. On two cores, forward and backward: 21 ms against 18 for
     # all scores at once at length 512, 50 against 68 at 1,024 (experiments/attention_cost.py).
     tiles_from: int = 1 << 19
@@ -55,7 +57,7 @@ class Platform:
 # backward: 6 of an H100's 80 GB, 1.5 of a TPU v5e's 16. A mask of 1 GiB is 32 rows of 4,096 tokens. A block of 512 x
 # 512 scores in float32 is 1 of 128 MiB of a v5e's on-chip memory.
 PLATFORMS: dict[str, Platform] = {
-    "cpu": Platform(),
+    "cpu": Platform(strip=64),
     "gpu": Platform(
         tiles_from=1 << 18,
         side_by_side=2 << 30,

@@ -26,7 +26,8 @@ from transformer.model.masks import band
 from transformer.model.positions import T5_BUCKETS, AlibiBias, T5Bias, alibi_slopes, t5_bucket
 
 B, K, M = 2, 5, 7
-ON_CPU = ("dense", "blockwise", "banded")
+WITH_SCORES = ("dense", "blockwise", "banded")  # take a score function
+ON_CPU = (*WITH_SCORES, "strips")
 # The module: `transformer.model.attention.blockwise` as an attribute is the function of that name.
 blockwise_backend = importlib.import_module("transformer.model.attention.blockwise")
 Arrays = tuple[np.ndarray, ...]
@@ -40,8 +41,9 @@ def tensors(seed: int, length: int, keys: int, heads: int, groups: int, dtype: A
 
 
 def cut(patch: pytest.MonkeyPatch, largest: int, smallest: int = 1) -> None:
-    """Tiles of `largest` positions (a multiple of 16 up to it, from 16 on), and of `smallest` for a narrow band."""
-    tune(patch, tile=largest, window_tile=smallest)
+    """Tiles of `largest` positions (a multiple of 16 up to it, from 16 on), of `smallest` for a narrow band, and strips
+    of `largest`."""
+    tune(patch, tile=largest, window_tile=smallest, strip=largest)
 
 
 def tune(patch: pytest.MonkeyPatch, **numbers: int) -> None:
@@ -164,7 +166,7 @@ def test_jax_nn_has_the_same_window(
     q, k, v, _ = tensors(2, 13, 13, 4, 2)
     v = v[..., :K]  # its values are as wide as its keys
     theirs = jax.jit(lambda *x: jax.nn.dot_product_attention(*x, is_causal=causal, local_window_size=window))(q, k, v)
-    for backend in ON_CPU if window is not None else ("dense", "blockwise"):
+    for backend in ON_CPU if window is not None else ("dense", "blockwise", "strips"):
         ours = jax.jit(partial(attend, causal=causal, window=window, backend=backend))(q, k, v)
         np.testing.assert_allclose(ours, theirs, atol=1e-5, err_msg=backend)
 
@@ -247,6 +249,8 @@ def held_to_the_loop_anyhow(ids: str, data: st.DataObject) -> None:
     backends, where, real = ["dense", "blockwise"], in_order(length, keys), np.ones((B, length), bool)
     if None not in band(causal, window) and length == keys and ids != "anywhere":
         backends.append("banded")
+    if bias is None:
+        backends.append("strips")
     if ids == "packed":
         mine = packing(draw, length)
         theirs = mine if length == keys else packing(draw, keys)
@@ -369,7 +373,7 @@ def test_one_row_of_positions_serves_all_rows(monkeypatch: pytest.MonkeyPatch) -
 # --- How documents are told apart
 
 
-@pytest.mark.parametrize("backend", ["auto", *ON_CPU[:2]])
+@pytest.mark.parametrize("backend", ["auto", "dense", "blockwise", "strips"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_lengths_are_segments_of_padding(backend: str, causal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real queries of right-padded rows see the same, in values and gradients, however padding is told."""
@@ -394,11 +398,11 @@ def test_a_causal_row_needs_no_mask_of_its_padding(monkeypatch: pytest.MonkeyPat
     assert not masked
     seen: list[masks.Visibility] = []
     monkeypatch.setitem(
-        BACKENDS, "dense", lambda q, *_, where, **__: seen.append(where) or jnp.zeros((*q.shape[:3], M))
+        BACKENDS, "strips", lambda q, *_, where, **__: seen.append(where) or jnp.zeros((*q.shape[:3], M))
     )
     attend(q, k, v, causal=True, k_lengths=jnp.array([5, 2]))
     attend(q, k, v, k_lengths=jnp.array([5, 2]))
-    assert [where.q_segments is None for where in seen] == [True, False]
+    assert [where.k_lengths is None for where in seen] == [True, False]
 
 
 @pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.uint32, bool])
@@ -432,7 +436,7 @@ def decayed(rate: Any, scores: Any, q_positions: Any, k_positions: Any) -> Any:
     return scores - rate[:, None, None] * distance
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", WITH_SCORES)
 @pytest.mark.parametrize("form", ["closure", "partial", "bound method"])
 def test_any_callable_changes_the_scores(backend: str, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With gradients to the array that it closes over: dense differentiates itself, tiles do so by hand."""
@@ -485,7 +489,7 @@ def test_what_a_device_computes_decides_not_the_whole_batch() -> None:
 def test_the_platform_is_the_one_that_is_compiled_for(monkeypatch: pytest.MonkeyPatch) -> None:
     x = jax.ShapeDtypeStruct((1, 64, 2, 8), jnp.float32)
     monkeypatch.setitem(platforms.PLATFORMS, "tpu", dataclasses.replace(platforms.PLATFORMS["tpu"], tiles_from=1))
-    assert choose(x, x, x, band(False, None)).backend == "dense"
+    assert choose(x, x, x, band(False, None)).backend == "strips"
     with platforms.compiling_for("tpu"):
         assert choose(x, x, x, band(False, None)).backend == "blockwise"
 
@@ -504,15 +508,16 @@ def test_a_gpu_that_has_no_kernel_says_why() -> None:
 @pytest.mark.parametrize(
     ("length", "keys", "causal", "window", "backend", "reason"),
     [
-        (37, 37, False, 2, "dense", "37 x 37 scores a head are few"),
-        (723, 725, False, None, "dense", "723 x 725 scores"),
+        (37, 37, False, 2, "strips", "37 x 37 scores a head are few"),
+        (723, 725, False, None, "strips", "723 x 725 scores"),
         (724, 725, False, None, "blockwise", "724 x 725 scores a head are more than stay in a processor's cache"),
         (512, 1024, True, None, "blockwise", "512 x 1024 scores"),
         (1, 2**19, True, None, "blockwise", "1 x 524288 scores"),
+        (1, 37, True, None, "dense", "1 x 37 scores"),
         # Three tiles of 112 queries meet 132 keys each, or 172.
         (300, 300, False, 10, "banded", "the window's tiles hold 44% of the scores"),
-        (300, 300, False, 30, "dense", "300 x 300 scores"),
-        (300, 301, False, 10, "dense", "300 x 301 scores"),
+        (300, 300, False, 30, "strips", "300 x 300 scores"),
+        (300, 301, False, 10, "strips", "300 x 301 scores"),
         (1024, 1024, False, 16, "banded", "the window's tiles hold 16% of the scores"),
         (1024, 1024, False, 200, "blockwise", "1024 x 1024 scores"),
         (1024, 1024, True, 200, "banded", "the window's tiles hold 37% of the scores"),

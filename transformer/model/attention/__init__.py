@@ -19,6 +19,7 @@ from transformer.model.attention.fused import fused, padding_of
 from transformer.model.attention.kernels import KERNELS, Padding, kernel
 from transformer.model.attention.scores import Score
 from transformer.model.attention.sequence import attend_sequence, by_halo
+from transformer.model.attention.strips import strips
 from transformer.platforms import device_rows, length_shards, target, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
@@ -26,6 +27,7 @@ BACKENDS: dict[str, Callable[..., Array]] = {
     "blockwise": blockwise,
     "banded": banded,
     "fused": fused,
+    "strips": strips,
 }
 
 
@@ -88,6 +90,8 @@ def choose(
         if target() in KERNELS:
             return Choice("blockwise", f"{why}, and {length} x {keys} scores a head are many")
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
+    if tuned().strip and length > 1 and score is None:
+        return Choice("strips", f"{length} x {keys} scores a head are few, and are kept")
     return Choice("dense", f"{length} x {keys} scores a head are few")
 
 
@@ -187,8 +191,9 @@ def attend(
     if 0 in (batch, length, keys):
         return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
     q, k, v = (q, k, v) if finite else _marked(q, k, v, marked)
-    if backend == "fused":
-        return fused(q, k, v, where=where, consecutive=consecutive, score=score, scale=scale, finite=finite)
+    if backend in ("fused", "strips"):
+        told: dict[str, Any] = {"consecutive": consecutive, "finite": finite}
+        return BACKENDS[backend](q, k, v, where=where, score=score, scale=scale, **told)
     return BACKENDS[backend](q, k, v, where=where.with_ids(), score=score, scale=scale)
 
 

@@ -14,8 +14,9 @@ def spoilt(
     a run of keys, so that it takes the nearest marked keys only; no [L, S] array is made."""
     (left, right), length, keys = where.limits, where.q_positions.shape[1], hidden.shape[1]
     places, last_key = jnp.arange(keys), keys - 1
-    own = where.q_segments is not None and where.q_segments is where.k_segments and consecutive
-    if where.q_segments is not None and not own:
+    own = where.q_segments is not None and where.q_segments is where.k_segments
+    by_index = (own or where.q_segments is None) and consecutive and length == keys
+    if not by_index and (where.q_segments is not None or where.limits != (None, None)):
         return _by_mask(where, hidden)
     sees = None
     if where.k_lengths is not None:
