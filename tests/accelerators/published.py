@@ -177,12 +177,14 @@ def main(words: list[str]) -> None:
     chosen = [case for name, case in CASES.items() if all(word in name for word in words)]
     failed, spawn = [], multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, spawn, topologies.prepare) as pool:
-        for case, found in zip(chosen, pool.map(_figures_or_why, chosen), strict=True):
-            print(case.name, found, flush=True)
+        under_way = {pool.submit(_figures_or_why, case): case.name for case in chosen}
+        for done in concurrent.futures.as_completed(under_way):
+            name, found = under_way[done], done.result()
+            print(name, found, flush=True)
             if isinstance(found, str):
-                failed.append(case.name)
+                failed.append(name)
             else:
-                write_record(case.name, found)
+                write_record(name, found)
     if failed:
         sys.exit(f"not recorded: {', '.join(failed)}")
 

@@ -36,7 +36,7 @@ def differences(record: Figures, found: Figures) -> list[str]:
         if name not in before or name not in now:
             said.append(f"{name}: {now.get(name, 'none')}, and the record says {before.get(name, 'none')}")
         elif now[name] > ABOVE * before[name]:
-            said.append(f"{name}: {now[name]:,.6g}, {now[name] / max(before[name], 1) - 1:.1%} above the record")
+            said.append(f"{name}: {now[name]:,.6g}, more than the record's {before[name]:,.6g} by over {ABOVE - 1:.0%}")
         elif before[name] > BELOW * now[name]:
             said.append(f"{name}: {now[name]:,.6g} of the record's {before[name]:,.6g}: better, so record it")
     return said + [
@@ -121,7 +121,7 @@ SOME: Figures = {
     ("key", "value", "said"),
     [
         ("work", 7209, ""),
-        ("work", 7211, "work bytes: 7,211, 3.0% above the record"),
+        ("work", 7211, "work bytes: 7,211, more than the record's 7,000 by over 3%"),
         ("work", 6370, ""),
         ("work", 6360, "better, so record it"),
         ("held", 1031, "held bytes"),
