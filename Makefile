@@ -61,8 +61,8 @@ parity: $(STAMP)
 	$(BIN)/python -m pytest $(SUITE) tests/parity
 
 # Steps of the published sizes, compiled for accelerators that need not be here: memory, bytes, kernels and the roofline
-# are held to tests/accelerators/published.json. Each compiler has an environment of its own. Of the Pythons that are
-# found, the GPU's takes the first that JAX's compiler for CUDA 13 supports.
+# are held to tests/accelerators/published.json, which JAX 0.10 has made for TPUs, and 0.12 for GPUs. Each compiler has an
+# environment of its own. The GPU's takes the first Python that is found and that CUDA 13's extra supports.
 GPU_PYTHON ?= $(firstword $(foreach python,$(PYTHON) python3.12 python3.13 python3.14,$(shell \
   $(python) -c 'import sys; sys.version_info < (3, 12) or print("$(python)")' 2>/dev/null)))
 COMPILED := -n $(JOBS) --dist worksteal tests/accelerators
@@ -77,8 +77,8 @@ accelerators-gpu: compiler-gpu
 
 # Writes published.json anew, after a change that is meant to change it.
 records: compiler-tpu compiler-gpu
-	.venv-tpu/bin/python -m tests.accelerators.published v5e
-	.venv-gpu/bin/python -m tests.accelerators.published h100
+	.venv-tpu/bin/python -m tests.accelerators.published tpu
+	.venv-gpu/bin/python -m tests.accelerators.published gpu
 
 compiler-tpu:
 	@$(MAKE) --no-print-directory VENV=.venv-tpu EXTRAS=test,tpu

@@ -1,10 +1,10 @@
 """Training steps of the published sizes, compiled for accelerators: CASES, and what of each is recorded.
 
     python -m tests.accelerators.published              # compiles all cases, and writes published.json anew
-    python -m tests.accelerators.published gpt2 v5e     # those whose names have each of these words
+    python -m tests.accelerators.published tpu gpt2     # those of a platform, whose names have each of these words
 
-Cases on v5e need the extra `tpu`, those on h100 the extra `gpu`; `make records` does both. It is for changes that are
-meant to change a figure: the difference of published.json shows what they have changed.
+A platform's compiler is the extra `tpu` or `gpu`; `make records` does both. It is for changes that are meant to change
+a figure: the difference of published.json shows what they have changed.
 """
 
 import concurrent.futures
@@ -73,14 +73,14 @@ CASES = {
     case.name: case
     for case in (  # what takes longest is first
         Case("gpt2_xl", "v5e:16x16", "data=16,fsdp=16"),
-        _window(LENGTHS[1], "v5e:1x1"),
+        _window(LENGTHS[1], "v6e:1x1"),
         Case("gpt2_124m", "v5e:4x4", "data=4,fsdp=4"),
         Case("t5_small", "v5e:4x4", "data=16", _SCANNED),
         Case("bert_base", "v5e:4x4", "data=16", _SCANNED),
         Case("vit_b16", "v5e:4x4", "data=16", _SCANNED | {"mesh.accumulate": 4}),
         Case("paper_big", "v5e:4x4", "data=4,fsdp=4", _SCANNED),
         Case("paper_base", "v5e:2x4", "data=8", _SCANNED),
-        _window(LENGTHS[0], "v5e:1x1"),
+        _window(LENGTHS[0], "v6e:1x1"),
         Case("llama", "v5e:2x2", "data=4"),
         Case("vit_b16", "h100:1x1x8", "data=8", {"mesh.accumulate": 2}),
         Case("bert_base", "h100:1x1x8", "data=8"),
@@ -173,8 +173,8 @@ def _figures_or_why(case: Case) -> Figures | str:
 
 
 def main(words: list[str]) -> None:
-    """Writes the records of the cases whose names have each of the words. Two are compiled at a time."""
-    chosen = [case for name, case in CASES.items() if all(word in name for word in words)]
+    """Writes the records of the cases whose names or platforms have each of the words. Two are compiled at a time."""
+    chosen = [case for case in CASES.values() if all(word in f"{case.name} {case.platform}" for word in words)]
     failed, spawn = [], multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, spawn, topologies.prepare) as pool:
         under_way = {pool.submit(_figures_or_why, case): case.name for case in chosen}

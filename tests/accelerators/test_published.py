@@ -94,7 +94,7 @@ def test_gpt2_xl_fits_a_chip_of_16_gb() -> None:
     assert passes(record) == (48, 48)  # layers are computed again in the backward pass, but attention is not
 
 
-@pytest.mark.parametrize("topology", ["v5e:1x1", "h100:1x1x1"])
+@pytest.mark.parametrize("topology", ["v6e:1x1", "h100:1x1x1"])
 def test_a_window_of_128_takes_memory_by_the_length_and_little_more_than_its_band(topology: str) -> None:
     short, long = (read_records()[f"gpt2_124m, window 128 at {length:,} on {topology}"] for length in LENGTHS)
     assert long["work"] <= LENGTHS[1] / LENGTHS[0] * short["work"]
