@@ -61,7 +61,7 @@ class Case:
 def _window(length: int, topology: str) -> Case:
     """GPT-2 124M with a window of 128 and one row of this length; layers but attention are computed again."""
     changes = {"model.attention": ("window:128",), "model.max_positions": length, "data.row_multiple": 1}
-    changes |= {"model.remat": "attention"}
+    changes |= {"model.remat": "attention", "model.scan_layers": True}
     changes |= {"data.max_len": length, "data.buckets": (length,), "data.batch_tokens": length}
     return Case("gpt2_124m", topology, "data=1", changes, f"window 128 at {length:,}")
 
@@ -74,7 +74,7 @@ CASES = {
     for case in (  # what takes longest is first
         Case("gpt2_xl", "v5e:16x16", "data=16,fsdp=16"),
         _window(LENGTHS[1], "v6e:1x1"),
-        Case("gpt2_124m", "v5e:4x4", "data=4,fsdp=4"),
+        Case("gpt2_124m", "v5e:4x4", "data=4,fsdp=4", _SCANNED | {"model.remat": "dots"}),
         Case("t5_small", "v5e:4x4", "data=16", _SCANNED),
         Case("bert_base", "v5e:4x4", "data=16", _SCANNED),
         Case("vit_b16", "v5e:4x4", "data=16", _SCANNED | {"mesh.accumulate": 4}),

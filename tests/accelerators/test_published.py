@@ -85,6 +85,7 @@ def test_gpt2_calls_a_kernel_in_each_layer_and_works_in_little_memory(name: str)
     assert record["work"] <= 20e9
     assert record["branches"] == 0
     others = Counter(record["loops"]) - Counter({f"{parts} x {layers}": 2, f"1 x {parts}": int(parts > 1)})
+    assert case.platform == "tpu" or record["mfu"] >= 0.6
     assert sum(others.values()) <= 1, f"loops besides those over layers, micro-batches and the loss: {others}"
 
 
