@@ -1,6 +1,8 @@
-# make install | test | ablation | notebooks | check | long | lint | parity | clean      (PYTHON=python3.12 chooses the interpreter)
+# make install | test | ablation | notebooks | check | long | lint | parity | accelerators | records | clean
+# PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= test
 # Processes of the test suite; each holds one JAX, and has whole files of tests: what they share is made once.
 JOBS ?= 2
 SUITE := -n $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -13,6 +15,7 @@ BIN := $(VENV)/bin
 INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e
 
 .PHONY: install test ablation notebooks check long lint parity clean
+.PHONY: accelerators accelerators-tpu accelerators-gpu records compiler-tpu compiler-gpu
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -23,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo 'Installing into $(VENV) (Python $(VERSION)); about a minute, and the download.'
 	@test -x $(BIN)/python$(VERSION) || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip setuptools wheel
-	$(INSTALL) '.[test]'
+	$(INSTALL) '.[$(EXTRAS)]'
 	@touch $@
 
 test: $(STAMP)
@@ -57,6 +60,33 @@ parity: $(STAMP)
 	$(INSTALL) '.[test,parity]'
 	$(BIN)/python -m pytest $(SUITE) tests/parity
 
+# Steps of the published sizes, compiled for accelerators that need not be here: memory, bytes, kernels and the roofline
+# are held to tests/accelerators/published.json, which JAX 0.10 has made for TPUs, and 0.12 for GPUs. Each compiler has an
+# environment of its own. The GPU's takes the first Python that is found and that CUDA 13's extra supports.
+GPU_PYTHON ?= $(firstword $(foreach python,$(PYTHON) python3.12 python3.13 python3.14,$(shell \
+  $(python) -c 'import sys; sys.version_info < (3, 12) or print("$(python)")' 2>/dev/null)))
+COMPILED := -n $(JOBS) --dist worksteal tests/accelerators
+
+accelerators: accelerators-tpu accelerators-gpu
+
+accelerators-tpu: compiler-tpu
+	.venv-tpu/bin/python -m pytest $(COMPILED) -m 'accelerators(platform="tpu")'
+
+accelerators-gpu: compiler-gpu
+	.venv-gpu/bin/python -m pytest $(COMPILED) -m 'accelerators(platform="gpu")'
+
+# Writes published.json anew, after a change that is meant to change it.
+records: compiler-tpu compiler-gpu
+	.venv-tpu/bin/python -m tests.accelerators.published tpu
+	.venv-gpu/bin/python -m tests.accelerators.published gpu
+
+compiler-tpu:
+	@$(MAKE) --no-print-directory VENV=.venv-tpu EXTRAS=test,tpu
+
+compiler-gpu:
+	@test -n '$(GPU_PYTHON)' || { echo 'The compiler for GPUs needs Python 3.12 or newer, and none is found: try `make GPU_PYTHON=path/to/python3.12 $(or $(MAKECMDGOALS),$@)`.' >&2; exit 1; }
+	@$(MAKE) --no-print-directory VENV=.venv-gpu EXTRAS=test,gpu PYTHON=$(GPU_PYTHON)
+
 clean:
-	rm -rf $(VENV) .cache build dist *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-gpu .cache build dist *.egg-info
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +

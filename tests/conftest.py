@@ -37,6 +37,13 @@ _NOT_OPTIMISED |= {f"test_{name}.py" for name in ("bfloat16", "tasks", "heads", 
 _NOT_OPTIMISED |= {f"test_{name}.py" for name in ("scanned", "sequence")}
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests that need a compiler of accelerators are run where `-m` asks for them: `make accelerators`."""
+    if "accelerators" not in config.option.markexpr:
+        config.hook.pytest_deselected(items=[item for item in items if item.get_closest_marker("accelerators")])
+        items[:] = [item for item in items if not item.get_closest_marker("accelerators")]
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Each file of tests begins without compiled programs: thousands of them took 5 GB in one process, and each takes

@@ -122,6 +122,13 @@ def test_a_compiler_that_is_not_installed_names_its_extra(monkeypatch: pytest.Mo
             topologies.load(name)
 
 
+def test_rows_that_do_not_divide_over_the_devices_are_a_sentence() -> None:
+    eight = topologies.Topology("eight", "v5e", tuple(jax.devices()))
+    config = override(Config(), {"model.vocab_size": 64, "data.row_multiple": 4, "data.batch_tokens": 1})
+    with pytest.raises(UserError, match="a batch of 4 rows of length 256 does not divide over data x fsdp = 8"):
+        compiling.compile_step(config, eight)
+
+
 def test_every_known_group_has_a_sheet() -> None:
     for chip, sizes in topologies.TOPOLOGIES.items():
         assert chip in SHEETS

@@ -41,6 +41,7 @@ CASES: list[tuple[dict[str, Any], str | None]] = [
     ({"dtype": jnp.float16}, "cudnn"),
     ({"width": 4}, None),
     ({"keys": 12}, "cudnn"),
+    ({"keys": 13}, None),  # forward alone it would take an odd number
     ({"keys": 12, "causal": True}, "cudnn_masked"),
     ({"keys": 13, "causal": True}, None),
     ({"score": AlibiBias(4)}, None),

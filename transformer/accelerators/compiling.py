@@ -108,10 +108,10 @@ def compile_step(config: Config, topology: str | Topology) -> Step:
     topology = topologies.load(topology) if isinstance(topology, str) else topology
     task = task_of(config)
     layout, (length, rows) = layout_on(config, task, topology), longest(config, task)
-    at_once = rows_at_once(layout, rows, config.mesh.accumulate)
     began, available = time.monotonic(), topology.sheet.memory
-    with topologies.quiet(), _not_cached():
+    with topologies.quiet(), not_cached():
         lowered = lower(config, task, layout, rows, length)
+        at_once = rows_at_once(layout, rows, config.mesh.accumulate)
         try:
             compiled = lowered.compile(compiler_options=_OPTIONS[topology.devices[0].platform])
         except jax.errors.JaxRuntimeError as error:
@@ -176,7 +176,7 @@ def seen(config: Config, length: int, source: str) -> float:
 
 
 @contextlib.contextmanager
-def _not_cached() -> Iterator[None]:
+def not_cached() -> Iterator[None]:
     """Programs for other machines are not kept on disk, from where they cannot be loaded here."""
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)

@@ -9,7 +9,8 @@
 
 `cudnn` is cuDNN's fused attention through `jax.nn`; it skips what a causal mask or a window hides. `cudnn_masked` is
 the same with a mask [B, 1, L, S] in 16 bits, which costs memory of O(L·S) but for one head only: it is taken up to
-`Platform.mask_bytes`, and where a window does not make tiles cheaper. `splash` is JAX's Pallas kernel for TPUs
+`Platform.mask_bytes`, and where a window does not make tiles cheaper. Both take an even number of queries and of keys:
+JAX's backward pass refuses others. `splash` is JAX's Pallas kernel for TPUs
 (`transformer.model.attention.splash`). Heads are up to 128 wide, grouped heads are supported. What no kernel takes, a
 score function for one, goes to our own tiles (`banded`, `blockwise`), which accelerators compute side by side
 (`transformer.model.attention.beside`), or to `dense` where scores are few.
@@ -74,10 +75,10 @@ def kernel(
         return name, "JAX's Pallas kernel takes segments, and skips what is outside a window"
     if widths[0] != widths[1] or widths[0] % 8:
         return None, f"cuDNN takes keys and values of one width, a multiple of 8, not {widths[0]} and {widths[1]}"
+    if length % 2 or keys % 2:
+        return None, f"cuDNN's backward pass takes an even number of queries and keys, not {length} and {keys}"
     if name == "cudnn":
         return name, "cuDNN takes 16-bit full and causal attention, and causal windows"
-    if length % 2 or keys % 2:
-        return None, f"cuDNN takes a mask for an even number of queries and keys, not {length} and {keys}"
     left, right = limits
     if by_index and left is not None and right is not None and 2 * (left + right + 1) <= length:
         return None, f"cuDNN would compute all {keys} keys of a window of {left + right + 1}"
