@@ -19,8 +19,11 @@ HEAD_AXIS = "tensor"  # and the axis over which the heads are split
 class Platform:
     """The tuned numbers of one platform."""
 
-    # Queries of a strip (`transformer.model.attention.strips`); 0: none.
+    # Queries of a strip (`transformer.model.attention.strips`); 0: no strips. On two cores, forward and backward, 48
+    # heads of 256 positions took 11 ms by strips of 64, 13 by 128 and 20 by 32, and 33 with all scores at once.
     strip: int = 0
+    # Most strips of a row: each is compiled by itself.
+    strips: int = 32
     # Scores of one head (L x S) from which attention is tiled. On two cores, forward and backward: 21 ms against 18 for
     # all scores at once at length 512, 50 against 68 at 1,024 (experiments/attention_cost.py).
     tiles_from: int = 1 << 19

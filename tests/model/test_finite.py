@@ -22,6 +22,7 @@ PLACES: dict[str, Any] = {
     "whole": Tokens(),
     "lengths": Tokens(lengths=jnp.array([9, 13])),
     "packed": PackedTokens(jnp.asarray(PACKED), jnp.asarray(SEGMENTS)),
+    "positions alone": Tokens(jnp.asarray(SHUFFLED)),
     "any positions": Tokens(jnp.asarray(SHUFFLED), jnp.asarray(SEGMENTS)),
 }
 PATTERNS = {"full": ("full",), "windows": ("window:1", "window:2"), "mixed": ("window:1", "full"), "far": ("window:7",)}

@@ -188,4 +188,4 @@ def test_a_cpu_has_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
         ValueError, match=r"needs a GPU or a TPU.*compiled for cpu; use backend='blockwise' or 'banded'"
     ):
         attend(q, k, v, backend="fused")
-    assert choose(q, k, v, band(True, None)).backend == "dense"
+    assert choose(q, k, v, band(True, None)).backend == "strips"

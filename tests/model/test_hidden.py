@@ -443,7 +443,7 @@ def test_other_inputs_may_be_no_rows(inputs: str) -> None:
     assert out.shape[0] == 0
 
 
-@pytest.mark.parametrize("backend", ON_CPU)
+@pytest.mark.parametrize("backend", WITH_SCORES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_attention_in_64_bits(backend: str, dtype: str) -> None:
     with jax.enable_x64(True):

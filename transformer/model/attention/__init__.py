@@ -19,7 +19,7 @@ from transformer.model.attention.fused import fused, padding_of
 from transformer.model.attention.kernels import KERNELS, Padding, kernel
 from transformer.model.attention.scores import Score
 from transformer.model.attention.sequence import attend_sequence, by_halo
-from transformer.model.attention.strips import strips
+from transformer.model.attention.strips import Cut, strips
 from transformer.platforms import device_rows, length_shards, target, tuned
 
 BACKENDS: dict[str, Callable[..., Array]] = {
@@ -81,6 +81,12 @@ def choose(
     name, why = kernel(q, k, v, limits, score, padding, consecutive)
     if name is not None:
         return Choice("fused", f"{name}: {why}")
+    if tuned().strip and length > 1 and score is None:
+        cut = Cut.of(length, keys, limits, consecutive)
+        if length // tuned().strip <= tuned().strips and (scores := cut.scores(length, keys)) < tuned().tiles_from:
+            return Choice(
+                "strips", f"{length} x {keys} scores a head are few, and {scores / length / keys:.0%} computed"
+            )
     if consecutive and length == keys and None not in limits:
         tiling = tiling_of(device_rows(q.shape[0]), q.shape[2], length, limits)
         if 2 * tiling.slabs * tiling.slab <= length:
@@ -90,8 +96,6 @@ def choose(
         if target() in KERNELS:
             return Choice("blockwise", f"{why}, and {length} x {keys} scores a head are many")
         return Choice("blockwise", f"{length} x {keys} scores a head are more than stay in a processor's cache")
-    if tuned().strip and length > 1 and score is None:
-        return Choice("strips", f"{length} x {keys} scores a head are few, and are kept")
     return Choice("dense", f"{length} x {keys} scores a head are few")
 
 
