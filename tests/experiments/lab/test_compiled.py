@@ -40,7 +40,7 @@ def test_a_command_fits_its_machine(name: str, case: compiled.Case) -> None:
 def test_a_row_says_what_the_program_does() -> None:
     """A step of two layers on four simulated devices, as if they were TPUs."""
     case = compiled.Case("gpt2_124m", "v5e:2x2", "data=2,fsdp=2")
-    config = compiled.config_of(case, TINY)
+    config = compiled.config_of(case, (*TINY, "model.scan_layers=True"))
     task = task_of(config)
     (length, rows), layout = longest(config, task), sharding.make_layout(config, axes=task.axes)
     text = compiling.lower(config, task, layout, rows, length).compile().as_text()

@@ -117,8 +117,7 @@ def _backward(cut: Cut, residuals: Any, d_out: Array) -> tuple[Array, Array, Arr
         own = (given.astype(wide(v)) * out[:, :, queries]).sum(axis=-1)[:, :, None]  # [B, H, 1, L]
         of_scores = weights * (_products("bhsm,bhlm->bhsl", v[:, :, keys], given) - own)
         seen = _seen(cut, ids, queries, keys)  # 0 times what a hidden value gives can be NaN
-        counted = ~lost if seen is None else seen & ~lost
-        of_scores = jnp.where(counted, of_scores, 0).astype(q.dtype)
+        of_scores = (of_scores if seen is None else jnp.where(seen, of_scores, 0)).astype(q.dtype)
         of_q.append(_products("bhsl,bhsk->bhlk", of_scores, k[:, :, keys]))
         of_k = of_k.at[:, :, keys].add(_products("bhsl,bhlk->bhsk", of_scores, q[:, :, queries]))
         of_v = of_v.at[:, :, keys].add(_products("bhsl,bhlm->bhsm", weights, given))
