@@ -141,8 +141,13 @@ def test_position_encodings_leave_products_in_bfloat16(positions: str) -> None:
     assert not others(jax.jit(jax.grad(lambda params: task.loss(params, batch)["loss"][0])), params)
 
 
-@pytest.mark.parametrize("backend", sorted(set(BACKENDS) - {"fused"}))
-@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(
+    ("backend", "biased"),
+    [
+        *((name, False) for name in sorted(set(BACKENDS) - {"fused"})),
+        *((name, True) for name in ("banded", "blockwise", "dense")),
+    ],
+)
 def test_backends_multiply_in_bfloat16(backend: str, biased: bool) -> None:
     """Windows, grouped heads, values of another width, a bias with weights; a kernel takes the arrays as they are.
     Scores and sums of values are in float32."""

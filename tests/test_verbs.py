@@ -249,7 +249,7 @@ def test_describe_ends_in_the_number_of_parameters(small: Small, verb: Verb) -> 
     expected = 1000 * 16 + 3 * (layer + layer + 4 * 16**2 + 2 * 16)
     assert ended.last == {"parameters": expected}
     assert [line.split() for line in ended.lines if line.startswith("total")] == [["total", f"{expected:,}"]]
-    assert sum(": full, dense: " in line for line in ended.lines) == 9, "encoder, decoder, and between them"
+    assert sum(": full, strips: " in line for line in ended.lines) == 9, "encoder, decoder, and between them"
 
 
 def test_commands_of_their_own(small: Small) -> None:

@@ -48,7 +48,7 @@ def capped(scores: Any, q_positions: Any, k_positions: Any) -> Any:
 # --- Attention
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e38])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 3e38])
 @pytest.mark.parametrize(
     ("backend", "score"), [*((name, None) for name in ON_CPU), *((name, capped) for name in WITH_SCORES)]
 )

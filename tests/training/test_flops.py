@@ -53,7 +53,7 @@ def test_where_parameters_lie(gpt2: Config) -> None:
     config, devices = describe.on_mesh(gpt2, "data=32,fsdp=8")
     rows = {path: (split, size) for path, _, split, size in describe.placement(config, devices)}
     assert rows["embedder/table"] == ("fsdp: 768/8", 4 * 50_257 * 96)
-    assert rows["decoder/layers_0/feed_forward/inner/kernel"] == ("fsdp: 768/8", 4 * 12 * 96 * 3072)
+    assert rows["decoder/layer_0/feed_forward/inner/kernel"] == ("fsdp: 768/8", 4 * 96 * 3072)
     assert rows["decoder/final_norm/scale"] == ("whole", 4 * 768)
 
 

@@ -126,13 +126,13 @@ class MultiHeadAttention(nn.Module):
             keys, cache = kv.extend(cache, keys)
         # In a cache, queries and keys differ in the offset from index to position.
         consecutive = cache is None and where.consecutive
-        return self._merged(self.heads(q, keys, where, score, consecutive, finite)), cache
+        return self._merged(self.heads(q, keys, where, score, consecutive=consecutive, finite=finite)), cache
 
     def cross(
         self, x: Float[Array, "B L D"], where: Tokens, keys: kv.Keys, finite: bool = False
     ) -> Float[Array, "B L D"]:
         """Cross-attention over the encoder's keys and values, without a causal mask. `finite`: they and x are."""
-        return self._merged(self.heads(self._queries(x), keys, where, None, False, finite))
+        return self._merged(self.heads(self._queries(x), keys, where, None, consecutive=False, finite=finite))
 
     def keys_values(
         self, x: Float[Array, "B S D"], finite: bool = False
