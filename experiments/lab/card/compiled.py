@@ -63,9 +63,9 @@ def _window(length: int) -> Group:
     return Group(cases, settings)
 
 
-_GPT2 = (Case("gpt2_124m", "v5e:4x4", "data=4,fsdp=4"), Case("gpt2_124m", "h100:1x1x8", "data=8"))
 GROUPS = {
-    "gpt2_micro": Group(_GPT2, ("model.dtype=bfloat16", "mesh.accumulate=4")),
+    "gpt2_v5e": Group((Case("gpt2_124m", "v5e:4x4", "data=4,fsdp=4"),), ("model.dtype=bfloat16", "mesh.accumulate=4")),
+    "gpt2_h100": Group((Case("gpt2_124m", "h100:1x1x8", "data=8"),), ("model.dtype=bfloat16", "mesh.accumulate=2")),
     "published": Group(
         (
             Case("gpt2_xl", "v5e:16x16", "data=16,fsdp=16"),
