@@ -35,6 +35,8 @@ LONGEST = {
     "jax.nn, window": 8192,
     "torch, full": 8192,
     "dense, full": 8192,
+    "strips, full": 2048,
+    "strips, window": 2048,
     "blockwise, full": 32768,
     "banded, window": 65536,
     "fused, full": 65536,
@@ -58,6 +60,8 @@ def _kinds(length: int) -> dict[str, Callable[..., Any]]:
         "jax.nn, full": lambda q, k, v: theirs(q, k, v, is_causal=True),
         "jax.nn, window": lambda q, k, v: theirs(q, k, v, is_causal=True, local_window_size=(WINDOW, 0)),
         "dense, full": lambda q, k, v: ours(q, k, v, causal=True, backend="dense"),
+        "strips, full": lambda q, k, v: ours(q, k, v, causal=True, backend="strips"),
+        "strips, window": lambda q, k, v: ours(q, k, v, causal=True, window=WINDOW, backend="strips"),
         "blockwise, full": lambda q, k, v: ours(q, k, v, causal=True, backend="blockwise"),
         "banded, window": lambda q, k, v: ours(q, k, v, causal=True, window=WINDOW, backend="banded"),
     }
@@ -115,6 +119,8 @@ def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[
     for fast, others in (
         ("banded, window", ("jax.nn, window", "blockwise, full")),
         ("blockwise, full", ("jax.nn, full", "torch, full", "dense, full")),
+        ("strips, full", ("jax.nn, full", "torch, full", "dense, full", "blockwise, full")),
+        ("strips, window", ("jax.nn, window", "banded, window")),
         ("fused, window", ("fused, full",)),
     ):
         answer += [
