@@ -92,7 +92,15 @@ def test_a_base_that_has_no_use_for_what_is_varied_is_refused(name: str, base: s
 
 def test_measurements_are_found_as_well() -> None:
     names = {name for name in available() if hasattr(load(name), "cases")}
-    assert names == {"accelerator", "attention_cost", "decoding_cost", "receptive_field", "recurrence", "table_one"}
+    assert names == {
+        "accelerator",
+        "attention_cost",
+        "decoding_cost",
+        "receptive_field",
+        "recurrence",
+        "table_one",
+        "training_cost",
+    }
     for name in names:
         cases = load(name).cases()
         assert cases
