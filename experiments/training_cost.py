@@ -15,6 +15,7 @@ Source: Karpathy 2022, nanoGPT, "I only have a macbook"; Vaswani et al. 2017, se
 """
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -104,7 +105,7 @@ def measure_case(name: str) -> list[dict[str, Any]]:
             compiled[0]()
             made["torch.compile"] = compiled
         except Exception as error:  # its compiler can raise anything, such as a C++ compiler that is missing
-            print(f"torch.compile cannot be timed: {error}"[:200])
+            print(f"torch.compile cannot be timed: {error}"[:200], file=sys.stderr)
     times = take_turns({kind: run for kind, (run, _) in made.items()}, SECONDS)
     return [{"case": name, "kind": kind, "parameters": made[kind][1], **columns(ms)} for kind, ms in times.items()]
 

@@ -33,7 +33,7 @@ def seen_finite(
     return finite
 
 
-def memory_finite(finite: Bool[Array, "B S"], memory: Tokens, where: Tokens, length: int) -> Bool[Array, " *B_L"]:
+def memory_finite(finite: Bool[Array, "B S"], memory: Tokens, where: Tokens, length: int) -> Bool[Array, "B _"]:
     """Which of `length` tokens see none but finite ones in cross-attention over a memory."""
     return ~_spoilt(finite, (None, None), where, memory, False, length)
 

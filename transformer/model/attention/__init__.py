@@ -85,7 +85,7 @@ def choose(
         cut = Cut.of(length, keys, limits, consecutive)
         if length // tuned().strip <= tuned().strips and (scores := cut.scores(length, keys)) < tuned().tiles_from:
             return Choice(
-                "strips", f"{length} x {keys} scores a head are few, and {scores / length / keys:.0%} computed"
+                "strips", f"{length} x {keys} scores a head are few; {scores / length / keys:.0%} are computed"
             )
     if consecutive and length == keys and None not in limits:
         tiling = tiling_of(device_rows(q.shape[0]), q.shape[2], length, limits)
@@ -130,8 +130,8 @@ def attend(
 
     What a query may not see has no influence on its output and gradients, even if it is NaN or infinite. A query that
     sees a key or value that is not finite gives NaN, and gradients of 0. One that sees no key gives zeros, with
-    gradients of 0. Derivatives of every order and mode go through "dense"; the tiled backends ("blockwise", "banded")
-    have the first derivative in reverse mode only, and JAX refuses `jax.jvp` of them.
+    gradients of 0. Derivatives of every order and mode go through "dense"; the tiled backends ("blockwise", "banded",
+    "strips") have the first derivative in reverse mode only, and JAX refuses `jax.jvp` of them.
 
     Args:
       q, k, v: queries, keys and values; G key/value heads, G divides H; M may differ from K.
