@@ -106,7 +106,7 @@ def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Pa
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
     command_line.keep_freed_memory()
     with only_process_in(workdir):
-        if hasattr(module, "SECONDS"):
+        if hasattr(module, "MOST_SECONDS"):
             said, failures = apart.measure(
                 module, arguments.experiment, workdir, report.command(sys.argv), arguments.report_only
             )

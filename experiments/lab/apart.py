@@ -1,7 +1,7 @@
 """Cases that are each measured in a process of its own, within its share of the time. What one has measured is kept,
 whatever ends it (an error, a crash, the end of its time, a kill of the whole), and the others go on.
 
-Such an experiment is one of `lab.cases` with `SECONDS`: case -> the most seconds that it may take. Its
+Such an experiment is one of `lab.cases` with `MOST_SECONDS`: case -> the most seconds that it may take. Its
 `measure_case(..., folder)` gives rows one after another, the most wanted first, and `folder` is its own to write into.
 Optional: `missing()`, sentences on what this machine lacks. `python -m experiments.lab.apart` is the process of a case.
 """
@@ -59,7 +59,7 @@ def measure(
             f"{str(workdir)!r} holds measurements of commit {', '.join(sorted(others))}, and this is {commit()}: "
             "choose another --workdir, or use --report-only"
         )
-    for name, seconds in module.SECONDS.items():
+    for name, seconds in module.MOST_SECONDS.items():
         if report_only or kept[name].finished:
             continue
         began = time.monotonic()

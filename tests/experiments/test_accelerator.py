@@ -30,8 +30,8 @@ STEP: dict[str, Any] = {
 
 
 def test_all_shares_are_nine_minutes() -> None:
-    assert sum(accelerator.SECONDS.values()) <= 540
-    assert set(accelerator.cases()) == set(accelerator.SECONDS)
+    assert sum(accelerator.MOST_SECONDS.values()) <= 540
+    assert set(accelerator.cases()) == set(accelerator.MOST_SECONDS)
 
 
 def test_the_blocked_form_is_a_window() -> None:
@@ -140,7 +140,7 @@ def test_a_run_that_is_killed_goes_on_to_its_end_and_loses_nothing(
 
     assert run.main(arguments) == 0
     found = json.loads((out / "results.json").read_text())["cases"]
-    assert list(found) == list(accelerator.SECONDS)
+    assert list(found) == list(accelerator.MOST_SECONDS)
     assert all(one["finished"] and one["error"] is None and one["rows"] for one in found.values())
     assert found["kernels"]["rows"] == kernels
     measured = found["gpt2"]["rows"]
