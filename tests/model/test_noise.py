@@ -89,8 +89,9 @@ def test_another_seed_step_layer_or_row_has_another_mask(other: dict) -> None:
 def test_seeds_and_steps_do_not_share_their_masks() -> None:
     """The noise of 200 x 200 seeds and steps: no equal keys, and in each word as few equal pairs as 32 random
     bits have (about 0.2 expected)."""
-    seeds, steps = jnp.meshgrid(jnp.arange(200), jnp.arange(200))
-    key = step_noise(seeds, steps, jnp.arange(1)).key
+    seeds, steps = (x.ravel() for x in jnp.meshgrid(jnp.arange(200), jnp.arange(200)))
+    of_one = lambda seed, step: jax.random.key_data(step_noise(seed, step, jnp.arange(1)).key)  # noqa: E731
+    key = jax.vmap(of_one)(seeds, steps).T
     for numbers in map(np.ravel, map(np.asarray, key)):
         assert numbers.size - np.unique(numbers).size <= 4
     assert np.unique(np.stack(key).reshape(2, -1), axis=1).shape[1] == seeds.size
