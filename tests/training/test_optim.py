@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from transformer.config import Config, override
@@ -129,6 +130,47 @@ def test_a_spike_is_told_by_the_mean_of_the_recent_norms() -> None:
         mean = float(np.mean(norms[:number])) if number <= RECENT else mean + (norm - mean) / RECENT
         assert bool(spike(state, 3.01 * mean)) == (number >= RECENT)
         assert not spike(state, 2.99 * mean)
+
+
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.1},
+    {"clip_norm": 0.0},
+    {"weight_decay": 0.1, "max_spike": 3.0},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_one_pass_is_the_chain_of_optax(changes: dict[str, Any]) -> None:
+    """Seven updates; where one is not good, whatever its gradients, nothing changes."""
+    config = _config(warmup_steps=3, learning_rate=0.05, **changes)
+    settings, decays = config.optimizer, {name: name == "kernel" for name in PARAMS}
+    pieces = [optax.clip_by_global_norm(settings.clip_norm)] if settings.clip_norm else []
+    pieces.append(optax.scale_by_adam(settings.b1, settings.b2, settings.eps))
+    pieces += [optax.add_decayed_weights(settings.weight_decay, decays)] if settings.weight_decay else []
+    chain = optax.chain(*pieces, optax.scale_by_learning_rate(schedule(config)))
+    ours = make_optimizer(config, AXES)
+    update = jax.jit(ours.update)
+    rng = np.random.default_rng(0)
+    params, expected = PARAMS, PARAMS
+    state, their_state = ours.init(params), chain.init(params)
+    for number in range(7):
+        size = 10.0 ** (number % 3 - 1)
+        gradients = {name: jnp.asarray(rng.normal(size=x.shape) * size) for name, x in PARAMS.items()}
+        good = number != 3
+        given = gradients if good else {name: x * jnp.inf for name, x in gradients.items()}
+        before = state
+        updates, state = update(jax.tree.map(lambda x: 4 * x, given), state, params, scale=0.25, good=good)
+        params = optax.apply_updates(params, updates)
+        if not good:
+            jax.tree.map(np.testing.assert_array_equal, state, before)
+            continue
+        their_updates, their_state = chain.update(gradients, their_state, expected)
+        expected = optax.apply_updates(expected, their_updates)
+        for name, x in params.items():
+            np.testing.assert_allclose(x, expected[name], rtol=2e-6, err_msg=f"{name}, update {number}")
+    own = state[1:] if settings.max_spike else state
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-5), own, their_state)
 
 
 def test_without_the_key_the_state_is_that_of_older_checkpoints() -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from transformer.config import Config
+from transformer.config import Config, OptimizerConfig
 from transformer.training.sharding import parameter_of, path_of
 
 Schedule = Callable[[Any], Any]
@@ -49,19 +49,71 @@ def schedule(config: Config) -> Schedule:
 
 def make_optimizer(
     config: Config, axes: Mapping[str, Sequence[str | None]] | None = None
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam, decoupled weight decay of matrices, the schedule; and, to detect spikes, a record of gradient
-    norms. `axes` are the axis names of each parameter (`Task.axes`), which weight decay needs."""
+    norms. `axes` are the axis names of each parameter (`Task.axes`), which weight decay needs.
+
+    It is the chain of Optax's own transformations, with their state, in one pass over the parameters. Of
+    `update(gradients, state, params, *, scale, norm, good)`, the gradients are those given times `scale` (default: 1),
+    and `norm` is the norm of these (default: it is computed). Where `good` is false, the updates are 0 and the state
+    stays as it was. The factors are changed for that, since a choice between old and new arrays would be one more pass
+    over each."""
     optimizer = config.optimizer
-    pieces = [_remember_norms()] if optimizer.max_spike else []
-    if optimizer.clip_norm:
-        pieces.append(optax.clip_by_global_norm(optimizer.clip_norm))
+    rate = schedule(config)
+    if optimizer.weight_decay and axes is None:
+        raise ValueError("weight decay is of matrices only: give the names of the parameters' axes")
+    decayed = partial(_matrices, axes or {})
+    chain = _chain(optimizer, rate, decayed)
+
+    def update(
+        gradients: Any, state: Any, params: Any, *, scale: Any = 1.0, norm: Any = None, good: Any = True, **_: Any
+    ) -> tuple[Any, Any]:
+        norm = optax.tree.norm(gradients) * scale if norm is None else norm
+        adam = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
+        scale = scale * jnp.minimum(1, optimizer.clip_norm / norm) if optimizer.clip_norm else scale
+        seen = jax.tree.map(lambda g: jnp.where(good, g, 0) * jnp.where(good, scale, 0), gradients)
+
+        def moved(old: Any, new: Any, share: float) -> Any:
+            kept, taken = jnp.where(good, share, 1), jnp.where(good, 1 - share, 0)
+            return jax.tree.map(lambda x, y: kept * x + taken * y, old, new)
+
+        mean = moved(adam.mu, seen, optimizer.b1)
+        square = moved(adam.nu, jax.tree.map(jnp.square, seen), optimizer.b2)
+        count = optax.safe_increment(adam.count)
+        of_mean, of_square = (1 / (1 - jnp.float32(share) ** count) for share in (optimizer.b1, optimizer.b2))
+        counts = [part.count for part in state if isinstance(part, optax.ScaleByScheduleState)]
+        step = jnp.where(good, rate(counts[0]), 0)
+        decays = decayed(params) if optimizer.weight_decay else jax.tree.map(lambda _: False, params)
+
+        def change(mean: Array, square: Array, parameter: Array, decays: bool) -> Array:
+            direction = mean * of_mean / (jnp.sqrt(square * of_square) + optimizer.eps)
+            return -step * (direction + optimizer.weight_decay * parameter if decays else direction)
+
+        def new(part: Any) -> Any:
+            if isinstance(part, optax.ScaleByAdamState):
+                return part._replace(count=jnp.where(good, count, part.count), mu=mean, nu=square)
+            if isinstance(part, optax.ScaleByScheduleState):
+                return part._replace(count=jnp.where(good, optax.safe_increment(part.count), part.count))
+            if isinstance(part, Norms):
+                return jax.tree.map(partial(jnp.where, good), part.after(norm), part)
+            return part
+
+        return jax.tree.map(change, mean, square, params, decays), tuple(new(part) for part in state)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
+
+
+def _chain(optimizer: OptimizerConfig, rate: Schedule, decayed: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """What `make_optimizer` does at once, one after another: its state is that of these."""
+    norms = optax.GradientTransformation(
+        lambda params: Norms(jnp.zeros(()), jnp.zeros((), jnp.int32)),
+        lambda gradients, norms, _: (gradients, norms.after(optax.tree.norm(gradients))),
+    )
+    pieces = [norms] if optimizer.max_spike else []
+    pieces += [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     pieces.append(optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps))
-    if optimizer.weight_decay:
-        if axes is None:
-            raise ValueError("weight decay is of matrices only: give the names of the parameters' axes")
-        pieces.append(optax.add_decayed_weights(optimizer.weight_decay, mask=partial(_matrices, axes)))
-    return optax.chain(*pieces, optax.scale_by_learning_rate(schedule(config)))
+    pieces += [optax.add_decayed_weights(optimizer.weight_decay, decayed)] if optimizer.weight_decay else []
+    return optax.chain(*pieces, optax.scale_by_learning_rate(rate))
 
 
 def _matrices(axes: Mapping[str, Sequence[str | None]], params: Any) -> Any:
@@ -93,15 +145,10 @@ class Norms(NamedTuple):
     mean: Float[Array, ""]  # of all at first, then m + (norm - m) / RECENT
     seen: Int[Array, ""]  # at most RECENT
 
-
-def _remember_norms() -> optax.GradientTransformation:
-    """Leaves gradients unchanged; its state is `Norms`."""
-
-    def update(grads: Any, norms: Norms, params: Any = None) -> tuple[Any, Norms]:
-        count = jnp.minimum(norms.seen + 1, RECENT)
-        return grads, Norms(norms.mean + (optax.tree.norm(grads) - norms.mean) / count, count)
-
-    return optax.GradientTransformation(lambda params: Norms(jnp.zeros(()), jnp.zeros((), jnp.int32)), update)
+    def after(self, norm: Float[Array, ""]) -> "Norms":
+        """With that of one more update."""
+        count = jnp.minimum(self.seen + 1, RECENT)
+        return Norms(self.mean + (norm - self.mean) / count, count)
 
 
 def is_spike(state: Any, norm: Float[Array, ""], max_spike: float) -> Bool[Array, ""]:

@@ -44,7 +44,11 @@ def make_init(
 
 
 def make_train_step(
-    loss: Loss, optimizer: optax.GradientTransformation, layout: Layout, accumulate: int = 1, max_spike: float = 0.0
+    loss: Loss,
+    optimizer: optax.GradientTransformationExtraArgs,
+    layout: Layout,
+    accumulate: int = 1,
+    max_spike: float = 0.0,
 ) -> Callable[[State, Batch, Array], tuple[State, dict[str, Pair]]]:
     """One optimizer step over a batch, or over its `accumulate` micro-batches in sequence. The loss is the sum over the
     whole batch, divided once by its weight, so it does not depend on the number of devices or micro-batches; nor do
@@ -90,15 +94,14 @@ def make_train_step(
         with layout.tracing():
             grads, metrics = gradients(state.params, dict(batch), seed, state.step, jnp.arange(_rows(batch)))
             total, weight = metrics["loss"]
-            grads = jax.tree.map(lambda g: g / jnp.maximum(weight, 1), grads)
-            norm = optax.tree.norm(grads)
-            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+            scale = 1 / jnp.maximum(weight, 1)
+            norm = optax.tree.norm(grads) * scale
             good = jnp.isfinite(total) & jnp.isfinite(norm)
             if max_spike:
                 good &= ~is_spike(state.optimizer, norm, max_spike)
-            new = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
-            old = state._replace(step=state.step + 1)
-            state = jax.tree.map(lambda x, y: jnp.where(good, x, y), new, old)
+            told = {"scale": scale, "norm": norm, "good": good}
+            updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params, **told)
+            state = State(state.step + 1, optax.apply_updates(state.params, updates), optimizer_state)
             metrics = metrics | {"gradient_norm": (norm, jnp.ones(()))}
             metrics = jax.tree.map(lambda x: jnp.where(good, x, 0), metrics)
             metrics["skipped"] = (1 - good.astype(jnp.float32), jnp.ones(()))
