@@ -22,9 +22,17 @@ from transformer.model.products import product
 from transformer.model.tokens import Tokens
 from transformer.platforms import length_shards, tuned
 
+
+def gelu(x: Float[Array, "*B"]) -> Float[Array, "*B"]:
+    """x · Φ(x) (Hendrycks & Gimpel 2016), at least in float32. By erf: JAX's own is by erfc, which costs XLA's CPU
+    compiler an exponential and two passes more. Where Φ is below 1e-7 the result is 0."""
+    wide_x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return (wide_x * (0.5 + 0.5 * lax.erf(wide_x * 0.5**0.5))).astype(x.dtype)
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "relu": nn.relu,
-    "gelu": partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": partial(nn.gelu, approximate=True),
     "silu": nn.silu,
 }
