@@ -14,15 +14,15 @@ HEADS, HEAD_DIM = 4, 32
 SECONDS = 30.0  # of rounds in all, most of them at the lengths that need it
 
 
-def draw(length: int, heads: int, head_dim: int) -> np.ndarray:
-    """Random q, k and v of one sequence [3, 1, L, H, K], float32."""
-    return np.random.default_rng(length).standard_normal((3, 1, length, heads, head_dim), dtype=np.float32)
+def draw(length: int, heads: int, head_dim: int, rows: int = 1) -> np.ndarray:
+    """Random q, k and v of some sequences [3, B, L, H, K], float32."""
+    return np.random.default_rng(length).standard_normal((3, rows, length, heads, head_dim), dtype=np.float32)
 
 
 def gradients(
     kinds: Mapping[str, Callable[..., Any]], q: Any, k: Any, v: Any
 ) -> tuple[dict[str, Callable[[], Any]], dict[str, int | None]]:
-    """Kind -> a compiled run, forward and backward, of an attention of q, k and v [1, L, H, K]; and kind -> the bytes
+    """Kind -> a compiled run, forward and backward, of an attention of q, k and v [B, L, H, K]; and kind -> the bytes
     that it takes besides its arguments and results, None where they are not known."""
     import jax
     import jax.numpy as jnp
