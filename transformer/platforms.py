@@ -19,11 +19,19 @@ HEAD_AXIS = "tensor"  # and the axis over which the heads are split
 class Platform:
     """The tuned numbers of one platform."""
 
-    # Queries of a strip (`transformer.model.attention.strips`); 0: no strips. On two cores, forward and backward, 48
-    # heads of 256 positions took 11 ms by strips of 64, 13 by 128 and 20 by 32, and 33 with all scores at once.
-    strip: int = 0
-    # Most strips of a row: each is compiled by itself.
-    strips: int = 32
+    # Queries of a strip (`transformer.model.attention.strips`), the first choice first; none: no strips. On two cores,
+    # forward and backward, 48 heads of 256 positions took 11 ms by strips of 64, 13 by 128 and 20 by 32, and 33 with
+    # all scores at once.
+    strips: tuple[int, ...] = ()
+    # Most pairs of a strip and a block of keys: each is compiled by itself.
+    strip_pairs: int = 48
+    # Fewest and most queries of a strip of a window (`transformer.model.attention.windows`); none: no such strips. On
+    # two cores, forward and backward, 64 rows and heads of 1,024 positions with 32 keys before each took 84 ms by
+    # strips of 32, 130 by 64 and 223 by 128; with 128 keys, 194, 152 and 216.
+    window_strip: tuple[int, int] | None = None
+    # Most numbers of the queries that a turn of the loop over a window's chunks takes: 16 MiB. One turn has no loop,
+    # and took 44 ms where eight took 55 (1,024 positions as above); eight need 71 MiB instead of 115.
+    window_cache: int = 1 << 22
     # Scores of one head (L x S) from which attention is tiled. On two cores, forward and backward: 21 ms against 18 for
     # all scores at once at length 512, 50 against 68 at 1,024 (experiments/attention_cost.py).
     tiles_from: int = 1 << 19
@@ -60,7 +68,7 @@ class Platform:
 # backward: 6 of an H100's 80 GB, 1.5 of a TPU v5e's 16. A mask of 1 GiB is 32 rows of 4,096 tokens. A block of 512 x
 # 512 scores in float32 is 1 of 128 MiB of a v5e's on-chip memory.
 PLATFORMS: dict[str, Platform] = {
-    "cpu": Platform(strip=64),
+    "cpu": Platform(strips=(64, 128), window_strip=(32, 128)),
     "gpu": Platform(
         tiles_from=1 << 18,
         side_by_side=2 << 30,

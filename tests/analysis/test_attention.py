@@ -162,10 +162,10 @@ def test_maps_are_those_of_a_float64_loop(case: str) -> None:
 
 
 def test_maps_are_dense_whatever_backend_trained_the_model() -> None:
-    """At 384 places a window of 2 is cut into strips; its map is the loop's all the same."""
+    """At 384 places a window of 2 goes to another backend; its map is the loop's all the same."""
     model, params = make(family="decoder_only", positions="rotary", attention=("window:2",), num_heads=1, num_layers=1)
     q = jax.ShapeDtypeStruct((2, 384, 1, K), jnp.float32)
-    assert choose(q, q, q, masks.band(True, windows(model.config)[0]), padding="segments").backend == "strips"
+    assert choose(q, q, q, masks.band(True, windows(model.config)[0]), padding="segments").backend == "banded"
     watched, calls = looked_into(model, params, *packed(384))
     np.testing.assert_allclose(watched["decoder"]["self"].weights[0], looped(model.config, calls[0]), atol=5e-6)
 

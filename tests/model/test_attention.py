@@ -42,11 +42,12 @@ def tensors(seed: int, length: int, keys: int, heads: int, groups: int, dtype: A
 
 def cut(patch: pytest.MonkeyPatch, largest: int, smallest: int = 1) -> None:
     """Tiles of `largest` positions (a multiple of 16 up to it, from 16 on), of `smallest` for a narrow band, and strips
-    of `largest`."""
-    tune(patch, tile=largest, window_tile=smallest, strip=largest)
+    of `largest`; strips of a window of `smallest` to `largest`, and few chunks at a time."""
+    of_windows: dict[str, Any] = {"window_strip": (min(smallest, largest), largest), "window_cache": 1 << 10}
+    tune(patch, tile=largest, window_tile=smallest, strips=(largest,), **of_windows)
 
 
-def tune(patch: pytest.MonkeyPatch, **numbers: int) -> None:
+def tune(patch: pytest.MonkeyPatch, **numbers: Any) -> None:
     """Other numbers for this platform."""
     patch.setitem(platforms.PLATFORMS, "cpu", dataclasses.replace(platforms.PLATFORMS["cpu"], **numbers))
 
@@ -352,7 +353,7 @@ def test_any_positions_under_auto(causal: bool, tiles_from: int, monkeypatch: py
     arrays = tensors(4, 43, 43, 2, 1)
     rng = np.random.default_rng(0)
     positions = np.stack([rng.permutation(86)[:43] for _ in range(B)]).astype(np.int32)
-    assert choose(*arrays[:3], band(causal, 2)).backend == ("banded" if tiles_from == 1 else "strips")
+    assert choose(*arrays[:3], band(causal, 2)).backend == "banded"
     where = {"q_positions": positions, "k_positions": positions}
     ones = np.ones_like(positions)
     expected = loop(*arrays, loop_mask(positions, positions, ones, ones, band(causal, 2)))
@@ -514,15 +515,17 @@ def test_a_gpu_that_has_no_kernel_says_why() -> None:
         (512, 1024, True, None, "blockwise", "512 x 1024 scores"),
         (1, 2**19, True, None, "blockwise", "1 x 524288 scores"),
         (1, 37, True, None, "dense", "1 x 37 scores"),
-        # Four strips of 75 queries meet 85 or 95 keys each.
-        (300, 300, False, 10, "strips", "300 x 300 scores a head are few; 30% are computed"),
-        (300, 300, False, 30, "strips", "300 x 300 scores"),
-        (300, 301, False, 10, "strips", "300 x 301 scores"),
-        (1024, 1024, False, 16, "strips", "9% are computed"),
-        (1024, 1024, False, 200, "strips", "40% are computed"),
-        (1024, 1024, True, 200, "strips", "23% are computed"),
-        (4096, 4096, False, 16, "banded", "the window's tiles hold 4% of the scores"),
-        (2200, 2200, True, 200, "banded", "the window's tiles hold 18% of the scores"),
+        # Ten strips of 30 queries see three blocks of 30 keys, those at the ends two.
+        (300, 300, False, 10, "banded", "the window's tiles hold 28% of the scores"),
+        (300, 300, False, 30, "banded", "28% of the scores"),
+        (300, 301, False, 10, "strips", "300 x 301 scores a head are few; 100% are computed"),
+        # 32 strips see three blocks of 32 keys, the first of all and the last one less.
+        (1024, 1024, False, 16, "banded", "9% of the scores"),
+        (1024, 1024, False, 200, "banded", "53% of the scores"),
+        (1024, 1024, True, 200, "banded", "33% of the scores"),
+        (1024, 1024, False, 400, "blockwise", "1024 x 1024 scores"),
+        (4096, 4096, False, 16, "banded", "the window's tiles hold 2% of the scores"),
+        (2200, 2200, True, 200, "banded", "the window's tiles hold 16% of the scores"),
         (1024, 1025, False, 16, "blockwise", "1024 x 1025 scores"),
         (1024, 1024, False, 1024, "blockwise", "1024 x 1024 scores"),
     ],
@@ -643,7 +646,7 @@ def test_a_band_that_auto_takes_computes_at_most_half() -> None:
 def test_memory_grows_with_the_length_and_not_with_its_square(
     backend: str, options: dict[str, Any], trained: bool, growth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Counted by the compiler, forward and backward: twice the length takes `growth` times the memory."""
+    """Counted by the compiler, forward and backward: twice the length takes at most `growth` times the memory."""
     cut(monkeypatch, 32, 32)
 
     def kept(length: int) -> int:
@@ -657,7 +660,7 @@ def test_memory_grows_with_the_length_and_not_with_its_square(
         return program.memory_analysis().temp_size_in_bytes
 
     short, long = (kept(length) for length in (512, 1024))
-    assert long / short == pytest.approx(growth, rel=0.15)
+    assert long / short < 1.15 * growth
     # The scores of one head alone are 4 MiB.
     assert (long > 2**22) == (backend == "dense")
 

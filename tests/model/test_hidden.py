@@ -32,7 +32,7 @@ TINY = ModelConfig(
 
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    tuned = dataclasses.replace(platforms.PLATFORMS["cpu"], tile=4, window_tile=4, tiles_from=64)
+    tuned = dataclasses.replace(platforms.PLATFORMS["cpu"], tile=4, window_tile=4, window_strip=(4, 4), tiles_from=64)
     monkeypatch.setitem(platforms.PLATFORMS, "cpu", tuned)
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from transformer.model import masks
 from transformer.model.attention import marks
-from transformer.model.attention.banded import banded, check_consecutive, tiling_of
+from transformer.model.attention.banded import banded, by_chunks, check_consecutive, share_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
 from transformer.model.attention.fused import fused, padding_of
@@ -81,17 +81,16 @@ def choose(
     name, why = kernel(q, k, v, limits, score, padding, consecutive)
     if name is not None:
         return Choice("fused", f"{name}: {why}")
-    if tuned().strip and length > 1 and score is None:
+    if consecutive and length == keys and None not in limits:
+        share = share_of(device_rows(q.shape[0]), q.shape[2], length, limits, score is not None)
+        if share <= (2 / 3 if by_chunks(score is not None) else 1 / 2):
+            return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
+    if tuned().strips and length > 1 and score is None:
         cut = Cut.of(length, keys, limits, consecutive)
-        if length // tuned().strip <= tuned().strips and (scores := cut.scores(length, keys)) < tuned().tiles_from:
+        if cut.is_few(length, keys) and (scores := cut.scores(length, keys)) < tuned().tiles_from:
             return Choice(
                 "strips", f"{length} x {keys} scores a head are few; {scores / length / keys:.0%} are computed"
             )
-    if consecutive and length == keys and None not in limits:
-        tiling = tiling_of(device_rows(q.shape[0]), q.shape[2], length, limits)
-        if 2 * tiling.slabs * tiling.slab <= length:
-            share = tiling.slabs * tiling.slab / length
-            return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
     if length * keys >= tuned().tiles_from:
         if target() in KERNELS:
             return Choice("blockwise", f"{why}, and {length} x {keys} scores a head are many")
@@ -192,10 +191,12 @@ def attend(
         raise ValueError(f"there is no attention backend {backend!r}: choose 'auto' or one of {sorted(BACKENDS)}")
     if backend == "banded":
         _check_banded(where, length, keys, consecutive)
+    elif backend == "strips" and consecutive and length == keys and where.limits != (None, None):
+        check_consecutive(where.with_ids(), known=True)
     if 0 in (batch, length, keys):
         return jnp.zeros((batch, length, heads, v.shape[3]), v.dtype)
     q, k, v = (q, k, v) if finite else _marked(q, k, v, marked)
-    if backend in ("fused", "strips"):
+    if backend in ("banded", "fused", "strips"):
         told: dict[str, Any] = {"consecutive": consecutive, "finite": finite}
         return BACKENDS[backend](q, k, v, where=where, score=score, scale=scale, **told)
     return BACKENDS[backend](q, k, v, where=where.with_ids(), score=score, scale=scale)

@@ -7,19 +7,27 @@ A tile of c queries attends to a slice of c + left + right keys, all that its qu
     tile 1         [q q q]k k
     tile 2               [q q q]k k
 
-Slices are by index, so positions must be consecutive within a segment. The mask inside a tile is computed from
-positions (transformer.model.masks), so the window's width is exact.
+On processors `windows` does it, where no function changes the scores. Slices are by index, so positions must be
+consecutive within a segment. The mask inside a tile is computed from positions (transformer.model.masks), so the
+window's width is exact.
 """
 
+from functools import partial
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from transformer.model import masks
 from transformer.model.attention.beside import attend_beside
 from transformer.model.attention.blockwise import largest_tile
+from transformer.model.attention.fused import on_each_device
+from transformer.model.attention.marks import unmarked
 from transformer.model.attention.scores import Score
+from transformer.model.attention.spoilt import spoilt_heads
 from transformer.model.attention.tiles import Tiling, attend_tiles, tile_length
+from transformer.model.attention.windows import Fold, attend_windows
 from transformer.platforms import device_rows, tuned
 
 
@@ -58,18 +66,41 @@ def check_consecutive(where: masks.Visibility, known: bool) -> None:
                 )
 
 
+def share_of(rows: int, heads: int, length: int, limits: masks.Band, scored: bool) -> float:
+    """How much of all scores the tiles hold; `rows` are per device, and `scored` says whether a function changes
+    them."""
+    if by_chunks(scored):
+        return Fold.of(length, limits).scores() / length**2
+    tiling = tiling_of(rows, heads, length, limits)
+    return tiling.slabs * tiling.slab / length
+
+
+def by_chunks(scored: bool) -> bool:
+    """Whether the platform has `windows`, which take no score function."""
+    return bool(tuned().window_strip) and not scored
+
+
 def banded(
     q: Float[Array, "B L H K"],
     k: Float[Array, "B L G K"],
     v: Float[Array, "B L G M"],
     *,
     where: masks.Visibility,
+    consecutive: bool,
     score: Score | None,
     scale: float,
+    finite: bool = False,
 ) -> Float[Array, "B L H M"]:
     """`dense` for a window on both sides, at O(L·w) cost. The output of padding is finite but unspecified."""
-    if tuned().side_by_side:
-        return attend_beside(q, k, v, where, score, scale, by_index=True)
     batch, length, heads, _ = q.shape
-    tiling = tiling_of(device_rows(batch), heads, length, where.limits)
-    return attend_tiles(tiling, q, k, v, score, where, scale)
+    ids = where.with_ids()
+    if tuned().side_by_side:
+        return attend_beside(q, k, v, ids, score, scale, by_index=True)
+    if not by_chunks(score is not None):
+        return attend_tiles(tiling_of(device_rows(batch), heads, length, where.limits), q, k, v, score, ids, scale)
+    wrong = None if finite else spoilt_heads(where, q, k, consecutive)
+    q, k = (q, k) if finite else (unmarked(q), unmarked(k))
+    k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) if x.shape[2] < heads else x for x in (k, v))
+    call = partial(attend_windows, Fold.of(length, where.limits))  # XLA cannot split a loop over rows
+    out = on_each_device(call, q * scale, k, v, ids.q_segments, ids.k_segments)
+    return out if wrong is None else jnp.where(wrong[..., None], jnp.nan, out)

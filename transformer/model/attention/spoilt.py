@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from transformer.model import masks
 
@@ -42,6 +42,15 @@ def spoilt(
             last, last_key
         )
     return sees, wrong
+
+
+def spoilt_heads(
+    where: masks.Visibility, q: Float[Array, "B L H K"], k: Float[Array, "B S G K"], consecutive: bool
+) -> Bool[Array, "B L H"]:
+    """Whether a head of a query is marked, or sees a marked key; a query that sees no key does neither."""
+    sees, wrong = spoilt(where, jnp.isnan(k[..., 0]), consecutive)
+    wrong = jnp.repeat(wrong, q.shape[2] // k.shape[2], axis=2) | jnp.isnan(q[..., 0])
+    return wrong if sees is None else wrong & sees[..., None]
 
 
 def _by_mask(
