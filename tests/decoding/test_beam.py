@@ -10,7 +10,7 @@ import pytest
 
 from tests.decoding.hashed import BOS, EOS, Hashed, outputs
 from transformer.decoding import DECODERS, Decoded
-from transformer.decoding.beam import RULES, beam
+from transformer.decoding.beam import RULES, beam, largest
 from transformer.errors import UserError
 
 ROWS = 3
@@ -159,6 +159,18 @@ def test_ties_go_to_the_lowest_id() -> None:
     for rule in RULES:
         found = run(model, 3, beams=4, nbest=4, rule=rule)
         assert outputs(found, 0) == [[3, 3, 3], [3, 3, 4], [3, 3, 5], [3, 4, 3]]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 9])
+@pytest.mark.parametrize("size", [9, 64, 81, 575, 6000, 6007])
+def test_the_largest_of_blocks_are_the_largest(size: int, count: int) -> None:
+    """Numbers and indices are those of `lax.top_k`: drawn ones, many equal ones, all equal ones, and infinite ones."""
+    random = np.random.default_rng(size + count)
+    rows = [random.normal(size=size), random.integers(0, 3, size), np.zeros(size), np.arange(size), -np.arange(size)]
+    rows += [np.where(random.random(size) < share, -np.inf, random.integers(0, 9, size)) for share in (0.5, 0.999, 1)]
+    x = jnp.asarray(np.stack([*rows, np.where(np.arange(size) == size - 1, np.inf, rows[0])]), jnp.float32)
+    for found, expected in zip(largest(x, count), jax.lax.top_k(x, count), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_rows_end_with_their_positions() -> None:

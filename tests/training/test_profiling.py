@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.training.tiny import DECODER, Made, ragged, tiny
+from transformer.accelerators.program import read
 from transformer.accelerators.sheets import SHEETS, known_flops
 from transformer.config import override
 from transformer.training import profiling
@@ -49,16 +50,27 @@ def test_a_program_is_compiled_once_for_each_shape() -> None:
     assert program.cost(large) == (8 * 20.0, None, 117)
 
 
-def test_the_compiled_step_counts_what_the_formula_counts() -> None:
-    """Unrolled, whole and on one device, XLA counts the products of the formula, and the norms, softmax and Adam beside
-    them, which are some percent at a width of 64."""
-    made, batch = Made(tiny(**UNROLLED)), ragged(0)
+@pytest.mark.parametrize(
+    ("changes", "length", "most"),
+    [
+        pytest.param({}, 7, 1.0, id="decoder"),
+        pytest.param({"task": "translation", "model.family": "encoder_decoder"}, 7, 1.0, id="encoder and decoder"),
+        pytest.param({"model.attention": ["window:3"]}, 256, 1.25, id="windowed decoder"),
+    ],
+)
+def test_the_compiled_step_counts_what_the_formula_counts(changes: dict[str, Any], length: int, most: float) -> None:
+    """Unrolled, whole and on one device, the products of the compiled program, read from its text, are those of the
+    formula: 6 a weight and token, and attention. A window is computed in tiles, which hold a little more. XLA counts
+    them all, and the norms, softmax and Adam beside them, which are some percent at a width of 64."""
+    made, batch = Made(tiny(**UNROLLED | changes)), ragged(0, length=length)
     made.step(made.create(np.uint32(0)), made.layout.place(batch), np.uint32(0))
     cost = made.step.cost(batch)
     assert cost.model_flops is not None
-    assert 1.0 < cost.flops / cost.model_flops < 1.25
+    products = read(made.compiled_text(batch), devices=1).flops
+    assert 1 - 1e-4 < products / cost.model_flops < most + 1e-4
+    assert 1.0 < cost.flops / products < 1.25
     state = 3 * 4 * sum(np.prod(shape) for shape in made.shapes.values())
-    assert state < cost.memory_bytes < 20 * state
+    assert state < cost.memory_bytes < 20 * state * length / 7
 
 
 @pytest.mark.slow

@@ -106,10 +106,11 @@ class Made:
         self.shapes = sharding.shapes(jax.eval_shape(self.create, np.uint32(0)).params["params"])
         self.step = Program(jitted, self.layout.mesh.size, partial(batch_flops, config, self.shapes))
 
-    def compiled_text(self) -> str:
-        """The compiled step."""
+    def compiled_text(self, batch: Any = None) -> str:
+        """The compiled step, by default over `ragged(0)`."""
         state = self.layout.abstract(jax.eval_shape(self.create, np.uint32(0)))
-        return self.step.jitted.lower(state, ragged(0), np.uint32(0)).compile().as_text()
+        batch = ragged(0) if batch is None else batch
+        return self.step.jitted.lower(state, batch, np.uint32(0)).compile().as_text()
 
 
 def train(config: Config, steps: int, batch: Any = ragged) -> tuple[State, np.ndarray]:

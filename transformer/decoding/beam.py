@@ -1,5 +1,6 @@
 """Beam search by two rules: GNMT's length penalty with an exact stop, and Hugging Face's."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -114,9 +115,9 @@ def beam(
         places = spread(first_positions + search.steps)
         logits, stepped = step(search.tokens.reshape(-1, 1), places[:, None], search.state)
         wanted = 2 * beams if by.refills else beams
-        parents, tokens, sums, broken = _candidates(
-            logits, search.log_probs, wanted, eos_id, forbidden=search.steps < min_new
-        )
+        logits = logits.astype(jnp.float32)
+        allowed = without_eos(logits, eos_id, search.steps < min_new) if min_new else logits
+        parents, tokens, sums, broken = _candidates(logits, allowed, search.log_probs, wanted)
         ok = search.ok & (search.done | ~broken)
         length = search.steps + 1
         ends = (tokens == eos_id) | (length >= rooms)[:, None]
@@ -167,26 +168,39 @@ def beam(
 
 
 def _candidates(
-    logits: Float[Array, "rows V"],
-    log_probs: Float[Array, "B beams"],
-    wanted: int,
-    eos_id: int,
-    *,
-    forbidden: Bool[Array, ""],
+    logits: Float[Array, "rows V"], allowed: Float[Array, "rows V"], log_probs: Float[Array, "B beams"], wanted: int
 ) -> tuple[Int[Array, "B K"], Int[Array, "B K"], Float[Array, "B K"], Bool[Array, " B"]]:
     """The `wanted` most likely continuations of a row's hypotheses: parent, token, sum of log-probabilities; and
-    whether an open hypothesis has invalid logits. Tokens of one hypothesis are ordered by logits before the sums are
-    compared, so that rounding makes no new ties within it."""
+    whether an open hypothesis has invalid logits. In `allowed` what is forbidden is -inf. Tokens of one hypothesis are
+    ordered by logits before the sums are compared, so that rounding makes no new ties within it."""
     rows, beams = log_probs.shape
-    logits = logits.astype(jnp.float32)
     whole = jax.nn.logsumexp(logits, axis=-1)
     broken = (~jnp.isfinite(whole).reshape(rows, beams) & (log_probs > -jnp.inf)).any(axis=1)
     each = min(wanted, logits.shape[1])
-    best, ids = lax.top_k(without_eos(logits, eos_id, forbidden), each)
+    best, ids = largest(allowed, each)
     sums = log_probs[:, :, None] + (best - whole[:, None]).reshape(rows, beams, each)
     sums = jnp.where(jnp.isnan(sums), -jnp.inf, sums)  # top_k would put them first
     sums, index = lax.top_k(sums.reshape(rows, beams * each), min(wanted, beams * each))
     return index // each, _gathered(ids.reshape(rows, beams * each), index), sums, broken
+
+
+def largest(x: Float[Array, "rows V"], count: int) -> tuple[Float[Array, "rows K"], Int[Array, "rows K"]]:
+    """`lax.top_k` in two stages: the `count` largest numbers are in those `count` blocks of neighbours that have the
+    largest maxima; ties go to the lowest index in both. With blocks of about sqrt(V / count) numbers, the fewest are
+    sorted: as many maxima as candidates."""
+    rows, size = x.shape
+    width = math.isqrt(size // count) // 8 * 8
+    blocks = size // max(width, 1)
+    if width == 0 or blocks < count:
+        best, index = lax.top_k(x, count)
+        return best, index
+    inside, rest = x[:, : blocks * width].reshape(rows, blocks, width), x[:, blocks * width :]
+    chosen = jnp.sort(lax.top_k(inside.max(axis=-1), count)[1], axis=-1)  # so that the indices stay in order
+    few = jnp.concatenate([_gathered(inside, chosen).reshape(rows, -1), rest], axis=1)
+    which = (chosen[..., None] * width + jnp.arange(width)).reshape(rows, -1)
+    which = jnp.concatenate([which, jnp.broadcast_to(jnp.arange(blocks * width, size), rest.shape)], axis=1)
+    best, index = lax.top_k(few, count)
+    return best, _gathered(which, index)
 
 
 def _best_ended(old: _Ended, new: _Ended) -> _Ended:

@@ -10,14 +10,16 @@ import abc
 import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import grain
 import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.too_long import TooLong
 from transformer.errors import UserError
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 
@@ -96,10 +98,12 @@ class Batches(abc.ABC):
 
     def iterate(
         self, start: int, stop: int, place: Callable[[Batch], Any] = lambda batch: batch
-    ) -> grain.DatasetIterator[Any]:
+    ) -> "grain.DatasetIterator[Any]":
         """The batches of steps start, ..., stop - 1, prefetched by one thread, which ends with the iterator or at
         `close()`. The thread also calls `place`, which copies a batch to the devices: 0.15 ms, where a step may take 5
         ms. To resume, the step is enough: the iterator's own state is not needed."""
+        import grain  # here, because only training needs it, and Orbax, which it imports
+
         steps = grain.MapDataset.range(start, stop).map(self.batch).map(place)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
