@@ -44,7 +44,7 @@ def attend_strip(
     hide: Hide,
 ) -> tuple[Float[Array, "B l H M"], Kept]:
     """The output of strip `i`, scaled queries, that sees part of the blocks `seen` of keys, as `by_heads` gives them,
-    and of values, as `turned` gives them. It is not marked where it is lost."""
+    and of values, as `turned` gives them. It is NaN where a visible score is not finite."""
     scores = _scores(i, q, keys, seen, hide)
     peak = jnp.maximum(reduce(jnp.maximum, [x.max(axis=2, keepdims=True) for x in scores]), LOWEST)
     lost = ~jnp.isfinite(peak)  # a score of a visible key that is too large: NaN, with gradients of 0
@@ -54,8 +54,8 @@ def attend_strip(
     total = jnp.where(total == 0, 1, total)
     weights = [x.astype(values[0].dtype) for x in weights]
     summed = sum(products("bhms,bhsl->bhml", values[j], x) for j, x in zip(seen, weights, strict=True))
-    out = jnp.transpose((summed / total).astype(values[0].dtype), (0, 3, 1, 2))
-    return out, Kept(weights, shift, total, lost)
+    out = jnp.where(lost, jnp.nan, summed / total).astype(values[0].dtype)
+    return jnp.transpose(out, (0, 3, 1, 2)), Kept(weights, shift, total, lost)
 
 
 def gradients(
@@ -65,10 +65,10 @@ def gradients(
     seen: Sequence[Sequence[int]],
     hide: Hide,
     kept: Sequence[Kept],
-    out: Sequence[Float[Array, "B _ H M"]],
     d_out: Sequence[Float[Array, "B _ H M"]],
 ) -> tuple[list[Array], list[Array], list[Array]]:
-    """Those of scaled queries, keys and values, strip by strip and block by block, at least in float32."""
+    """Those of scaled queries, keys and values, strip by strip and block by block, at least in float32. With P the
+    weights and dP = dO V^T, dS = P ∘ dP - P ∘ rowsum(P ∘ dP), so that the output is not needed."""
     keys, turned_keys, values = ([of(x) for x in given] for of, given in ((by_heads, k), (turned, k), (by_heads, v)))
     of_q, of_k, of_v = [], [zero := jnp.zeros((), wide(k[0]))] * len(k), [zero] * len(v)
     for i, (strip, one) in enumerate(zip(q, kept, strict=True)):
@@ -76,13 +76,17 @@ def gradients(
         if weights is None:
             scores = [jnp.where(lost, HIDDEN, x) - one.shift for x in _scores(i, strip, keys, seen[i], hide)]
             weights = [jnp.exp(jnp.minimum(x, 0)).astype(v[0].dtype) for x in scores]
-        own = (d_out[i].astype(wide(v[0])) * out[i]).sum(axis=-1)  # [B, l, H]
-        own = jnp.where(lost, 0, jnp.swapaxes(own, 1, 2)[:, :, None] / total)
         given = jnp.where(jnp.swapaxes(lost, 2, 3), 0, by_heads(d_out[i]) / jnp.swapaxes(total, 2, 3))
         given, queries, changed = given.astype(v[0].dtype), by_heads(strip), []
-        for j, weight in zip(seen[i], weights, strict=True):
-            of_scores = weight * (products("bhsm,bhlm->bhsl", values[j], given) - own)
-            of_scores = hide(i, j, of_scores, 0.0).astype(strip.dtype)  # 0 times what a hidden value gives can be NaN
+        # 0 times what a hidden value gives can be NaN
+        weighted = [
+            hide(i, j, weight * products("bhsm,bhlm->bhsl", values[j], given), 0.0)
+            for j, weight in zip(seen[i], weights, strict=True)
+        ]
+        # Weights are not divided by the total, and what is given is.
+        own = sum(x.sum(axis=2, keepdims=True) for x in weighted) / total
+        for j, weight, x in zip(seen[i], weights, weighted, strict=True):
+            of_scores = (x - weight * own).astype(strip.dtype)
             changed.append(products("bhks,bhsl->bhkl", turned_keys[j], of_scores))
             of_k[j] += products("bhsl,bhlk->bhsk", of_scores, queries)
             of_v[j] += products("bhsl,bhlm->bhsm", weight, given)

@@ -117,20 +117,17 @@ def _forward(cut: Cut, q: Array, k: Array, v: Array, ids: Ids) -> tuple[Array, A
     keys, values = [by_heads(k[:, block]) for block in blocks], [turned(v[:, block]) for block in blocks]
     hide = partial(_where, cut, ids, [strip for strip, _ in pairs], blocks)
     strips = [attend_strip(i, q[:, strip], keys, values, seen, hide) for i, (strip, seen) in enumerate(pairs)]
-    out, kept = jnp.concatenate([out for out, _ in strips], axis=1), [one for _, one in strips]
-    lost = jnp.concatenate([one.lost for one in kept], axis=3)
-    return jnp.where(jnp.transpose(lost, (0, 3, 1, 2)), jnp.nan, out), (q, k, v, ids, out, kept)
+    return jnp.concatenate([out for out, _ in strips], axis=1), (q, k, v, ids, [kept for _, kept in strips])
 
 
 def _backward(cut: Cut, residuals: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, ids, out, kept = residuals
+    q, k, v, ids, kept = residuals
     blocks, pairs = cut.blocks(k.shape[1]), cut.pairs(q.shape[1], k.shape[1])
     strips = [strip for strip, _ in pairs]
     hide, seen = partial(_where, cut, ids, strips, blocks), [seen for _, seen in pairs]
-    of_queries = ([x[:, strip] for strip in strips] for x in (q, out, d_out))
-    of_keys = ([x[:, block] for block in blocks] for x in (k, v))
-    (cut_q, cut_out, cut_d), (cut_k, cut_v) = of_queries, of_keys
-    found = gradients(cut_q, cut_k, cut_v, seen, hide, kept, cut_out, cut_d)
+    of_q, of_d_out = ([x[:, strip] for strip in strips] for x in (q, d_out))
+    of_k, of_v = ([x[:, block] for block in blocks] for x in (k, v))
+    found = gradients(of_q, of_k, of_v, seen, hide, kept, of_d_out)
     dq, dk, dv = (jnp.concatenate(parts, axis=1).astype(x.dtype) for parts, x in zip(found, (q, k, v), strict=True))
     return dq, dk, dv, None
 

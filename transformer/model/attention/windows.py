@@ -125,35 +125,32 @@ def _forward(fold: Fold, q: Array, k: Array, v: Array, segments: Segments) -> tu
         kept = [kept.of_logsumexp() for _, kept in strips]
         lost = jnp.concatenate([x.lost for x in kept], axis=3)
         logsumexp = jnp.where(lost, jnp.nan, jnp.concatenate([x.shift for x in kept], axis=3))
-        out = jnp.concatenate([out for out, _ in strips], axis=1)
-        return None, (jnp.where(jnp.transpose(lost, (0, 3, 1, 2)), jnp.nan, out), logsumexp)
+        return None, (jnp.concatenate([out for out, _ in strips], axis=1), logsumexp)
 
     turns = _turns(fold, q)
     out, logsumexp = lax.scan(one, None, _given(fold, turns, q, k, v, segments))[1]
-    return out.reshape(*q.shape[:3], -1), (q, k, v, segments, out, logsumexp)
+    return out.reshape(*q.shape[:3], -1), (q, k, v, segments, logsumexp)
 
 
 def _backward(fold: Fold, residuals: Any, d_out: Array) -> tuple[Array, Array, Array, None]:
-    q, k, v, segments, out, logsumexp = residuals
+    q, k, v, segments, logsumexp = residuals
     seen = fold.seen()
 
     def one(_: None, given: Any) -> tuple[None, Any]:
-        (q, (k, v), ids), out, d_out, logsumexp = given
+        (q, (k, v), ids), d_out, logsumexp = given
         lost = jnp.isnan(logsumexp)
         shift = jnp.where(lost, 0, logsumexp)
         kept = [Kept(None, shift[..., x], jnp.ones_like(shift[..., x]), lost[..., x]) for x in fold.strips]
-        out = jnp.where(jnp.transpose(lost, (0, 3, 1, 2)), 0, out)
-        strips = ([x[:, strip] for strip in fold.strips] for x in (q, out, d_out))
-        of_q, of_out, of_d_out = strips
+        of_q, of_d_out = ([x[:, strip] for strip in fold.strips] for x in (q, d_out))
         hide = partial(_hide, fold, ids)
-        dq, *of_keys = gradients(of_q, _blocks(fold, k), _blocks(fold, v), seen, hide, kept, of_out, of_d_out)
+        dq, *of_keys = gradients(of_q, _blocks(fold, k), _blocks(fold, v), seen, hide, kept, of_d_out)
         inside = [j for j in range(len(fold.blocks)) if not fold.is_halo(j)]
         parts = (slice(inside[0]), slice(inside[0], inside[-1] + 1), slice(inside[-1] + 1, None))
         joined = [[_joined(x[part], x[inside[0]]) for part in parts] for x in of_keys]
         return None, (jnp.concatenate(dq, axis=1), *joined)
 
     turns = logsumexp.shape[0]
-    given = (_given(fold, turns, q, k, v, segments), out, _grouped(turns, fold, d_out), logsumexp)
+    given = (_given(fold, turns, q, k, v, segments), _grouped(turns, fold, d_out), logsumexp)
     dq, of_k, of_v = lax.scan(one, None, given)[1]
     return (
         dq.reshape(q.shape).astype(q.dtype),
