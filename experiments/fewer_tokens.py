@@ -1,9 +1,8 @@
 """What makes a small model of characters learn from fewer tokens?
 
 Hypothesis: each change of configs/gpt_fast.py from nanoGPT's recipe is needed: taken back alone, the loss after as many
-tokens is higher. `test` is the last 10 % of the text, on which the settings were chosen too, with seeds 100 and 101.
-
-    python -m experiments.run fewer_tokens --set data.target=input.txt --workdir=runs/fewer_tokens
+tokens is higher. The text is Tiny Shakespeare, named by `--set data.target=input.txt`. `test` is its last 10 %, on
+which the settings were chosen too, with seeds 100 and 101.
 
 Source: Su et al. 2021, "RoFormer" (arXiv 2104.09864); Shazeer 2020, "GLU variants improve Transformer" (arXiv
 2002.05202); Beltagy et al. 2020, "Longformer", section 4.1, windows that grow with depth (arXiv 2004.05150); Vaswani et

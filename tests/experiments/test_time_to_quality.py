@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ from experiments import time_to_quality
 from experiments.lab.card import recipe
 from experiments.lab.peers import Model
 from experiments.time_to_quality import FAST, OURS, PEER, Kind, Point, in_turns, summary
+from transformer.config import load_file, override
+from transformer.describe import shapes
 from transformer.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 TORCH = importlib.util.find_spec("torch") is not None
 SMALL = {
     "steps": 5, "data.max_len": 8, "data.buckets": (8,), "data.batch_tokens": 32, "data.row_multiple": 4,
@@ -122,6 +126,18 @@ def test_the_peer_begins_as_nanogpt() -> None:
             assert float(matrix.weight.std()) == pytest.approx(0.02, rel=0.05)
         for matrix in (block.attention.out, block.outer):
             assert float(matrix.weight.std()) == pytest.approx(0.005, rel=0.05)
+
+
+def test_the_fast_config_is_no_larger_and_takes_a_sixth_of_the_tokens() -> None:
+    recipe_of, fast = (
+        override(load_file(ROOT / "configs" / f"{name}.py"), {"model.vocab_size": 65} | changes)
+        for name, changes in (time_to_quality.KINDS[kind] for kind in (OURS, FAST))
+    )
+    sizes = [sum(map(math.prod, shapes(config).values())) for config in (recipe_of, fast)]
+    assert sizes == [805_248, 801_152]
+    tokens = [config.steps * config.data.batch_tokens for config in (recipe_of, fast)]
+    assert tokens == [1_536_000, 256_000]
+    assert recipe_of.data.max_len == fast.data.max_len
 
 
 def test_the_first_loss_at_the_target_counts() -> None:
