@@ -18,9 +18,21 @@ REFERENCE = "all"
 MAIN_METRICS = ["test/loss"]
 
 
+# What configs/gpt_fast.py has changed, besides its batch.
+ALL = {
+    "model.positions": "rotary",
+    "model.attention": ["window:2", "window:4", "window:16", "full"],
+    "model.gated": True,
+    "model.activation": "silu",
+    "model.initialization": "xavier",
+    "model.scale_embedding": True,
+    "optimizer.learning_rate": 2.5e-3,
+}
+
+
 def variants(base: Config) -> dict[str, dict[str, Any]]:
     """Each change taken back alone. The feed-forward keeps its parameters, and a larger batch the tokens of all."""
-    return {
+    back: dict[str, dict[str, Any]] = {
         REFERENCE: {},
         "learned-positions": {"model.positions": "learned", "model.max_positions": base.data.max_len},
         "no-windows": {"model.attention": ["full"]},
@@ -30,3 +42,4 @@ def variants(base: Config) -> dict[str, dict[str, Any]]:
         "batch-3-times": {"data.batch_tokens": 3 * base.data.batch_tokens, "steps": base.steps // 3},
         "rate-1e-3": {"optimizer.learning_rate": 1e-3},
     }
+    return {name: ALL | change for name, change in back.items()}
