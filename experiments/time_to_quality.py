@@ -8,8 +8,9 @@ the whole last 10 % of it, in nats a character; its target is 1.88, which nanoGP
 76,800 tokens (100 steps of the recipe) on the same rows for all, and what that takes is not counted; nor are compiling,
 which is reported apart, and making batches. All kinds train to the end of their schedule. PyTorch is eager, has
 nanoGPT's initialization, and trains on the batches of ours (nanoGPT draws rows with replacement, and sees less of the
-text in as many tokens); without the extra `bench` ours stand alone. The kinds of a seed take turns after each loss, so
-that other work on the machine slows all of them down.
+text in as many tokens); without the extra `bench` ours stand alone. The kinds of a seed take turns after each loss.
+Seconds are to be read of a quiet machine only: beside other work PyTorch's two threads wait for each other, and a step
+took 360 to 1,900 ms, where it took 55 ms with one thread.
 
 Source: Karpathy 2022, nanoGPT, "I only have a macbook".
 """
@@ -272,7 +273,8 @@ def _reached(kind: str, rows: Sequence[Mapping[str, Any]]) -> str:
         tokens, seconds = (np.median([row[key] for row in there]) for key in ("tokens", "seconds"))
         said += f", after {tokens:,.0f} tokens and {seconds:.1f} s of training (medians of these)"
     if others:
-        said += f"; the best of the others in {rows[0]['all_tokens']:,} tokens: {', '.join(others)}"
+        best = "without it the best" if there else "the best"
+        said += f"; {best} in {rows[0]['all_tokens']:,} tokens: {', '.join(others)}"
     return f"{said}."
 
 

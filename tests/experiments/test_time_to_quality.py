@@ -195,10 +195,10 @@ def test_findings_of_known_figures(tmp_path: Path) -> None:
     ]  # fmt: skip
     answer, blocks = time_to_quality.findings(rows, tmp_path)
     assert answer == [
-        "`ours` reaches 1.88 with 2 of 3 seeds, after 2,000 tokens and 20.0 s of training (medians of these); the best "
-        "of the others in 3,000 tokens: seed 2 1.9000.",
-        "`PyTorch` reaches 1.88 with 0 of 3 seeds; the best of the others in 3,000 tokens: seed 0 1.9000, seed 1 "
-        "1.9000, seed 2 1.9000.",
+        "`ours` reaches 1.88 with 2 of 3 seeds, after 2,000 tokens and 20.0 s of training (medians of these); without "
+        "it the best in 3,000 tokens: seed 2 1.9000.",
+        "`PyTorch` reaches 1.88 with 0 of 3 seeds; the best in 3,000 tokens: seed 0 1.9000, seed 1 1.9000, seed 2 "
+        "1.9000.",
         "`ours, gpt_fast` reaches 1.88 with 3 of 3 seeds, after 500 tokens and 4.0 s of training (medians of these).",
         "For as many tokens, `PyTorch` takes 2.00 times the seconds of `ours`; no seed takes both to 1.88.",
         "For as many tokens, `ours` takes 1.00 times the seconds of `ours, gpt_fast`; to 1.88 it takes 4.00 times the "
