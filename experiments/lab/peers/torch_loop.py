@@ -1,5 +1,5 @@
 """The loop of nanoGPT and of PyTorch's tutorials: one matrix for queries, keys and values, a fused AdamW, and
-`scaled_dot_product_attention`; eager, or by `torch.compile`."""
+`scaled_dot_product_attention`; eager, or by `torch.compile`. Initialization and weight decay are nanoGPT's."""
 
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +69,10 @@ class Transformer(nn.Module):
         self.decoder = nn.ModuleList(Block(model, True, model.encoder) for _ in range(model.layers))
         self.norms = nn.ModuleList(nn.LayerNorm(model.width) for _ in range(1 + model.encoder))
         self.drop = nn.Dropout(model.dropout)
-        for parameter in self.parameters():
+        for name, parameter in self.named_parameters():
             if parameter.dim() > 1:
-                nn.init.normal_(parameter, std=0.02)
+                residual = name.endswith(("out.weight", "outer.weight"))
+                nn.init.normal_(parameter, std=0.02 / (2 * model.layers) ** 0.5 if residual else 0.02)
 
     def forward(self, source: Any, tokens: Any, targets: Any) -> Any:
         """The mean cross-entropy."""
@@ -88,20 +89,53 @@ class Transformer(nn.Module):
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), label_smoothing=self.model.smoothing)
 
 
+class Loop:
+    """A model in training: gradients clipped at a norm of 1, AdamW, and weight decay of matrices and tables only."""
+
+    def __init__(self, model: Model, compile_it: bool, seed: int = 0) -> None:
+        torch.manual_seed(seed)
+        self.network = Transformer(model).train()
+        self.parameters = list(self.network.parameters())
+        groups = [
+            {"params": [x for x in self.parameters if x.dim() > 1], "weight_decay": 0.1},
+            {"params": [x for x in self.parameters if x.dim() == 1], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99), fused=True)
+        self.loss_of: Callable[..., Any] = torch.compile(self.network) if compile_it else self.network
+
+    def step(self, source: Any, tokens: Any, targets: Any, rate: float = 1e-3) -> float:
+        """The loss, before an update with this learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self.loss_of(source, tokens, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    def loss(self, tokens: Any, targets: Any) -> float:
+        """The mean loss of a decoder [rows, length], deterministic, over targets that are not below 0."""
+        self.network.eval()
+        with torch.no_grad():
+            loss = self.network(None, tokens, targets.where(targets >= 0, -100))
+        self.network.train()
+        return float(loss)
+
+    @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+def tensor(ids: np.ndarray) -> Any:
+    """Token ids as PyTorch's lookups and losses take them."""
+    return torch.from_numpy(ids.astype(np.int64))
+
+
 def run(model: Model, compile_it: bool) -> tuple[Callable[[], Any], int]:
     """A step that is timed, and the number of parameters."""
     tokens = np.random.default_rng(0).integers(0, model.vocabulary, (3, model.rows, model.length))
-    batch = [torch.from_numpy(x) for x in tokens]
-    network = Transformer(model).train()
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, betas=(0.9, 0.99), weight_decay=0.1, fused=True)
-    loss_of = torch.compile(network) if compile_it else network
-
-    def step() -> float:
-        loss = loss_of(*batch)
-        loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-    return step, sum(parameter.numel() for parameter in network.parameters())
+    batch = [tensor(x) for x in tokens]
+    loop = Loop(model, compile_it)
+    return lambda: loop.step(*batch), loop.size

@@ -99,6 +99,7 @@ def test_measurements_are_found_as_well() -> None:
         "receptive_field",
         "recurrence",
         "table_one",
+        "time_to_quality",
         "training_cost",
     }
     for name in names:
