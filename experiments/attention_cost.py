@@ -42,7 +42,7 @@ LENGTHS = {
 # Rows times heads, and lengths, that are measured with windows of 16 and 32 as well.
 NARROW, NARROW_AT = (16, 32), ((HEADS, 1024), (HEADS, 8192), (64, 1024), (64, 8192))
 # Kind -> the most scores, of all rows and heads, that it is asked for, by time and memory on two cores.
-MOST = {"jax.nn": 8 * 8192**2, "torch": 8 * 8192**2, "dense": 8 * 8192**2, "auto, full": 8 * 32768**2}
+MOST = {"jax.nn": 8 * 4096**2, "torch": 8 * 8192**2, "dense": 8 * 4096**2, "auto, full": 8 * 32768**2}
 
 
 def cases() -> dict[str, dict[str, Any]]:

@@ -24,14 +24,14 @@ class Platform:
     # all scores at once.
     strips: tuple[int, ...] = ()
     # Most pairs of a strip and a block of keys: each is compiled by itself.
-    strip_pairs: int = 48
+    strip_pairs: int = 64
     # Fewest and most queries of a strip of a window (`transformer.model.attention.windows`); none: no such strips. On
     # two cores, forward and backward, 64 rows and heads of 1,024 positions with 32 keys before each took 84 ms by
     # strips of 32, 130 by 64 and 223 by 128; with 128 keys, 194, 152 and 216.
     window_strip: tuple[int, int] | None = None
     # Most numbers of the queries that a turn of the loop over a window's chunks takes: 16 MiB. One turn has no loop,
     # and took 44 ms where eight took 55 (1,024 positions as above); eight need 71 MiB instead of 115.
-    window_cache: int = 1 << 22
+    window_turn: int = 1 << 22
     # Scores of one head (L x S) from which attention is tiled. On two cores, forward and backward: 21 ms against 18 for
     # all scores at once at length 512, 50 against 68 at 1,024 (experiments/attention_cost.py).
     tiles_from: int = 1 << 19
@@ -52,6 +52,8 @@ class Platform:
     # Tokens per slice of the loss. The logits of 512 tokens and 6,000 pieces stay in the cache of two
     # cores: loss and gradient of 4,096 tokens took 74 ms, against 361 ms with all their logits at once.
     loss_tokens: int = 512
+    # Logits of a slice of the loss, where these are more tokens: a small vocabulary needs no slices.
+    loss_logits: int = 512 * 6000
     # Bytes of the logits of a slice of the loss, in float32, on one device; 0: slices have `loss_tokens`. Each slice
     # reads the table and adds to its gradient, so an accelerator has few: four for 32 rows of 1,024 and 50,257 tokens.
     loss_bytes: int = 0

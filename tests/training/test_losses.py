@@ -1,5 +1,6 @@
 """Losses against float64 sums over explicit distributions, and the sliced output loss against the whole one."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -112,7 +113,10 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("rows", "length", "smoothing"), SHAPES)
-def test_the_sliced_loss_is_the_whole_one(rows: int, length: int, smoothing: float) -> None:
+def test_the_sliced_loss_is_the_whole_one(
+    rows: int, length: int, smoothing: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PLATFORMS, "cpu", dataclasses.replace(PLATFORMS["cpu"], loss_logits=0))
     random = np.random.default_rng(rows * 1000 + length)
     x = jnp.asarray(random.normal(size=(rows, length, 3)), jnp.float32)
     table = jnp.asarray(random.normal(size=(13, 3)), jnp.float32)
@@ -155,6 +159,12 @@ def test_an_accelerator_has_few_slices_of_like_length() -> None:
             assert _slice_length(1, 1, 11) == _slice_length(4096, 7, 1 << 20) == 1
             assert _slice_length(3, 5, 11) == 5
     assert _slice_length(32, 1024, 50_257) == CHUNK // 32
+
+
+def test_a_small_vocabulary_needs_no_slices_on_a_processor() -> None:
+    assert _slice_length(12, 64, 65) == 64
+    assert _slice_length(128, 16, 6000) == 4
+    assert _slice_length(128, 16, 3000) == 8
 
 
 @pytest.mark.parametrize("positions", [1, 3, 5])

@@ -82,7 +82,8 @@ def _slice_length(rows: int, length: int, vocabulary: int) -> int:
     """How many positions a slice of a device's rows has. Slices chosen by bytes all have as many, where that takes
     less than twice as many slices, because a rest is filled up."""
     if not tuned().loss_bytes:
-        return max(1, min(length, tuned().loss_tokens // max(1, rows)))
+        tokens = max(tuned().loss_tokens, tuned().loss_logits // vocabulary)
+        return max(1, min(length, tokens // max(1, rows)))
     slices = max(1, -(-4 * rows * length * vocabulary // tuned().loss_bytes))
     even = next((count for count in range(slices, 2 * slices) if length % count == 0), slices)
     return max(1, -(-length // even))

@@ -19,6 +19,10 @@ def test_the_kinds_take_turns() -> None:
     assert found == {"slow": [500.0] * rounds, "fast": [125.0] * rounds}
     assert rounds == 5, "the first that begins after three seconds is the sixth"
     assert order == ["slow", "fast"] * (1 + rounds)
+    order.clear()
+    short = {"slow": runs["slow"], "short": lambda: lasting("short", timing.SHORT / 2)}
+    assert set(timing.take_turns(short, 0.0, lambda: now[0])["short"]) == {1000 * timing.SHORT / 2}
+    assert order == ["slow", "short"] + ["slow", "short", "short"] * timing.MIN_ROUNDS, "once more, which is not timed"
     assert len(timing.take_turns(runs, 0.0, lambda: now[0])["fast"]) == timing.MIN_ROUNDS
     assert len(timing.take_turns(runs, 1e9, lambda: now[0])["fast"]) == timing.MAX_ROUNDS
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Integer
 
 from transformer.model import masks
 from transformer.model.attention import marks
-from transformer.model.attention.banded import banded, by_chunks, check_consecutive, share_of
+from transformer.model.attention.banded import banded, check_consecutive, fold_of, share_of
 from transformer.model.attention.blockwise import blockwise
 from transformer.model.attention.dense import dense
 from transformer.model.attention.fused import fused, padding_of
@@ -83,7 +83,7 @@ def choose(
         return Choice("fused", f"{name}: {why}")
     if consecutive and length == keys and None not in limits:
         share = share_of(device_rows(q.shape[0]), q.shape[2], length, limits, score is not None)
-        if share <= (2 / 3 if by_chunks(score is not None) else 1 / 2):
+        if share <= (1 / 2 if fold_of(length, limits, score is not None) is None else 2 / 3):
             return Choice("banded", f"the window's tiles hold {share:.0%} of the scores")
     if tuned().strips and length > 1 and score is None:
         cut = Cut.of(length, keys, limits, consecutive)

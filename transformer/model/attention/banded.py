@@ -7,9 +7,9 @@ A tile of c queries attends to a slice of c + left + right keys, all that its qu
     tile 1         [q q q]k k
     tile 2               [q q q]k k
 
-On processors `windows` does it, where no function changes the scores. Slices are by index, so positions must be
-consecutive within a segment. The mask inside a tile is computed from positions (transformer.model.masks), so the
-window's width is exact.
+On processors `windows` does it, where the window is narrow and no function changes the scores. Slices are by index, so
+positions must be consecutive within a segment. The mask inside a tile is computed from positions
+(transformer.model.masks), so the window's width is exact.
 """
 
 from functools import partial
@@ -69,15 +69,17 @@ def check_consecutive(where: masks.Visibility, known: bool) -> None:
 def share_of(rows: int, heads: int, length: int, limits: masks.Band, scored: bool) -> float:
     """How much of all scores the tiles hold; `rows` are per device, and `scored` says whether a function changes
     them."""
-    if by_chunks(scored):
-        return Fold.of(length, limits).scores() / length**2
+    if (fold := fold_of(length, limits, scored)) is not None:
+        return fold.scores() / length**2
     tiling = tiling_of(rows, heads, length, limits)
     return tiling.slabs * tiling.slab / length
 
 
-def by_chunks(scored: bool) -> bool:
-    """Whether the platform has `windows`, which take no score function."""
-    return bool(tuned().window_strip) and not scored
+def fold_of(length: int, limits: masks.Band, scored: bool) -> Fold | None:
+    """How `windows` cuts rows, or None where it does not take them: on other platforms, where a function changes the
+    scores, or where the window is wide."""
+    fold = Fold.of(length, limits) if tuned().window_strip and not scored else None
+    return fold if fold is not None and fold.is_few() else None
 
 
 def banded(
@@ -96,11 +98,11 @@ def banded(
     ids = where.with_ids()
     if tuned().side_by_side:
         return attend_beside(q, k, v, ids, score, scale, by_index=True)
-    if not by_chunks(score is not None):
+    if (fold := fold_of(length, where.limits, score is not None)) is None:
         return attend_tiles(tiling_of(device_rows(batch), heads, length, where.limits), q, k, v, score, ids, scale)
     wrong = None if finite else spoilt_heads(where, q, k, consecutive)
     q, k = (q, k) if finite else (unmarked(q), unmarked(k))
     k, v = (jnp.repeat(x, heads // x.shape[2], axis=2) if x.shape[2] < heads else x for x in (k, v))
-    call = partial(attend_windows, Fold.of(length, where.limits))  # XLA cannot split a loop over rows
+    call = partial(attend_windows, fold)  # XLA cannot split a loop over rows
     out = on_each_device(call, q * scale, k, v, ids.q_segments, ids.k_segments)
     return out if wrong is None else jnp.where(wrong[..., None], jnp.nan, out)

@@ -4,9 +4,9 @@ as long as the window, each with the blocks of keys that it can see part of.
     chunk 0  | block block block |                   of one row: a chunk also sees the end of the chunk before it,
     chunk 1                  [halo| block block block |      and the beginning of the one after it
 
-All chunks are cut alike, so that one strip of all of them is one product. A loop takes as many chunks at a time as stay
-in a processor's cache. The backward pass computes the weights again: memory besides arguments, outputs and gradients is
-that of one turn of the loop.
+All chunks are cut alike, so that one strip of all of them is one product. A loop takes some chunks at a time. The
+backward pass computes the weights again: memory besides arguments, outputs and gradients is that of one turn of the
+loop. The pairs of a strip and a block are unrolled, so the window is narrow.
 """
 
 import itertools
@@ -37,11 +37,14 @@ class Fold(NamedTuple):
 
     @classmethod
     def of(cls, length: int, limits: masks.Band) -> "Fold":
-        """Strips of half the wider side of the window, within `tuned().window_strip`, and chunks of eight or more."""
+        """Strips of half the wider side of the window, within `tuned().window_strip`, and chunks of at most eight."""
         left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
         narrow, wide = tuned().window_strip or (length, length)
-        strip = min(wide, max(narrow, 1 << max(0, max(left, right) - 1).bit_length() >> 1))
-        chunks = max(1, length // max(STRIPS * strip, left, right))
+        widest = max(left, right)
+        strip = min(wide, max(narrow, (1 << max(0, widest - 1).bit_length()) // 2))
+        chunks = -(-length // (STRIPS * strip))
+        if length < chunks * widest:  # a halo is of one chunk
+            chunks = max(1, length // max(1, widest))
         chunk = -(-length // chunks)
         before, after = (left, right) if chunks > 1 else (0, 0)
         strips = _cut(0, chunk, strip)
@@ -64,6 +67,10 @@ class Fold(NamedTuple):
         sees = lambda q, k: k.stop - 1 >= q.start - left and k.start <= q.stop - 1 + right  # noqa: E731
         return [[j for j, block in enumerate(self.blocks) if sees(strip, block)] for strip in self.strips]
 
+    def is_few(self) -> bool:
+        """Whether a compiler can unroll all pairs of a strip and a block."""
+        return sum(map(len, self.seen())) <= tuned().strip_pairs
+
     def scores(self) -> int:
         """How many scores of one head and row are computed."""
         sizes = [block.stop - block.start for block in self.blocks]
@@ -75,7 +82,7 @@ class Fold(NamedTuple):
         return self.blocks[j].start < 0 or self.blocks[j].start >= self.length
 
 
-STRIPS = 8  # of a chunk
+STRIPS = 8  # of a chunk, at most, where the window is not wider
 
 
 def _cut(start: int, stop: int, size: int) -> tuple[slice, ...]:
@@ -166,7 +173,7 @@ _windows.defvjp(_forward, _backward)
 def _turns(fold: Fold, q: Array) -> int:
     """Turns of the loop: each takes as many chunks as stay in a cache, and at least one."""
     chunks = q.shape[0] * fold.chunks
-    most = max(1, tuned().window_cache // (fold.length * q.shape[2] * q.shape[3]))
+    most = max(1, tuned().window_turn // (fold.length * q.shape[2] * q.shape[3]))
     return next(turns for turns in range(1, chunks + 1) if chunks % turns == 0 and chunks // turns <= most)
 
 
