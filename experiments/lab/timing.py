@@ -10,8 +10,8 @@ from experiments.lab.provenance import provenance
 
 MIN_ROUNDS, MAX_ROUNDS = 3, 15
 REST = 0.02  # seconds before each timing, in which the threads of the program before come to rest
-# A run that takes less (seconds) is called once more before each timing, so that its own threads are awake: after a rest
-# PyTorch's attention of 8 heads of 64 places took 11 ms, and 0.3 ms in a row.
+# A run that takes less (seconds) is called once more before each timing, so that its own threads are awake: after a
+# rest PyTorch's attention of 8 heads of 64 places took 11 ms, and 0.3 ms in a row.
 SHORT = 0.1
 
 

@@ -20,8 +20,8 @@ def test_the_kinds_take_turns() -> None:
     assert rounds == 5, "the first that begins after three seconds is the sixth"
     assert order == ["slow", "fast"] * (1 + rounds)
     order.clear()
-    short = {"slow": runs["slow"], "short": lambda: lasting("short", timing.SHORT / 2)}
-    assert set(timing.take_turns(short, 0.0, lambda: now[0])["short"]) == {1000 * timing.SHORT / 2}
+    short = {"slow": runs["slow"], "short": lambda: lasting("short", 2.0**-5)}  # below timing.SHORT
+    assert set(timing.take_turns(short, 0.0, lambda: now[0])["short"]) == {1000 * 2.0**-5}
     assert order == ["slow", "short"] + ["slow", "short", "short"] * timing.MIN_ROUNDS, "once more, which is not timed"
     assert len(timing.take_turns(runs, 0.0, lambda: now[0])["fast"]) == timing.MIN_ROUNDS
     assert len(timing.take_turns(runs, 1e9, lambda: now[0])["fast"]) == timing.MAX_ROUNDS
