@@ -85,11 +85,11 @@ def reach(config: ModelConfig, causal: bool, length: int, query: int) -> np.ndar
 
 @pytest.mark.parametrize(("causal", "norm"), [(True, "post"), (False, "pre")])
 def test_layers_of_windows_reach_exactly_their_sum(causal: bool, norm: str) -> None:
-    """N layers of window w see N·w positions back, and as far ahead in an encoder; here by strips."""
+    """N layers of window w see N·w positions back, and as far ahead in an encoder; here by chunks of a row."""
     length, query, width, layers = LONG, 131, 3, 3
     config = tiny(attention=(f"window:{width}",), num_layers=layers, norm=norm)
     heads = jax.ShapeDtypeStruct((1, length, config.num_heads, D // config.num_heads), jnp.float32)
-    assert choose(heads, heads, heads, band(causal, width)).backend == "strips"
+    assert choose(heads, heads, heads, band(causal, width)).backend == "banded"
     ahead = 0 if causal else layers * width
     seen = np.arange(query - layers * width, query + ahead + 1)
     np.testing.assert_array_equal(reach(config, causal, length, query), seen)
