@@ -100,17 +100,16 @@ def make_optimizer(
 
         return jax.tree.map(change, mean, square, params, decays), tuple(new(part) for part in state)
 
-    return optax.GradientTransformationExtraArgs(chain.init, update)
+    def init(params: Any) -> tuple[Any, ...]:
+        norms = (Norms(jnp.zeros(()), jnp.zeros((), jnp.int32)),) if optimizer.max_spike else ()
+        return *norms, *chain.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _chain(optimizer: OptimizerConfig, rate: Schedule, decayed: Callable[[Any], Any]) -> optax.GradientTransformation:
-    """What `make_optimizer` does at once, one after another: its state is that of these."""
-    norms = optax.GradientTransformation(
-        lambda params: Norms(jnp.zeros(()), jnp.zeros((), jnp.int32)),
-        lambda gradients, norms, _: (gradients, norms.after(optax.tree.norm(gradients))),
-    )
-    pieces = [norms] if optimizer.max_spike else []
-    pieces += [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
+    """What `make_optimizer` does at once, one after another, without the record of norms."""
+    pieces = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm else []
     pieces.append(optax.scale_by_adam(optimizer.b1, optimizer.b2, optimizer.eps))
     pieces += [optax.add_decayed_weights(optimizer.weight_decay, decayed)] if optimizer.weight_decay else []
     return optax.chain(*pieces, optax.scale_by_learning_rate(rate))

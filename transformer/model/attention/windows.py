@@ -21,9 +21,8 @@ from jaxtyping import Array, Float, Integer
 
 from transformer.model import masks
 from transformer.model.attention.pairs import Kept, attend_strip, by_heads, gradients, turned
+from transformer.model.attention.tiles import NOBODY
 from transformer.platforms import tuned
-
-NOBODY = np.iinfo(np.int32).min  # the segment of padding
 
 
 class Fold(NamedTuple):
@@ -37,7 +36,8 @@ class Fold(NamedTuple):
 
     @classmethod
     def of(cls, length: int, limits: masks.Band) -> "Fold":
-        """Strips of half the wider side of the window, within `tuned().window_strip`, and chunks of at most eight."""
+        """Strips of half the wider side of the window, within `tuned().window_strip`, and chunks of at most eight
+        strips, unless a side of the window is longer."""
         left, right = (length - 1 if side is None else min(side, length - 1) for side in limits)
         narrow, wide = tuned().window_strip or (length, length)
         widest = max(left, right)
@@ -171,7 +171,7 @@ _windows.defvjp(_forward, _backward)
 
 
 def _turns(fold: Fold, q: Array) -> int:
-    """Turns of the loop: each takes as many chunks as stay in a cache, and at least one."""
+    """Turns of the loop: each takes as many chunks as `tuned().window_turn` allows, and at least one."""
     chunks = q.shape[0] * fold.chunks
     most = max(1, tuned().window_turn // (fold.length * q.shape[2] * q.shape[3]))
     return next(turns for turns in range(1, chunks + 1) if chunks % turns == 0 and chunks // turns <= most)
@@ -208,12 +208,12 @@ def _with_halo(fold: Fold, turns: int, x: Array) -> tuple[Array, Array, Array]:
 
 def _spread(fold: Fold, parts: Any, like: Array) -> Array:
     """The transpose of `_with_halo`: what a halo got is added to the chunk that it came from."""
-    rows, cut = like.shape[0], [None, slice(1, None), slice(None, -1)]
+    rows = like.shape[0]
     before, inside, after = (x.reshape(rows, fold.chunks, *x.shape[2:]) for x in parts)
     if fold.before:
-        inside = inside.at[:, :-1, fold.length - fold.before :].add(before[:, cut[1]])
+        inside = inside.at[:, :-1, fold.length - fold.before :].add(before[:, 1:])
     if fold.after:
-        inside = inside.at[:, 1:, : fold.after].add(after[:, cut[2]])
+        inside = inside.at[:, 1:, : fold.after].add(after[:, :-1])
     return inside.reshape(like.shape)
 
 
