@@ -13,7 +13,9 @@ from transformer.config import Config
 
 BASE = "configs/quantities.py"
 REFERENCE = "scaled"  # the paper's
-MAIN_METRICS = ["test/loss", "test/entropy_at_start", "test/entropy", "test/gradient_at_start"]
+PRIMARY = "test/loss"
+MATTERS = 0.01  # nats a token: what is less does not matter
+MAIN_METRICS = ["test/entropy_at_start", "test/entropy", "test/gradient_at_start"]
 
 
 def variants(base: Config) -> dict[str, dict[str, Any]]:

@@ -22,13 +22,14 @@ SUMMARY = ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")  # wha
 @dataclasses.dataclass(frozen=True)
 class Metric:
     """How a metric is shown: its values times `scale` are in `unit`; `better` is +1 where more is better, -1 where less
-    is, 0 where neither is."""
+    is, 0 where neither is; `noise` is the row of `statistics.SCALES` on which it is compared."""
 
     label: str
     unit: str = ""
     scale: float = 1.0
     digits: int = 2
     better: int = 1
+    noise: str = "plain"
 
     @property
     def points(self) -> str:
@@ -37,20 +38,20 @@ class Metric:
 
 
 METRICS = {
-    "exact_match": Metric("exact match", "%", 100.0, 1),
-    "token_accuracy": Metric("token accuracy", "%", 100.0, 2),
-    "bleu": Metric("BLEU", "", 1.0, 2),
-    "loss": Metric("loss", "nats a token", 1.0, 4, -1),
-    "bits_per_byte": Metric("bits a byte", "", 1.0, 4, -1),
-    "accuracy": Metric("accuracy", "%", 100.0, 2),
-    "macro_f1": Metric("macro F1", "%", 100.0, 2),
-    "mae": Metric("mean absolute error", "", 1.0, 4, -1),
-    "rouge1": Metric("ROUGE-1"),
-    "rouge2": Metric("ROUGE-2"),
-    "rougeL": Metric("ROUGE-L"),
-    "word_error_rate": Metric("word error rate", "%", 100.0, 2, -1),
-    "answers": Metric("right answers", "%", 100.0, 2),
-    "perplexity": Metric("perplexity", "", 1.0, 2, -1),
+    "exact_match": Metric("exact match", "%", 100.0, 1, noise="logit"),
+    "token_accuracy": Metric("token accuracy", "%", 100.0, 2, noise="logit"),
+    "bleu": Metric("BLEU", "", 1.0, 2, noise="hundred"),
+    "loss": Metric("loss", "nats a token", 1.0, 4, -1, noise="log"),
+    "bits_per_byte": Metric("bits a byte", "", 1.0, 4, -1, noise="log"),
+    "accuracy": Metric("accuracy", "%", 100.0, 2, noise="logit"),
+    "macro_f1": Metric("macro F1", "%", 100.0, 2, noise="logit"),
+    "mae": Metric("mean absolute error", "", 1.0, 4, -1, noise="log"),
+    "rouge1": Metric("ROUGE-1", noise="hundred"),
+    "rouge2": Metric("ROUGE-2", noise="hundred"),
+    "rougeL": Metric("ROUGE-L", noise="hundred"),
+    "word_error_rate": Metric("word error rate", "%", 100.0, 2, -1, noise="log"),
+    "answers": Metric("right answers", "%", 100.0, 2, noise="logit"),
+    "perplexity": Metric("perplexity", "", 1.0, 2, -1, noise="log"),
     "bytes_per_token": Metric("bytes a token", "", 1.0, 2, 0),
     "entropy": Metric("entropy of attention after training", "nats", 1.0, 2, 0),
     "entropy_at_start": Metric("entropy of attention at the start", "nats", 1.0, 2, 0),

@@ -41,10 +41,16 @@ def load(name: str) -> ModuleType:
         if name not in names:
             raise UserError(f"there is no experiment {name!r}: {nearest(name, names)}")
         module = importlib.import_module(f"experiments.{name}")
-    parts = ("cases", "measure_case", "findings") if hasattr(module, "cases") else ("variants", "BASE", "REFERENCE")
+    parts = (
+        ("cases", "measure_case", "findings")
+        if hasattr(module, "cases")
+        else ("variants", "BASE", "REFERENCE", "PRIMARY", "MATTERS")
+    )
     missing = [part for part in parts if not hasattr(module, part)]
     if missing:
         raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
+    if hasattr(module, "MATTERS") and not module.MATTERS > 0:
+        raise UserError(f"experiment {name!r} has MATTERS = {module.MATTERS!r}: name the smallest effect that matters")
     if not (module.__doc__ or "").strip():
         raise UserError(f"experiment {name!r} has no docstring: it states the question and the hypothesis")
     return module

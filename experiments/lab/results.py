@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.lab.statistics import Difference, paired_difference
+from experiments.lab.statistics import Look
 from transformer.errors import UserError
 
 TIMES = ("train_seconds", "seconds_per_step")
@@ -25,6 +25,7 @@ class Sweep:
     errors: dict[tuple[str, int], str]
     cost: dict[str, Any] | None
     cost_error: str | None
+    damaged: frozenset[tuple[str, int]] = frozenset()  # of the errors: results that cannot be read
 
     @property
     def variants(self) -> list[str]:
@@ -38,6 +39,30 @@ class Sweep:
     def planned(self) -> list[tuple[str, int]]:
         return [(variant, seed) for variant in self.variants for seed in self.plan["seeds"]]
 
+    @property
+    def primary(self) -> str:
+        """The metric that verdicts are given for."""
+        return self.plan["primary"]
+
+    @property
+    def matters(self) -> float:
+        """The smallest difference of the primary metric that matters, in its own unit."""
+        return self.plan["matters"]
+
+    @property
+    def looks(self) -> list[Look]:
+        """The reports that gave verdicts, the last one last."""
+        return [Look(tuple(look["seeds"]), look["alpha"]) for look in self.plan.get("looks", [])]
+
+    @property
+    def ended(self) -> bool:
+        """Whether every planned run has finished or failed."""
+        return not self.damaged and all(run in self.results or run in self.errors for run in self.planned)
+
+    def failures(self, variant: str) -> list[int]:
+        """The seeds of a variant's runs that failed, of whatever cause."""
+        return [s for s in self.plan["seeds"] if (variant, s) in self.errors and (variant, s) not in self.damaged]
+
     def of(self, variant: str) -> list[dict[str, Any]]:
         """The finished runs of a variant, by seed."""
         return [self.results[variant, seed] for seed in self.plan["seeds"] if (variant, seed) in self.results]
@@ -49,23 +74,14 @@ class Sweep:
 
     @property
     def metrics(self) -> list[str]:
-        """All metrics, those of the comparison first."""
-        chosen = self.plan["main_metrics"]
+        """All metrics: the primary, those that the question compares besides, and the others."""
         present = dict.fromkeys(name for run in self.results.values() for name in run["metrics"])
-        return [name for name in chosen if name in present] + [name for name in present if name not in chosen]
+        return [name for name in dict.fromkeys([*self.main, *present]) if name in present]
 
     @property
     def main(self) -> list[str]:
-        chosen = self.plan["main_metrics"]
-        return [name for name in self.metrics if name in chosen] or self.metrics[:1]
-
-    @property
-    def answered(self) -> list[str]:
-        """The metrics of the answer: the first of each split."""
-        first: dict[str, str] = {}
-        for name in self.main:
-            first.setdefault(name.rpartition("/")[0], name)
-        return list(first.values())
+        """The metrics that are compared, the primary first."""
+        return list(dict.fromkeys([self.primary, *self.plan["main_metrics"]]))
 
 
 def read(workdir: Path) -> Sweep:
@@ -74,14 +90,16 @@ def read(workdir: Path) -> Sweep:
     if not path.is_file():
         raise UserError(f"{str(workdir)!r} holds no sweep (there is no sweep.json): name the --workdir of one")
     plan = read_plan(path)
-    results, errors = {}, {}
+    results, errors, damaged = {}, {}, set()
     for variant, seed in itertools.product(plan["variants"], plan["seeds"]):
-        result, error = outcome(workdir / "runs" / variant / f"seed{seed}", ("metrics", "config", "parameters"))
+        folder = workdir / "runs" / variant / f"seed{seed}"
+        result, error = outcome(folder, ("metrics", "config", "parameters"))
         if result is not None:
             results[variant, seed] = result
         elif error is not None:
             errors[variant, seed] = error
-    return Sweep(plan, results, errors, *outcome(workdir / "cost", ("rows",)))
+            damaged |= {(variant, seed)} if (folder / "result.json").exists() else set()
+    return Sweep(plan, results, errors, *outcome(workdir / "cost", ("rows",)), frozenset(damaged))
 
 
 def read_plan(path: Path) -> dict[str, Any]:
@@ -90,7 +108,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         plan = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(plan, dict):
             raise ValueError("it is no object")
-        if missing := {"experiment", "variants", "seeds", "reference", "config"} - set(plan):
+        if missing := {"experiment", "variants", "seeds", "reference", "config", "primary", "matters"} - set(plan):
             raise ValueError(f"it lacks {', '.join(sorted(missing))}")
     except (ValueError, TypeError) as error:
         raise UserError(
@@ -138,51 +156,6 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         file.write("\n" * torn + json.dumps(value) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-# --- Comparisons
-
-
-def compare(sweep: Sweep, metric: str) -> dict[str, Difference]:
-    """Variant -> its difference to the reference, over the seeds that both have."""
-    against = sweep.values(sweep.reference, metric)
-    found = {}
-    for variant in sweep.variants:
-        own = sweep.values(variant, metric)
-        seeds = [seed for seed in own if seed in against]
-        if variant != sweep.reference and seeds:
-            found[variant] = paired_difference([own[s] for s in seeds], [against[s] for s in seeds], metric)
-    return found
-
-
-def factors(sweep: Sweep, metric: str) -> dict[str, Difference]:
-    """Each part of the variants' names on its own: "window instead of full" -> its difference to the reference's part.
-
-    For each seed the difference is averaged over what else varies. Only for a full grid of names of equal parts.
-    """
-    parts = {variant: tuple(variant.split("-")) for variant in sweep.variants}
-    width = {len(names) for names in parts.values()}
-    if len(width) != 1 or width == {1}:
-        return {}
-    levels = [list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True)]
-    if len(list(itertools.product(*levels))) != len(parts) or sum(len(names) > 1 for names in levels) < 2:
-        return {}  # no grid, or one whose only factor is what the variants compare already
-    base, found = parts[sweep.reference], {}
-    for place, names in enumerate(levels):
-        for name in names:
-            if name == base[place]:
-                continue
-            pairs = []
-            for variant, own in parts.items():
-                if own[place] == name:
-                    other = "-".join([*own[:place], base[place], *own[place + 1 :]])
-                    pairs.append((sweep.values(variant, metric), sweep.values(other, metric)))
-            seeds = [seed for seed in sweep.plan["seeds"] if all(seed in a and seed in b for a, b in pairs)]
-            if seeds:
-                a = [sum(values[seed] for values, _ in pairs) / len(pairs) for seed in seeds]
-                b = [sum(values[seed] for _, values in pairs) / len(pairs) for seed in seeds]
-                found[f"{name} instead of {base[place]}"] = paired_difference(a, b, metric)
-    return found
 
 
 # --- CSV

@@ -1,23 +1,51 @@
-"""Intervals and tests over seeds: few, textbook, and each says what it assumes."""
+"""What differences between variants are worth: one model of all runs, simultaneous intervals, and looks that are counted.
+
+The values of a metric, on a scale on which its noise is even, follow `value = variant + seed + noise`: runs of one seed
+share batches and, as far as they can, initial parameters, so what a seed does to all variants cancels. The noise is
+pooled over variants and moderated by each variant's own (as Smyth 2004 does for genes). All differences of a table
+hold together: the critical value is a quantile of the largest |t| among them (Dunnett 1955), by drawing sweeps of the
+same form without any difference, which also allows for missing runs and for earlier looks.
+"""
 
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import optimize, special, stats
+from scipy import special, stats
 
 from transformer.errors import UserError
 
-LEVEL = 0.95  # of every interval in a report
-ALPHA = 1 - LEVEL  # of every test: how often nothing at all is called a difference
+ALPHA = 0.05  # how often a sweep without any difference claims one, over all its comparisons and looks
 POWER = 0.8  # how often a difference of the size that is called visible is found
-RESAMPLES = 9_999  # of the bootstrap; its bounds are those of the same seeds every time
+PRIOR = 4.0  # degrees of freedom that the pooled variance is worth beside a variant's own
+ODD = 0.01  # spreads are said to differ where equal ones would differ as much so rarely
+DRAWS = 40_000  # of sweeps without a difference; the same seed every time
+FIRST = 0.9  # of ALPHA goes to the first look at a sweep of planned size; what is left is for sweeps enlarged by hand
+ROUNDING = 1e-12  # what is less is 0 but for rounding
+FLOOR = 5e-4  # shares of 0 and 1, and rates of 0, are taken as this near to it: half an example of a thousand
+
+
+class Scale(NamedTuple):
+    """A scale on which the noise of a metric is about as large everywhere, and which no interval leaves."""
+
+    forward: Callable[[Any], Any]
+    back: Callable[[Any], Any]
+
+
+SCALES = {
+    "plain": Scale(np.asarray, np.asarray),
+    "hundred": Scale(
+        lambda x: special.logit(np.clip(np.asarray(x) / 100, FLOOR, 1 - FLOOR)), lambda y: 100 * special.expit(y)
+    ),  # scores from 0 to 100
+    "log": Scale(lambda x: np.log(np.maximum(x, FLOOR)), np.exp),  # losses and rates of errors
+    "logit": Scale(lambda x: special.logit(np.clip(x, FLOOR, 1 - FLOOR)), special.expit),  # shares
+}
 
 
 class Interval(NamedTuple):
-    """A mean and its two-sided interval, in the unit of the values; no bounds where there is one value."""
+    """A mean and its bounds; no bounds where there is one value."""
 
     mean: float
     low: float | None
@@ -26,9 +54,9 @@ class Interval(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """Mean of a - b over pairs, its interval and the two-sided p; None where n = 1 gives none.
+    """An estimate, its simultaneous interval and p; None where the runs give none.
 
-    `pairs` are the differences themselves, one a seed, shape [n].
+    `n` is the number of seeds, `odd` says that the noise was taken from these variants alone (Welch).
     """
 
     mean: float
@@ -36,184 +64,197 @@ class Difference(NamedTuple):
     high: float | None
     p: float | None
     n: int
-    pairs: tuple[float, ...]
-
-    @property
-    def spread(self) -> float | None:
-        """Standard deviation of the differences over seeds; None of one, 0 where all are equal."""
-        return _spread(np.asarray(self.pairs)) if self.n > 1 else None
-
-    @property
-    def effect(self) -> float | None:
-        """Cohen's d_z, mean over spread, times Hedges' correction for few seeds (1981): J = G(k/2) / (G((k-1)/2)
-        sqrt(k/2)) of k = n - 1 degrees of freedom, 0.56 for three seeds. None below three, or without any spread."""
-        if self.n < 3 or not self.spread:
-            return None
-        k = self.n - 1
-        return self.mean / self.spread * math.gamma(k / 2) / (math.gamma((k - 1) / 2) * math.sqrt(k / 2))
+    odd: bool = False
+    visible: float | None = None  # the true difference that is found with POWER
 
 
-def mean_interval(values: Sequence[float], name: str = "the metric") -> Interval:
-    """Mean of independent runs and its Student t interval, n - 1 degrees of freedom.
+class Look(NamedTuple):
+    """A report that gave verdicts: the seeds that it had, and what it may spend of ALPHA."""
 
-    With three seeds the interval is 4.3 standard errors wide to each side: that is what three seeds are worth.
+    seeds: tuple[int, ...]
+    alpha: float
+
+
+Values = Mapping[str, Mapping[int, float]]  # variant -> seed -> value
+Rows = Mapping[str, Mapping[str, float]]  # comparison -> variant -> coefficient
+
+
+def mean_interval(values: Sequence[float], scale: str = "plain") -> Interval:
+    """Mean of independent runs and its Student t interval of 95 %, taken on a scale and brought back from it.
+
+    Raises:
+        UserError: no value, or one that is not finite.
+    """
+    array = np.asarray(values, np.float64)
+    if not array.size or not np.isfinite(array).all():
+        raise UserError(f"{list(values)} has no mean: train at least one seed to its end first")
+    forward, back = SCALES[scale]
+    on_scale = forward(array)
+    mean = float(on_scale.mean())
+    if array.size == 1:
+        return Interval(float(back(mean)), None, None, 1)
+    half = float(stats.t.ppf(1 - ALPHA / 2, array.size - 1)) * float(on_scale.std(ddof=1)) / math.sqrt(array.size)
+    return Interval(float(back(mean)), float(back(mean - half)), float(back(mean + half)), int(array.size))
+
+
+def next_look(earlier: Sequence[Look], seeds: Sequence[int], most: int | None) -> Look:
+    """The look at these seeds: what it may spend.
+
+    Of a sweep that grows to at most `most` seeds it spends in proportion to the seeds that came (Lan & DeMets 1983, a
+    linear function). Without a plan the first look spends FIRST of all, and each later one half of what is left.
+    """
+    left = ALPHA - sum(look.alpha for look in earlier)
+    known = len(earlier[-1].seeds) if earlier else 0
+    if most is None:
+        share = 0.5 if earlier else FIRST
+    else:
+        share = min(1.0, (len(seeds) - known) / max(most - known, 1))
+    return Look(tuple(seeds), left * share)
+
+
+def differences(
+    values: Values, rows: Rows, looks: Sequence[Look], apart: frozenset[str] = frozenset()
+) -> dict[str, Difference]:
+    """Each row's contrast of the variants' means, with intervals that hold together at the last look.
 
     Args:
-        values: one figure a seed, shape [n], n >= 1.
-        name: what is measured, for the message.
-
-    Raises:
-        UserError: no value, or one that is NaN or infinite.
+        values: finite values on their scale.
+        rows: which combinations of variants to estimate; a row whose variants have no values is left out.
+        looks: all looks so far, the last one being this.
+        apart: variants whose noise is not that of the others, such as one with a run that failed.
     """
-    array = _finite(values, name)
-    mean = float(array.mean())
-    if array.size == 1:
-        return Interval(mean, None, None, 1)
-    half = _half_width(array)
-    return Interval(mean, mean - half, mean + half, int(array.size))
-
-
-def paired_difference(a: Sequence[float], b: Sequence[float], name: str = "the metric") -> Difference:
-    """Mean of a - b, its Student t interval and the paired t test's p: a[i] and b[i] share a seed.
-
-    Pairs share parameters at step 0, batches and dropout masks, so that what seeds do to both alike cancels.
-    If all differences are equal there is no spread to judge them by: p is 1 when they are 0, and 0 otherwise.
-
-    Raises:
-        UserError: a NaN or an infinite value, no pair, or sequences of unequal length.
-    """
-    if len(a) != len(b):
-        raise UserError(
-            f"{name} has {len(a)} values against {len(b)}: a paired difference needs the same seeds on both sides."
+    rows = {name: row for name, row in rows.items() if all(values.get(variant) for variant in row)}
+    pooled = {name: row for name, row in rows.items() if not apart & set(row)}
+    found: dict[str, Difference] = {}
+    if pooled:
+        variants = list(
+            dict.fromkeys([v for row in pooled.values() for v in row] + [v for v in values if v not in apart])
         )
-    delta = _finite(a, name) - _finite(b, name)
-    mean = float(delta.mean())
-    pairs = tuple(delta.tolist())
-    if delta.size == 1:
-        return Difference(mean, None, None, None, 1, pairs)
-    half = _half_width(delta)
-    if half == 0.0:
-        p = 1.0 if mean == 0.0 else 0.0
-    else:
-        t = mean / (_spread(delta) / math.sqrt(delta.size))
-        p = float(2 * special.stdtr(delta.size - 1, -abs(t)))
-    return Difference(mean, mean - half, mean + half, p, int(delta.size), pairs)
+        found = _pooled({v: values[v] for v in variants if values[v]}, pooled, looks)
+    level = looks[-1].alpha / max(len(rows), 1)
+    return {name: found.get(name) or _welch(values, row, level) for name, row in rows.items()}
 
 
-def bootstrap_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of the mean of values [n]; None for one value.
+def _pooled(values: Values, rows: Rows, looks: Sequence[Look]) -> dict[str, Difference]:
+    variants = list(values)
+    places = {seed: i for i, seed in enumerate(dict.fromkeys(s for look in looks for s in look.seeds))}
+    cells = [(v, seed) for v in variants for seed in values[v] if seed in places]
+    if not cells:
+        return {}
+    matrix = tuple(tuple(row.get(v, 0.0) for v in variants) for row in rows.values())
+    forms = tuple(
+        tuple((variants.index(v), places[seed]) for v, seed in cells if seed in set(look.seeds)) for look in looks
+    )
+    form = _form(forms[-1], matrix)
+    if form is None:
+        return {}
+    y = np.array([[values[v][seed] for v, seed in cells if seed in set(looks[-1].seeds)]])
+    estimate, error, odd = (part[0] for part in form.fit(y))
+    found = {}
+    critical, drawn, oddest, seen = _drawn(forms, matrix, tuple(look.alpha for look in looks))
+    if len(variants) > 2 and form.freedom and odd > oddest:
+        level = looks[-1].alpha / len(rows)
+        return {name: _welch(values, row, level) for name, row in rows.items()}
+    for place, (name, row) in enumerate(rows.items()):
+        n = min(sum(seed in looks[-1].seeds for seed in values[v]) for v in row)
+        mean = 0.0 if abs(estimate[place]) < ROUNDING else float(estimate[place])
+        if not form.freedom or not math.isfinite(critical):
+            found[name] = Difference(mean, None, None, None, n)
+            continue
+        half = 0.0 if error[place] < ROUNDING else float(critical * error[place])
+        p = float((drawn >= abs(mean) / error[place]).mean()) if half else float(mean == 0)
+        found[name] = Difference(mean, mean - half, mean + half, p, n, visible=float(seen[place] * form.spread(y)))
+    return found
 
-    It assumes no normal spread, and pays for it where seeds are few: of three values it reaches from the smallest to
-    the largest, which holds the true mean 75 % of the time, of five about 83 % and of ten about 90 %, where 95 % is
-    meant (the tests simulate it). It is worth something as a second opinion from ten seeds on.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.size < 2:
+
+class _Form(NamedTuple):
+    """The algebra of sweeps whose runs are in the same places."""
+
+    freedom: int
+    residual: np.ndarray  # [N, N], projects runs on what variants and seeds do not explain
+    contrasts: np.ndarray  # [m, N]
+    member: np.ndarray  # [N, V] of 0 and 1: whose run it is
+    unmix: np.ndarray  # [V, V], from sums of squares of residuals to variances of variants
+    weight: np.ndarray  # [V], of a variant's own variance beside the pooled one
+
+    def fit(self, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of sweeps [R, N]: estimates [R, m], their standard errors [R, m], and how much the largest variance of a
+        variant exceeds the pooled one [R]."""
+        squares = (y @ self.residual) ** 2
+        pooled = squares.sum(1, keepdims=True) / max(self.freedom, 1)
+        own = np.maximum((squares @ self.member) @ self.unmix.T, 0)
+        variances = (1 - self.weight) * pooled + self.weight * own
+        errors = np.sqrt(variances @ ((self.contrasts**2) @ self.member).T)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return y @ self.contrasts.T, errors, np.nan_to_num((own / pooled).max(1))
+
+    def spread(self, y: np.ndarray) -> float:
+        """The standard deviation of the noise of one run."""
+        return math.sqrt(float(((y @ self.residual) ** 2).sum()) / max(self.freedom, 1))
+
+
+@functools.lru_cache(256)
+def _form(cells: tuple[tuple[int, int], ...], matrix: tuple[tuple[float, ...], ...]) -> _Form | None:
+    """None: no run, or a contrast that these runs cannot estimate, as of variants that share no seed."""
+    count = len(matrix[0])
+    member = np.array([[v == k for k in range(count)] for v, _ in cells], float).reshape(-1, count)
+    seeds = sorted({seed for _, seed in cells})
+    block = np.array([[seed == k for k in seeds[1:]] for _, seed in cells], float).reshape(len(cells), -1)
+    design = np.concatenate([member, block], axis=1)
+    wanted = np.concatenate([np.array(matrix), np.zeros((len(matrix), block.shape[1]))], axis=1)
+    inverse = np.linalg.pinv(design)
+    contrasts = wanted @ inverse
+    if not cells or not np.allclose(contrasts @ design, wanted):
         return None
-    if _spread(array) == 0.0:
-        return float(array.mean()), float(array.mean())
-    found = stats.bootstrap(
-        (array,), np.mean, n_resamples=RESAMPLES, confidence_level=LEVEL, method="percentile", rng=0
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    residual = np.eye(len(cells)) - design @ inverse
+    freedom = round(float(np.trace(residual)))
+    mixed = member.T @ residual**2 @ member
+    own = np.maximum(member.sum(0) - 1, 0)
+    return _Form(freedom, residual, contrasts, member, np.linalg.pinv(mixed, rcond=1e-9), own / (own + PRIOR))
 
 
-def holm(pvalues: Sequence[float]) -> list[float]:
-    """Holm's step-down adjustment (1979), in the order given: the k-th smallest of m is multiplied by m - k + 1.
+@functools.lru_cache(64)
+def _drawn(
+    forms: tuple[tuple[tuple[int, int], ...], ...], matrix: tuple[tuple[float, ...], ...], alphas: tuple[float, ...]
+) -> tuple[float, np.ndarray, float, np.ndarray]:
+    """From sweeps without a difference, seen at each of the looks: the critical value of the last look, the largest |t|
+    of each sweep there [R], the excess of a variance that equal ones rarely have, and for each contrast the true
+    difference, in standard deviations of a run, that the last look finds with POWER [m].
 
-    Controls the chance of any false claim among the m comparisons, however they depend on each other.
+    Each look claims as often as its alpha says among the sweeps that claimed nothing before.
     """
-    adjusted = [0.0] * len(pvalues)
-    running = 0.0
-    for rank, index in enumerate(sorted(range(len(pvalues)), key=lambda i: pvalues[i])):
-        running = max(running, min(1.0, (len(pvalues) - rank) * pvalues[index]))
-        adjusted[index] = running
-    return adjusted
+    rng = np.random.default_rng(0)
+    cells = list(dict.fromkeys(cell for form in forms for cell in form))
+    noise = rng.standard_normal((DRAWS, len(cells)))
+    quiet, critical = np.ones(DRAWS, bool), math.inf
+    largest, excess, seen = np.zeros(DRAWS), np.zeros(DRAWS), np.full(len(matrix), math.inf)
+    for places, alpha in zip(forms, alphas, strict=True):
+        form = _form(places, matrix)
+        if form is None or not form.freedom:
+            continue
+        estimate, error, excess = form.fit(noise[:, [cells.index(cell) for cell in places]])
+        largest = (np.abs(estimate) / error).max(1)
+        allowed = math.floor(alpha * DRAWS)
+        ranked = np.sort(largest[quiet])
+        critical = float(ranked[-allowed - 1]) if 0 < allowed < len(ranked) else math.inf
+        quiet &= largest <= critical
+        seen = np.quantile(critical * error - estimate, POWER, axis=0) if math.isfinite(critical) else seen
+    return critical, largest, float(np.quantile(excess, 1 - ODD)), seen
 
 
-def adjusted(found: Mapping[str, Difference]) -> dict[str, float]:
-    """Holm's p over the comparisons that have one."""
-    known = {name: d.p for name, d in found.items() if d.p is not None}
-    return dict(zip(known, holm(list(known.values())), strict=True))
-
-
-def verdicts(found: Mapping[str, Difference], better: int) -> dict[str, str]:
-    """What may be said of each of the comparisons of one table.
-
-    "better" or "worse" (`better`: +1 where more is better, -1 where less is) only where Holm's correction over all of
-    them leaves p under 0.05; "doubtful" where the interval alone excludes 0; "none" where it contains 0; "alone" where
-    one pair has no interval.
-    """
-    corrected, said = adjusted(found), {}
-    for name, d in found.items():
-        if d.low is None or d.high is None:
-            said[name] = "alone"
-        elif d.low <= 0 <= d.high:
-            said[name] = "none"
-        elif corrected[name] >= ALPHA:
-            said[name] = "doubtful"
-        else:
-            said[name] = "better" if (d.mean > 0) == (better > 0) else "worse"
-    return said
-
-
-def pooled_spread(found: Iterable[Difference]) -> float | None:
-    """The noise of a sweep: the standard deviation of paired differences over seeds, pooled over its comparisons by
-    their degrees of freedom; None where no comparison has two pairs."""
-    known = [(d.n - 1, d.spread) for d in found if d.spread is not None]
-    return math.sqrt(sum(k * s**2 for k, s in known) / sum(k for k, _ in known)) if known else None
-
-
-def smallest_seen(spread: float, n: int, comparisons: int = 1) -> float:
-    """The smallest true difference that n seeds find in four sweeps of five, in the unit of `spread`.
-
-    Power 0.8 of the two-sided paired t test (Cohen 1988) at the level that Holm's correction leaves for a single real
-    difference among `comparisons`: 0.05 / comparisons. Alone, three seeds see 3.3 spreads, and ten see one.
-
-    Raises:
-        ValueError: n < 2, which sees nothing.
-    """
-    return spread * _effect_seen(n, ALPHA / comparisons)
-
-
-@functools.cache
-def _effect_seen(n: int, level: float) -> float:
-    """The mean, in standard deviations, that the two-sided t test of n values finds with POWER."""
+def _welch(values: Values, row: Mapping[str, float], level: float) -> Difference:
+    """One contrast with the noise of its own variants, by Satterthwaite's degrees of freedom (Welch 1947)."""
+    own = [(coefficient, np.array(list(values[v].values()))) for v, coefficient in row.items() if coefficient]
+    mean = float(sum(c * x.mean() for c, x in own))
+    n = min(x.size for _, x in own)
     if n < 2:
-        raise ValueError(f"a paired t test needs two pairs, not {n}")
-    critical = float(special.stdtrit(n - 1, 1 - level / 2)) ** 2
-
-    def lacking(effect: float) -> float:
-        # t squared is noncentral F(1, n - 1); the noncentral t of SciPy 1.17 (and so statsmodels' TTestPower) is NaN
-        # at such large effects as two and three seeds need.
-        return POWER - float(stats.ncf.sf(critical, 1, n - 1, n * effect**2))
-
-    highest = 1.0
-    while lacking(highest) > 0:
-        highest *= 2
-    return float(optimize.brentq(lacking, 0.0, highest, xtol=1e-9))
-
-
-def _spread(values: np.ndarray) -> float:
-    """Standard deviation of values [n], n >= 2; 0 where they differ by rounding only."""
-    spread = float(values.std(ddof=1))
-    return 0.0 if spread <= 1e-12 * max(1.0, float(np.abs(values).max())) else spread
-
-
-def _half_width(values: np.ndarray) -> float:
-    """Half the t interval of the mean of values [n], n >= 2."""
-    quantile = float(special.stdtrit(values.size - 1, (1 + LEVEL) / 2))
-    return quantile * _spread(values) / math.sqrt(values.size)
-
-
-def _finite(values: Sequence[float], name: str) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if array.size == 0:
-        raise UserError(f"There is no value of {name}: train at least one seed first.")
-    bad = array[~np.isfinite(array)]
-    if bad.size:
-        raise UserError(
-            f"{name} is {bad[0]} in {bad.size} of {array.size} runs: such a run diverged, so lower its learning rate "
-            "or leave it out."
-        )
-    return array
+        return Difference(mean, None, None, None, n, True)
+    parts = [(c**2 * float(x.var(ddof=1)) / x.size, x.size - 1) for c, x in own]
+    variance = sum(part for part, _ in parts)
+    if variance == 0:
+        return Difference(mean, mean, mean, float(mean == 0), n, True)
+    freedom = variance**2 / sum(part**2 / k for part, k in parts)
+    error = math.sqrt(variance)
+    half = float(stats.t.ppf(1 - level / 2, freedom)) * error
+    p = min(1.0, float(2 * stats.t.sf(abs(mean) / error, freedom)) * ALPHA / level)
+    return Difference(mean, mean - half, mean + half, p, n, True)

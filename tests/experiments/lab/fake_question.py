@@ -20,7 +20,10 @@ from transformer.errors import Stopped, UserError
 
 BASE = "configs/quantities.py"
 REFERENCE = "sinusoidal-full"
-MAIN_METRICS = ["test/exact_match", "longer/exact_match", "test/loss"]
+PRIMARY = "test/exact_match"
+MATTERS = 0.01
+TUNE = None
+MAIN_METRICS = ["longer/exact_match", "test/loss"]
 SHIFTS = {"sinusoidal": 0.0, "learned": -0.02, "none": -0.2}
 
 
