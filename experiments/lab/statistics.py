@@ -1,4 +1,4 @@
-"""What differences between variants are worth: one model of all runs, simultaneous intervals, and looks that are counted.
+"""What differences are worth: one model of all runs, intervals that hold together, and looks that are counted.
 
 The values of a metric, on a scale on which its noise is even, follow `value = variant + seed + noise`: runs of one seed
 share batches and, as far as they can, initial parameters, so what a seed does to all variants cancels. The noise is

@@ -48,7 +48,7 @@ def _verdict(sweep: Sweep, variant: str, judged: Judged) -> Judged:
         verdict = "better" if (d.mean > 0) == (better > 0) else "worse"
     else:
         verdict = "undecided"
-    if verdict == "equivalent" and broken or verdict == "better" and variant in broken:
+    if (verdict == "equivalent" and broken) or (verdict == "better" and variant in broken):
         verdict = "undecided"
     if verdict == "worse" and sweep.reference in broken:
         verdict = "undecided"  # a reference with a run that failed is not better than anything
