@@ -20,6 +20,7 @@ from transformer.errors import Stopped, UserError
 
 BASE = "configs/quantities.py"
 REFERENCE = "sinusoidal-full"
+TUNE = None
 MAIN_METRICS = ["test/exact_match", "longer/exact_match", "test/loss"]
 SHIFTS = {"sinusoidal": 0.0, "learned": -0.02, "none": -0.2}
 

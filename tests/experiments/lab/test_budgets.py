@@ -30,7 +30,10 @@ def test_tokens_are_positions_padding_included() -> None:
     configs = {"a": BASE, "large": _changed(data__batch_tokens=1024), "odd": _changed(data__batch_tokens=600)}
     found = budgets.equalise(configs, "a", "tokens")
     assert {name: config.steps for name, config in found.items()} == {"a": 1000, "large": 250, "odd": 427}
-    assert found["large"] == override(configs["large"], {"steps": 250}), "nothing else changes"
+    as_long = {"steps": 250, "optimizer.warmup_steps": 1000}  # a quarter of 4,000
+    assert found["large"] == override(configs["large"], as_long), "nothing else changes"
+    cold = {"a": BASE, "cold": _changed(data__batch_tokens=1024, optimizer__warmup_steps=1)}
+    assert budgets.equalise(cold, "a", "tokens")["cold"].optimizer.warmup_steps == 1
 
 
 def test_flops_by_hand() -> None:
@@ -79,7 +82,7 @@ def test_a_sweep_of_equal_seconds(
     assert "the budget of the reference in training time" in text
     assert "| learned-full | 1,064 | 50 |" in text
 
-    monkeypatch.setattr(sweep, "step_seconds", None)  # a second time nothing is timed
+    monkeypatch.setattr(sweep, "step_prices", None)  # a second time nothing is timed
     monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
     (tmp_path / "runs/learned-window/seed0/result.json").unlink()
     capsys.readouterr()
@@ -94,7 +97,7 @@ def test_a_sweep_of_equal_seconds(
         'REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoidal-full+"'))  # fmt: skip
     with pytest.raises(SystemExit):
         run.main([str(other), *arguments[1:]])
-    assert "holds times of other variants than these" in capsys.readouterr().err
+    assert "holds seconds of other variants than these" in capsys.readouterr().err
 
 
 def test_ctrl_c_amid_the_pilots_is_one_sentence(
