@@ -32,8 +32,10 @@ def step_bytes(config: Config) -> float:
         raise UserError(f"task {config.task!r} reads no text: use another --budget than bytes")
     source = load_source(config.data)
     fields = kind.fields(config, source)
-    task = kind(config, load_or_train(source, config.data, fields, kind.extra_pieces(config)))
-    batches = task.batches(source, "train")
+    tokenizer = load_or_train(source, config.data, fields, kind.extra_pieces(config))
+    batches = kind(config, tokenizer).batches(source, "train")
+    if batches.report["dropped"]:  # of pairs, `evaluated` has what training leaves out, but for this rule
+        batches = kind(override(config, {"data.too_long": "drop"}), tokenizer).batches(source, "train")
     names = [source.field(field) for field in fields]
     texts, chosen = source.split("train"), batches.evaluated.tolist()
     chunks = (texts.many(chosen[start : start + 4096]) for start in range(0, len(chosen), 4096))

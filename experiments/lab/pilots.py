@@ -226,6 +226,6 @@ def table(expected: Sequence[Expected], runs: int, jobs: int) -> str:
             f"{row.seconds / 60:8.1f}  {row.bytes / 2**20:6,.0f}  {differs}"
         )
     longest = max((row.seconds for row in expected), default=0.0)
-    wall = max(sum(row.seconds for row in expected) / jobs, longest / math.ceil(runs / max(len(expected), 1)))
+    wall = max(sum(row.seconds for row in expected) / jobs, longest / max(1, math.ceil(runs / max(len(expected), 1))))
     lines.append(f"{runs} runs, {jobs} at a time: about {wall / 60:.1f} minutes; memory is that of one process")
     return "\n".join(lines)
