@@ -1,7 +1,9 @@
 """python -m experiments.run positions_and_windows --workdir=DIR [--base=FILE] [--seeds=3] [--jobs=2] [--set KEY=VALUE]
 
 Trains every variant of an experiment with every seed, and writes results.csv, report.md, report.html and figures/.
-The same command again goes on where it stopped: finished runs are kept, unfinished and failed ones are tried again.
+Variants that differ in the model have a learning rate of their own, tuned before (--tune). The same command again goes
+on where it stopped: finished runs are kept, and so are those that diverged; unfinished and failed ones are tried again.
+A run that a sweep beside this one has trained, by the same code on the same data, is taken from there.
 Exit codes: 0, all runs are finished; 1, some failed; 2, a mistake to mend; 75 (EX_TEMPFAIL), it was stopped by Ctrl-C,
 SIGTERM, SIGUSR1 or SIGUSR2, or some of its runs were: the same command goes on.
 """
@@ -16,14 +18,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from experiments.lab import apart, cases, cluster, report, workers
+from experiments.lab import apart, cases, cluster, report, shared, tuning, workers
 from experiments.lab.budgets import BUDGETS
 from experiments.lab.measures import main_metrics
 from experiments.lab.pilots import expect, pilot, table
 from experiments.lab.questions import FOLDER, available, build, load, parse_setting
 from experiments.lab.results import outcome
 from experiments.lab.single import Cost
-from experiments.lab.sweep import Execute, claim, equal_budgets, planned, train
+from experiments.lab.sweep import Execute, begun, claim, equal_budgets, missing, planned, train
 from transformer import command_line
 from transformer.config import load_file, override, to_dict
 from transformer.errors import UserError
@@ -46,15 +48,29 @@ def sweep(arguments: argparse.Namespace) -> int:
     if arguments.steps is not None:
         settings["steps"] = arguments.steps
     base = override(base, settings)
-    configs = build(module, base)
+    configs, variants = build(module, base), module.variants(base)
     execute = executor(arguments, workdir)
+    may = None if arguments.report_only else execute
+    name, seeds = Path(arguments.experiment).stem, range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    if set(seeds) & set(tuning.SEEDS):
+        raise UserError(f"--first-seed {arguments.first_seed} gives seeds that are kept for tuning: take a smaller one")
     with only_process_in(workdir):
+        if arguments.report_only and not any((workdir / "runs").glob("*/seed*")):  # a report begins no sweep
+            count = len(configs) * len(seeds)
+            raise UserError(f"none of the {count} runs in {str(workdir)!r} has finished, nothing to report")
+        old = begun(workdir, name, base)
         configs, budget = equal_budgets(
-            arguments.experiment, configs, module.REFERENCE, arguments.budget, workdir,
-            None if arguments.report_only else execute,
-        )  # fmt: skip
+            arguments.experiment, configs, module.REFERENCE, arguments.budget, workdir, old, may
+        )
+        keys = tuning.keys_of(module, configs, variants, arguments.tune, arguments.trials)
+        search = tuning.Tuning(arguments.experiment, configs, variants, keys, workdir, arguments.trials)
+        if old:
+            tuned = search.settled(old, arguments.report_only)
+        else:
+            tuned = search.choose(may) if keys and not arguments.dry_run else None
+        configs, variants = search.applied(tuned)
         plan = {
-            "experiment": Path(arguments.experiment).stem,
+            "experiment": name,
             "docstring": module.__doc__,
             "base": base_file,
             "settings": settings,
@@ -62,30 +78,31 @@ def sweep(arguments: argparse.Namespace) -> int:
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "config": to_dict(base),
             "budget": budget,
-            "variants": module.variants(base),
+            "tuning": tuned,
+            "variants": variants,
             "reference": module.REFERENCE,
             "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
-            "seeds": list(range(arguments.first_seed, arguments.first_seed + arguments.seeds)),
+            "seeds": list(seeds),
         }
-        if arguments.report_only and not any((workdir / "runs").glob("*/seed*")):  # a report begins no sweep
-            count = len(configs) * arguments.seeds
-            raise UserError(f"none of the {count} runs in {str(workdir)!r} has finished, nothing to report")
-        plan = claim(workdir, plan, configs, base)
-        runs = planned(arguments.experiment, configs, plan["variants"], plan["seeds"], workdir)
-        missing = [run for run in runs if outcome(run.folder)[0] is None]
+        plan = claim(workdir, plan, configs, old)
+        runs = planned(arguments.experiment, configs, variants, plan["seeds"], workdir)
         if arguments.dry_run:
-            expected = expect(missing, pilot(missing, execute, workdir))
-            print(table(expected, len(missing), arguments.jobs))
-            return 0 if len(expected) == len({run.variant for run in missing}) else 1
+            trials = search.first() if keys and not tuned else []
+            left = [run for run in shared.offered([*missing(runs), *trials], workdir) if not run.candidates]
+            expected = expect(left, pilot(left, execute, workdir))
+            print(table(expected, len(left), arguments.jobs))
+            if trials:
+                print(f"{len(trials)} of the runs tune {search.key}; a grid grows where the best is at its edge")
+            return 0 if len(expected) == len({run.variant for run in left}) else 1
         if not arguments.report_only:
             cost = Cost(arguments.experiment, base, workdir / "cost")
             wanted = hasattr(module, "cost") and outcome(cost.folder, ("rows",))[0] is None
-            train(runs, missing, cost if wanted else None, execute)
+            train(runs, workdir, execute, cost if wanted else None)
         said, failures = report.write(workdir)
         print(said)
         if failures or arguments.report_only:
             return int(failures > 0)
-        return 0 if all(outcome(run.folder)[0] for run in runs) else os.EX_TEMPFAIL
+        return os.EX_TEMPFAIL if missing(runs) else 0
 
 
 def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
@@ -100,7 +117,7 @@ def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
 
 def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
     """An experiment that trains no variants: measures what is missing and writes the report."""
-    options = ("base", "seeds", "first_seed", "jobs", "steps", "set", "budget", "executor", "submit", "dry_run")
+    options = "base seeds first_seed jobs steps set budget executor submit dry_run tune trials".split()
     given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
         raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
@@ -148,7 +165,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--budget", choices=BUDGETS, default="steps",
         help="what all variants spend as much of as the reference: their steps follow (tokens: positions, padding "
-        "included; flops: of the training, by formula; seconds: of training, from pilot runs; default: %(default)s)",
+        "included; bytes: of text; flops: of the training, by formula; seconds: of training, from pilot runs; default: "
+        "%(default)s); the warm-up follows the steps",
     )  # fmt: skip
     p.add_argument(
         "--executor", choices=("local", "slurm"), default="local",
@@ -160,6 +178,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"an option of sbatch, such as --submit partition=gpu --submit gpus_per_node=1; may be repeated; time, in "
         f"minutes, is {cluster.MINUTES} unless given",
     )  # fmt: skip
+    p.add_argument(
+        "--tune", action="append", metavar="KEY",
+        help=f"the key whose value each variant has for itself, of the lowest validation loss on a grid of factor "
+        f"{tuning.FACTOR:g} (default: {tuning.RATE}, where variants differ in the model; none: all have the base's); "
+        "with --trials KEY or KEY=LOW..HIGH, and it may be repeated",
+    )  # fmt: skip
+    p.add_argument(
+        "--trials", type=_positive, metavar="N", help="tune by N trials of Optuna a variant, in place of a grid"
+    )
     p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
     return p
 

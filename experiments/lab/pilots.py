@@ -14,6 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from experiments.lab.budgets import step_bytes
 from experiments.lab.questions import load
 from experiments.lab.results import outcome, read_lines
 from experiments.lab.single import Run
@@ -34,35 +35,28 @@ class Pilot:
 
     short: Run
     validates: bool  # the whole run evaluates while it trains
-    name: str
+
+    @property
+    def name(self) -> str:
+        return f"pilot of {self.short.variant}"
 
     @property
     def folder(self) -> Path:
         return self.short.folder
 
     def run(self) -> dict[str, Any]:
-        result = self.short.run()
-        steps = self.short.config.steps
-        return {
-            "variant": self.short.variant,
-            "seed": self.short.seed,
-            "parameters": result["parameters"],
+        result, steps = self.short.run(), self.short.config.steps
+        lines = [line for line in read_lines(self.folder / "metrics.jsonl") if "seconds_per_step" in line]
+        ends = pairwise([0, *(line["step"] for line in lines)])
+        loop = sum((end - start) * line["seconds_per_step"] for (start, end), line in zip(ends, lines, strict=True))
+        own = steps * result["seconds_per_step"]
+        return {name: result[name] for name in ("variant", "parameters", "seconds_per_step", "measure_seconds")} | {
             "flops": result["flops"] / steps,
-            "seconds_per_step": result["seconds_per_step"],
-            "around": result["train_seconds"] - steps * result["seconds_per_step"],  # data, compiling, last validation
-            "compiling": self._loop_seconds() - steps * result["seconds_per_step"],  # the training step, of it
+            "around": result["train_seconds"] - own,  # data, compiling, last validation
+            "compiling": loop - own,  # the training step, of it
             "validation_seconds": self._validation() if self.validates else 0.0,
-            "measure_seconds": result["measure_seconds"],
             "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         }
-
-    def _loop_seconds(self) -> float:
-        """Seconds of all steps, those that compiled included."""
-        lines = [line for line in read_lines(self.folder / "metrics.jsonl") if "seconds_per_step" in line]
-        ends = [0, *(line["step"] for line in lines)]
-        return sum(
-            (end - start) * line["seconds_per_step"] for (start, end), line in zip(pairwise(ends), lines, strict=True)
-        )
 
     def _validation(self) -> float:
         """Seconds of one evaluation amid training, without compiling; none of an experiment's own training."""
@@ -71,8 +65,7 @@ class Pilot:
         from transformer import load_run
         from transformer.evaluation.splits import loss_metrics
 
-        run = load_run(self.folder)
-        times = []
+        run, times = load_run(self.folder), []
         for _ in range(2):  # the first compiles
             began = time.monotonic()
             try:
@@ -84,19 +77,25 @@ class Pilot:
 
 
 @dataclasses.dataclass(frozen=True)
-class Timing:
-    """A short run of one variant for the time of its steps only."""
+class Price:
+    """What a step of one variant costs, in seconds or bytes: of a short run, or of its data."""
 
     short: Run
-    name: str
+    budget: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.budget} of {self.short.variant}"
 
     @property
     def folder(self) -> Path:
         return self.short.folder
 
     def run(self) -> dict[str, Any]:
+        if self.budget == "bytes":
+            return {"price": step_bytes(self.short.config)}
         self.short.train()
-        return {"seconds_per_step": self.short.seconds_per_step()}
+        return {"price": self.short.seconds_per_step()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +112,7 @@ class Expected:
 
 
 class _Quiet:
-    """Says what failed, and nothing else."""
+    """A watcher that says what failed, and nothing else."""
 
     def finished(self, task: Any, result: dict[str, Any]) -> None: ...
 
@@ -126,53 +125,55 @@ class _Quiet:
     def tick(self, running: Sequence[Any]) -> None: ...
 
 
+Execute = Callable[[Sequence[Any], Any], None]  # does tasks, and tells a watcher
 Pilots = dict[str, tuple[dict[str, Any], dict[str, Any]]]  # variant -> what its first and its second pilot measured
 
 
-def pilot(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> Pilots:
-    """Pilots each variant twice, as the runs would be: `execute` does tasks. What fails is said, and left out."""
-    first: dict[str, Run] = {}
-    for run in runs:
-        first.setdefault(run.variant, run)
-    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in first}
+def pilot(runs: Sequence[Run], execute: Execute, folder: Path) -> Pilots:
+    """Pilots each variant twice, as the runs would be. What fails is said, and left out."""
+    first = {run.variant: run for run in reversed(runs)}
+    found: dict[str, list[dict[str, Any]]] = {run.variant: [] for run in runs}
     rate = random.uniform(0.99, 1.0)  # a schedule that no earlier pilot had: else its program were compiled already
     with _place(folder) as place:
         for seed in SEEDS:  # all firsts before the seconds
             tasks = [
                 Pilot(
-                    _short(run, seed, STEPS, STEPS // 4, place / run.variant / str(seed), rate),
-                    bool(run.config.logging.evaluate_every),
-                    f"pilot of {run.variant}",
+                    _short(first[variant], seed, STEPS, STEPS // 4, place / variant / str(seed), rate),
+                    bool(first[variant].config.logging.evaluate_every),
                 )
-                for run in first.values()
+                for variant in found
             ]
-            execute(tasks, _Quiet())
-            for task in tasks:
-                result, _ = outcome(task.folder, ("seconds_per_step",))
-                if result is not None:
-                    found[task.short.variant].append(result)
+            for variant, result in _results(tasks, execute):
+                found[variant].append(result)
     return {variant: (own[0], own[1]) for variant, own in found.items() if len(own) == len(SEEDS)}
 
 
-def step_seconds(runs: Sequence[Run], execute: Callable[[Sequence[Any], Any], None], folder: Path) -> dict[str, float]:
-    """Seconds a step of each of the runs' variants, all on the same batches. What fails is said, and left out."""
-    times: dict[str, list[float]] = {run.variant: [] for run in runs}
+def step_prices(runs: Sequence[Run], execute: Execute, folder: Path, budget: str) -> dict[str, float]:
+    """Seconds or bytes a step of each of the runs' variants, times of the same batches. What fails is said, and left
+    out."""
+    prices: dict[str, list[float]] = {run.variant: [] for run in runs}
     left = list(runs)
     with _place(folder) as place:
-        for turn in range(ROUNDS):
+        for turn in range(ROUNDS if budget == "seconds" else 1):
             tasks = []
             for run in left:
                 steps = min(TIMED, max(4 * LINE, run.config.steps // 4))
-                short = _short(run, SEEDS[0], steps, LINE, place / run.variant / str(turn))
-                tasks.append(Timing(short, f"timing of {run.variant}"))
-            execute(tasks, _Quiet())
-            for task in tasks:
-                result, _ = outcome(task.folder, ("seconds_per_step",))
-                if result is not None and result["seconds_per_step"] is not None:
-                    times[task.short.variant].append(result["seconds_per_step"])
-            left = [run for run in left if len(times[run.variant]) == turn + 1]
+                tasks.append(Price(_short(run, SEEDS[0], steps, LINE, place / run.variant / str(turn)), budget))
+            found = dict(_results(tasks, execute))
+            left = [run for run in left if found.get(run.variant, {}).get("price") is not None]
+            for run in left:
+                prices[run.variant].append(found[run.variant]["price"])
             left = [*left[1:], *left[:1]]  # another one is the last, which may have nobody beside it
-    return {run.variant: statistics.median(times[run.variant]) for run in left}
+    return {run.variant: statistics.median(prices[run.variant]) for run in left}
+
+
+def _results(tasks: Sequence[Any], execute: Execute) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(variant, result) of the tasks that did not fail."""
+    execute(tasks, _Quiet())
+    for task in tasks:
+        result, _ = outcome(task.folder, ())
+        if result is not None:
+            yield task.short.variant, result
 
 
 @contextlib.contextmanager
@@ -193,28 +194,24 @@ def _short(run: Run, seed: int, steps: int, log_every: int, folder: Path, rate: 
     )
     optimizer = dataclasses.replace(run.config.optimizer, learning_rate=rate * run.config.optimizer.learning_rate)
     config = dataclasses.replace(run.config, steps=steps, seed=seed, optimizer=optimizer, logging=logging)
-    return dataclasses.replace(run, seed=seed, config=config, folder=folder)
+    return dataclasses.replace(run, seed=seed, config=config, folder=folder, trial=False, candidates=())
 
 
 def expect(runs: Sequence[Run], pilots: Pilots) -> list[Expected]:
     """What the runs would cost, of each variant that was piloted."""
-    by_variant: dict[str, list[Run]] = {}
-    for run in runs:
-        by_variant.setdefault(run.variant, []).append(run)
-    return [_expected(own, *pilots[variant]) for variant, own in by_variant.items() if variant in pilots]
-
-
-def _expected(own: Sequence[Run], cold: dict[str, Any], warm: dict[str, Any]) -> Expected:
-    config = own[0].config
-    every = config.logging.evaluate_every
-    validations = (config.steps - 1) // every if every else 0  # the last one is around the steps already
-    each = config.steps * warm["seconds_per_step"] + warm["measure_seconds"] + validations * warm["validation_seconds"]
-    # Of what the first pilot compiled, the whole runs find all but the training step, which holds their own schedule.
-    compiling = max(0.0, cold["compiling"] - warm["compiling"])
-    seconds = compiling + len(own) * (warm["around"] + each)
-    flops = config.steps * warm["flops"]
-    memory = max(cold["bytes"], warm["bytes"])
-    return Expected(own[0].variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory)
+    found = []
+    for variant, (cold, warm) in pilots.items():
+        own = [run for run in runs if run.variant == variant]
+        config, every = own[0].config, own[0].config.logging.evaluate_every
+        amid = (
+            (config.steps - 1) // every * warm["validation_seconds"] if every else 0.0
+        )  # the last is around the steps
+        each = warm["around"] + config.steps * warm["seconds_per_step"] + warm["measure_seconds"] + amid
+        # Of what the first pilot compiled, the whole runs find all but the training step, with their own schedule.
+        seconds = max(0.0, cold["compiling"] - warm["compiling"]) + len(own) * each
+        flops, memory = config.steps * warm["flops"], max(cold["bytes"], warm["bytes"])
+        found.append(Expected(variant, own[0].difference, config.steps, warm["parameters"], flops, seconds, memory))
+    return found
 
 
 def table(expected: Sequence[Expected], runs: int, jobs: int) -> str:
@@ -229,6 +226,6 @@ def table(expected: Sequence[Expected], runs: int, jobs: int) -> str:
             f"{row.seconds / 60:8.1f}  {row.bytes / 2**20:6,.0f}  {differs}"
         )
     longest = max((row.seconds for row in expected), default=0.0)
-    wall = max(sum(row.seconds for row in expected) / jobs, longest / math.ceil(runs / max(len(expected), 1)))
+    wall = max(sum(row.seconds for row in expected) / jobs, longest / max(1, math.ceil(runs / max(len(expected), 1))))
     lines.append(f"{runs} runs, {jobs} at a time: about {wall / 60:.1f} minutes; memory is that of one process")
     return "\n".join(lines)

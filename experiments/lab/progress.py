@@ -35,7 +35,8 @@ class Progress:
             return
         self.done += 1
         shown = [f"{key} {value:.4g}" for key, value in result["metrics"].items() if value is not None][:3]
-        self._end(task, f"{', '.join(shown)} ({result['train_seconds']:.0f} s)")
+        how = f"shared from {found}" if (found := result.get("shared_from")) else f"{result['train_seconds']:.0f} s"
+        self._end(task, f"{', '.join(shown)} ({how})")
 
     def stopped(self, task: Any, reason: str) -> None:
         self.say(f"{task.name}: {reason}; the same command goes on from there")

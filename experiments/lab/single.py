@@ -12,7 +12,9 @@ from experiments.lab.budgets import step_flops
 from experiments.lab.provenance import provenance
 from experiments.lab.questions import load
 from experiments.lab.results import read_lines
-from transformer.config import Config, override, to_dict
+from experiments.lab.shared import code, identity, key, take
+from experiments.lab.workers import one_line, write_json
+from transformer.config import Config, from_stored, override, to_dict
 from transformer.errors import UserError
 
 
@@ -26,10 +28,22 @@ class Run:
     config: Config
     difference: dict[str, Any]
     folder: Path
+    trial: bool = False  # of a tuning, in a folder of its value: only the validation loss is wanted
+    candidates: tuple[Path, ...] = ()  # folders of runs that may be this one: `shared.offered`
 
     @property
     def name(self) -> str:
-        return f"{self.variant} seed {self.seed}"
+        at = f" at {self.folder.parent.name}" if self.trial else ""
+        return f"{self.variant}{at} seed {self.seed}"
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it was seen to diverge, which it would again: its failure.json says so, of the same config."""
+        try:
+            failure = json.loads((self.folder / "failure.json").read_text(encoding="utf-8"))
+            return failure["kind"] == "diverged" and identity(from_stored(failure["config"])) == identity(self.config)
+        except (OSError, ValueError, KeyError, UserError):  # there is none, or it is damaged
+            return False
 
     def train(self) -> None:
         """Trains, or goes on with it."""
@@ -48,7 +62,26 @@ class Run:
         return statistics.median(times) if times else None
 
     def run(self) -> dict[str, Any]:
-        """Trains, restores and measures. An experiment may bring its own `train`, `restore` and `measure`."""
+        """Trains, restores and measures, or takes the result of a run that is the same (`shared`). An experiment may
+        bring its own `train`, `restore` and `measure`. A run that diverges leaves failure.json: {"kind": "diverged",
+        "reason", "step": the last one in metrics.jsonl, "config"}."""
+        from transformer.training.meter import Diverged
+
+        (self.folder / "failure.json").unlink(missing_ok=True)
+        if (found := take(self)) is not None:
+            return found | {"config": to_dict(self.config)}
+        try:
+            return self._run()
+        except (UserError, Diverged) as error:
+            if isinstance(error, Diverged) or isinstance(error.__cause__, Diverged):
+                step = max([0, *(line["step"] for line in read_lines(self.folder / "metrics.jsonl"))])
+                failure = {"kind": "diverged", "reason": one_line(error), "step": step, "config": to_dict(self.config)}
+                write_json(self.folder / "failure.json", failure)
+            raise
+
+    def _run(self) -> dict[str, Any]:
+        from transformer.training.meter import Diverged
+
         module = load(self.experiment)
         resumed = (self.folder / "metrics.jsonl").exists()
         began = time.monotonic()
@@ -60,21 +93,21 @@ class Run:
             from transformer import load_run
 
             trained = load_run(self.folder)
-        if hasattr(module, "measure"):
-            measured = module.measure(trained)
-        else:
-            from experiments.lab.measures import measure
-
-            measured = measure(trained)
-        for name, value in measured["metrics"].items():
+        lines = read_lines(self.folder / "metrics.jsonl")
+        curves = {
+            name: [[line["step"], line[name]] for line in lines if line.get(name) is not None]
+            for name in ("loss", "validation_loss")
+        }
+        measured = self._measured(module, trained, curves["validation_loss"])
+        for name, value in {**measured["metrics"], "the validation loss": measured["validation"]}.items():
             if value is not None and not math.isfinite(value):
-                raise UserError(f"{name} is {value}: the run diverged, so lower optimizer.learning_rate")
+                why = f"{name} is {value}: the run diverged, so lower optimizer.learning_rate"
+                raise UserError(why) from Diverged(why)
 
         import jax
 
         from transformer.model.embedders import unused_parameters
 
-        lines = read_lines(self.folder / "metrics.jsonl")
         data = self.folder / "data.json"
         leaves, _ = jax.tree_util.tree_flatten_with_path(trained.params["params"])
         known = self.config
@@ -86,7 +119,9 @@ class Run:
             "variant": self.variant,
             "seed": self.seed,
             **measured,
-            "curve": [[line["step"], line["loss"]] for line in lines if "loss" in line],
+            "curve": curves["loss"],
+            "validation_curve": curves["validation_loss"],
+            "skipped": sum(line.get("skipped", 0) for line in lines),  # updates
             "flops": self.config.steps * step_flops(known, shapes),  # of the training
             "parameters": sum(map(math.prod, shapes.values())) - unused_parameters(model, shapes),
             "seconds_per_step": self.seconds_per_step(),
@@ -95,9 +130,36 @@ class Run:
             "resumed": resumed,
             "difference": self.difference,
             "config": to_dict(self.config),
+            "key": key(self),
+            "code": code(),
             "fingerprint": json.loads(data.read_text()).get("fingerprint") if data.exists() else None,
             **provenance(),
         }
+
+    def _measured(self, module: Any, trained: Any, curve: list[list[float]]) -> dict[str, Any]:
+        """What is measured, with the loss on the validation split as "validation": None where there is none."""
+        measured: dict[str, Any] = {"metrics": {}, "notes": []}
+        if hasattr(module, "measure"):
+            measured = module.measure(trained)
+        elif not self.trial:
+            from experiments.lab.measures import measure
+
+            measured = measure(trained)
+        if "validation" not in measured:
+            measured |= {"validation": _validation(trained, curve)}
+        return measured | {"metrics": {"validation/loss": measured["validation"]}} if self.trial else measured
+
+
+def _validation(trained: Any, curve: list[list[float]]) -> float | None:
+    from transformer.evaluation.splits import loss_metrics
+    from transformer.tasks.trained import Trained
+
+    if not isinstance(trained, Trained):  # an experiment's own
+        return None
+    try:
+        return loss_metrics(trained, "validation")["loss"].total
+    except UserError:  # sequences longer than its position table, which training leaves out
+        return curve[-1][1] if curve else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,18 +5,19 @@ sweep.json says what the sweep is; before its first run (as after --dry-run) it 
 
 import dataclasses
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.lab import cluster
-from experiments.lab.budgets import equalise
-from experiments.lab.pilots import step_seconds
+from experiments.lab.budgets import MEASURED, equalise, with_steps
+from experiments.lab.pilots import step_prices
 from experiments.lab.progress import Progress
 from experiments.lab.results import outcome, read_plan
+from experiments.lab.shared import offered
 from experiments.lab.single import Cost, Run
 from experiments.lab.workers import write_json
-from transformer.config import Config, differences, from_stored, is_runtime, override
+from transformer.config import Config, differences, from_stored, is_runtime
 from transformer.errors import UserError
 
 Execute = Callable[[Sequence[Any], Any], None]  # does tasks, and tells a watcher
@@ -25,39 +26,45 @@ GOING_ON = (
     "the jobs go on: `squeue --me` shows them, `scancel {jobs}` ends them; the same command waits for them, and "
     "--report-only reports what there is"
 )
-STEPS = {"kind": "steps"}  # the budget of a sweep that names none
 
 
-def held(workdir: Path) -> dict[str, Any] | None:
-    """The sweep.json of a sweep that has begun."""
+def begun(workdir: Path, experiment: str, base: Config) -> dict[str, Any] | None:
+    """The sweep.json of the sweep that has begun in a workdir. UserError: it is of another experiment or base."""
     path = workdir / "sweep.json"
-    return read_plan(path) if path.exists() and any((workdir / "runs").glob("*/seed*")) else None
+    if not path.exists() or not any((workdir / "runs").glob("*/seed*")):
+        return None
+    old = read_plan(path)
+    if old["experiment"] != experiment:
+        raise UserError(
+            f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {experiment!r}: choose another --workdir"
+        )
+    if changed := _differing(old["config"], base):
+        listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
+        raise UserError(f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir")
+    return old
 
 
-def claim(workdir: Path, plan: dict[str, Any], configs: dict[str, Config], base: Config) -> dict[str, Any]:
-    """Writes sweep.json, or joins the sweep that is there. UserError: it is another one."""
-    if old := held(workdir):
-        if old["experiment"] != plan["experiment"]:
-            raise UserError(
-                f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {plan['experiment']!r}: choose "
-                "another --workdir"
-            )
-        if changed := _differing(old["config"], base):
-            listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
-            raise UserError(
-                f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir"
-            )
+def claim(
+    workdir: Path, plan: dict[str, Any], configs: dict[str, Config], old: dict[str, Any] | None
+) -> dict[str, Any]:
+    """Writes sweep.json, joined with that of the sweep that has begun. UserError: a run there is another one."""
+    if old:
         plan = plan | {"created": old["created"], "seeds": sorted({*old["seeds"], *plan["seeds"]})}
     for variant, config in configs.items():
-        for folder in sorted((workdir / "runs" / variant).glob("seed*")):
-            result, _ = outcome(folder)
-            if result and _differing(result["config"], dataclasses.replace(config, seed=result["seed"])):
-                raise UserError(
-                    f"{str(folder)!r} was trained as another variant than {variant!r} is now: choose another "
-                    "--workdir, or delete that folder to train it again"
-                )
+        check_runs((workdir / "runs" / variant).glob("seed*"), variant, config)
     write_json(workdir / "sweep.json", plan)
     return plan
+
+
+def check_runs(folders: Iterable[Path], variant: str, config: Config) -> None:
+    """UserError: a finished run, in one of the folders, was trained by another config, but for its seed."""
+    for folder in sorted(folders):
+        result, _ = outcome(folder)
+        if result and _differing(result["config"], dataclasses.replace(config, seed=result["seed"])):
+            raise UserError(
+                f"{str(folder)!r} was trained as another variant than {variant!r} is now: choose another --workdir, or "
+                "delete that folder to train it again"
+            )
 
 
 def _differing(stored: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
@@ -72,30 +79,25 @@ def planned(
 ) -> list[Run]:
     """The runs, all variants of a seed before the next seed, so that a sweep that is stopped stays balanced."""
     return [
-        Run(
-            experiment,
-            variant,
-            seed,
-            dataclasses.replace(config, seed=seed),
-            variants[variant],
-            workdir / "runs" / variant / f"seed{seed}",
-        )
+        Run(experiment, variant, seed, dataclasses.replace(config, seed=seed), variants[variant],
+            workdir / "runs" / variant / f"seed{seed}")
         for seed in seeds
         for variant, config in configs.items()
-    ]
+    ]  # fmt: skip
+
+
+def missing(runs: Sequence[Run]) -> list[Run]:
+    """The runs without a result; a run that has diverged is one, and is not tried again."""
+    return [run for run in runs if outcome(run.folder)[0] is None and not run.diverged]
 
 
 def equal_budgets(
-    experiment: str,
-    configs: dict[str, Config],
-    reference: str,
-    budget: str,
-    workdir: Path,
-    execute: Execute | None,
-) -> tuple[dict[str, Config], dict[str, Any]]:
+    experiment: str, configs: dict[str, Config], reference: str, budget: str, workdir: Path,
+    old: dict[str, Any] | None, execute: Execute | None,
+) -> tuple[dict[str, Config], dict[str, Any]]:  # fmt: skip
     """The variants with the steps of the budget, and what sweep.json keeps of it.
 
-    Time is measured once, and then read from sweep.json, so that a resumed sweep has the same steps.
+    What has to be measured is measured once, and then read from sweep.json, so that a resumed sweep has the same steps.
 
     Args:
         experiment: as `questions.load` finds it.
@@ -103,59 +105,61 @@ def equal_budgets(
         reference: the variant whose steps set the budget.
         budget: a row of BUDGETS.
         workdir: of the sweep.
+        old: the sweep that has `begun`.
         execute: does the pilot runs; None where nothing may be measured.
 
     Raises:
-        UserError: the sweep has begun with another budget or of other variants, or a variant could not be timed.
+        UserError: the sweep has begun with another budget or of other variants, or a variant could not be measured.
     """
-    old = held(workdir)
-    kept = (old or {}).get("budget", STEPS)
+    kept = (old or {}).get("budget", {"kind": "steps"})
     if old and kept["kind"] != budget:
         raise UserError(
             f"{str(workdir)!r} holds a sweep of equal {kept['kind']}, not of equal {budget}: use "
             f"--budget={kept['kind']}, or choose another --workdir"
         )
-    if budget != "seconds":
+    if budget not in MEASURED:
         configs = equalise(configs, reference, budget)
     elif old and set(kept["steps"]) != set(configs):
-        raise UserError(f"{str(workdir)!r} holds times of other variants than these: choose another --workdir")
+        raise UserError(f"{str(workdir)!r} holds {budget} of other variants than these: choose another --workdir")
     elif old:
-        configs = {name: override(config, {"steps": kept["steps"][name]}) for name, config in configs.items()}
+        configs = {name: with_steps(config, kept["steps"][name]) for name, config in configs.items()}
     elif execute is None:
-        raise UserError(f"{str(workdir)!r} holds no sweep of equal seconds: leave out --report-only to measure them")
+        raise UserError(f"{str(workdir)!r} holds no sweep of equal {budget}: leave out --report-only to measure them")
     else:
-        print("timing each variant for a budget of equal seconds", file=sys.stderr, flush=True)
-        variants: dict[str, Any] = {name: {} for name in configs}
-        seconds = step_seconds(planned(experiment, configs, variants, [0], workdir), execute, workdir)
-        if lost := set(configs) - set(seconds):
+        print(f"measuring the steps of each variant for a budget of equal {budget}", file=sys.stderr, flush=True)
+        runs = planned(experiment, configs, {name: {} for name in configs}, [0], workdir)
+        prices = step_prices(runs, execute, workdir, budget)
+        if lost := set(configs) - set(prices):
             raise UserError(
-                f"no time could be taken of {', '.join(sorted(lost))}: they failed, or have too few --steps: mend "
-                "that, or use another --budget"
+                f"no {budget} a step could be measured of {', '.join(sorted(lost))}: they failed, or have too few "
+                "--steps: mend that, or use another --budget"
             )
-        configs = equalise(configs, reference, budget, seconds)
+        configs = equalise(configs, reference, budget, prices)
     return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}
 
 
-def train(runs: Sequence[Run], missing: Sequence[Run], cost: Cost | None, execute: Execute) -> None:
-    """Does the missing runs and the measurement of cost, and tells of them.
+def train(runs: Sequence[Run], workdir: Path, execute: Execute, cost: Cost | None = None, what: str = "") -> None:
+    """Does the missing runs and the measurement of cost, and tells of them; `what` they are, if not those of the sweep.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended it; with words of its own where jobs of a cluster go on without it.
     """
-    progress = Progress(runs, missing)
+    left, gone = offered(missing(runs), workdir), sum(run.diverged for run in runs)
+    progress = Progress(runs, left)
     steps = sorted({run.config.steps for run in runs})
     progress.say(
-        f"{len(runs)} runs of {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps: "
+        f"{what}{len(runs)} runs of {' to '.join(map(str, dict.fromkeys((steps[0], steps[-1]))))} steps: "
         f"{len({run.variant for run in runs})} variants, seeds {str(sorted({run.seed for run in runs}))[1:-1]}"
-        + (f"; {len(runs) - len(missing)} are finished" if len(missing) < len(runs) else "")
+        + (f"; {done} are finished" if (done := len(runs) - len(left) - gone) else "")
+        + (f"; {gone} diverged, and would again: delete a run's folder to train it anew" if gone else "")
     )
     try:
-        execute(missing, progress)
+        execute(left, progress)
         if cost is not None:
             progress.say("timing the kinds of attention")
             execute([cost], progress)
     except KeyboardInterrupt as interrupt:
-        if jobs := cluster.queued([*missing, *([cost] if cost else [])]):
+        if jobs := cluster.queued([*left, *([cost] if cost else [])]):
             named = " ".join(dict.fromkeys(job.split("_")[0] for job in jobs))
             raise KeyboardInterrupt(GOING_ON.format(jobs=named)) from interrupt
         raise

@@ -134,9 +134,20 @@ def test_a_stopped_run_is_neither_failed_nor_done(
     assert _sweep(workdir, "--seeds=2") == 0
 
 
-def test_a_resumed_sweep_keeps_what_is_finished_and_tries_again(faulty: Path, whole: Path) -> None:
+def test_a_resumed_sweep_keeps_what_is_finished_and_tries_again(
+    faulty: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     kept = faulty / "runs/sinusoidal-full/seed0/result.json"
     before = kept.stat().st_mtime_ns
+    diverged = faulty / "runs/sinusoidal-window/seed1"
+    failure = json.loads((diverged / "failure.json").read_text())
+    assert (failure["kind"], failure["step"], failure["config"]["seed"]) == ("diverged", 100, 1)
+    assert failure["reason"] == (diverged / "error.txt").read_text().strip()
+    assert [path.parent for path in faulty.glob("runs/*/*/failure.json")] == [diverged], "what would fail again"
+    assert _sweep(faulty, "--seeds=2") == 1
+    assert "; 7 are finished; 1 diverged, and would again" in capsys.readouterr().err
+    assert list(faulty.glob("runs/*/*/error.txt")) == [diverged / "error.txt"], "all others were tried again"
+    shutil.rmtree(diverged)
     assert _sweep(faulty, "--seeds=2") == 0
     assert kept.stat().st_mtime_ns == before
     assert not list(faulty.glob("runs/*/*/error.txt"))

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from experiments import run
-from experiments.lab import budgets, sweep, workers
+from experiments.lab import budgets, pilots, sweep, workers
 from transformer.config import Config, override
+from transformer.errors import UserError
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))
 SIZE = {"model.family": "decoder_only", "model.d_model": 16, "model.d_ff": 32, "model.num_heads": 2}
@@ -30,7 +31,10 @@ def test_tokens_are_positions_padding_included() -> None:
     configs = {"a": BASE, "large": _changed(data__batch_tokens=1024), "odd": _changed(data__batch_tokens=600)}
     found = budgets.equalise(configs, "a", "tokens")
     assert {name: config.steps for name, config in found.items()} == {"a": 1000, "large": 250, "odd": 427}
-    assert found["large"] == override(configs["large"], {"steps": 250}), "nothing else changes"
+    as_long = {"steps": 250, "optimizer.warmup_steps": 1000}  # a quarter of 4,000
+    assert found["large"] == override(configs["large"], as_long), "nothing else changes"
+    cold = {"a": BASE, "cold": _changed(data__batch_tokens=1024, optimizer__warmup_steps=1)}
+    assert budgets.equalise(cold, "a", "tokens")["cold"].optimizer.warmup_steps == 1
 
 
 def test_flops_by_hand() -> None:
@@ -52,6 +56,41 @@ def test_seconds_are_those_of_the_pilots() -> None:
     configs = {"a": BASE, "slow": BASE, "crawls": BASE}
     found = budgets.equalise(configs, "a", "seconds", {"a": 0.1, "slow": 0.25, "crawls": 1e6})
     assert [config.steps for config in found.values()] == [1000, 400, 1]
+
+
+def test_bytes_are_those_of_the_texts_that_a_step_reads(tmp_path: Path) -> None:
+    """By hand: 40 pairs in 5 batches of 8; an "é" is two bytes; a pair that is too long is left out."""
+    for split, count in {"train": 40, "validation": 1, "test": 1}.items():
+        long = ["x" * 99] * (split == "train")
+        (tmp_path / f"{split}.en").write_text("".join(f"{line}\n" for line in ["abcdé"] * count + long))
+        (tmp_path / f"{split}.de").write_text("".join(f"{line}\n" for line in ["abc"] * count + long))
+    data = {"data.name": "files", "data.dir": str(tmp_path), "data.cache": str(tmp_path / "cache"), "steps": 100}
+    data |= {"data.tokenizer": "bytes", "data.max_len": 16, "data.buckets": [16], "data.batch_tokens": 128}
+    config = override(Config(), data)
+    assert budgets.step_bytes(config) == 40 * (6 + 3) / 5
+    wide = override(config, {"data.batch_tokens": 256})  # 3 batches, of which the last is not full
+    price = {"a": budgets.step_bytes(config), "wide": budgets.step_bytes(wide)}
+    found = budgets.equalise({"a": config, "wide": wide}, "a", "bytes", price)
+    assert {name: config.steps for name, config in found.items()} == {"a": 100, "wide": 60}
+    with pytest.raises(UserError, match="reads no text: use another --budget"):
+        budgets.step_bytes(override(Config(), {"task": "image_classification", "data.name": "digits"}))
+
+
+def test_a_sweep_of_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are measured by tasks of the sweep, once, and stand in sweep.json."""
+    monkeypatch.setattr(workers, "run_all", _here)
+    monkeypatch.setattr(pilots, "step_bytes", lambda config: {"learned": 50.0}.get(config.model.positions, 100.0))
+    monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
+    arguments = [FAKE, f"--workdir={tmp_path}", "--steps=100", "--seeds=1", "--budget=bytes"]
+    assert run.main(arguments) == 0
+    budget = json.loads((tmp_path / "sweep.json").read_text())["budget"]
+    assert budget["kind"] == "bytes"
+    assert budget["steps"] == {name: 200 if name.startswith("learned") else 100 for name in budget["steps"]}
+    config = json.loads((tmp_path / "runs/learned-full/seed0/result.json").read_text())["config"]
+    base = json.loads((tmp_path / "sweep.json").read_text())["config"]
+    assert config["optimizer"]["warmup_steps"] == 2 * base["optimizer"]["warmup_steps"]
+    monkeypatch.setattr(sweep, "step_prices", None)
+    assert run.main(arguments) == 0
 
 
 def _here(tasks: Any, jobs: int, watcher: Any) -> None:
@@ -79,7 +118,7 @@ def test_a_sweep_of_equal_seconds(
     assert "the budget of the reference in training time" in text
     assert "| learned-full | 1,064 | 50 |" in text
 
-    monkeypatch.setattr(sweep, "step_seconds", None)  # a second time nothing is timed
+    monkeypatch.setattr(sweep, "step_prices", None)  # a second time nothing is timed
     monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
     (tmp_path / "runs/learned-window/seed0/result.json").unlink()
     capsys.readouterr()
@@ -94,7 +133,7 @@ def test_a_sweep_of_equal_seconds(
         'REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoidal-full+"'))  # fmt: skip
     with pytest.raises(SystemExit):
         run.main([str(other), *arguments[1:]])
-    assert "holds times of other variants than these" in capsys.readouterr().err
+    assert "holds seconds of other variants than these" in capsys.readouterr().err
 
 
 def test_ctrl_c_amid_the_pilots_is_one_sentence(

@@ -25,13 +25,14 @@ def test_seeds_after_the_first_find_its_programs() -> None:
     both = {"validation_seconds": 2.0, "flops": 6e9, "parameters": 50}
     cold = both | {"around": 10.0, "compiling": 6.0, "seconds_per_step": 0.9, "measure_seconds": 8.0, "bytes": 300}
     warm = both | {"around": 3.0, "compiling": 1.0, "seconds_per_step": 0.5, "measure_seconds": 7.0, "bytes": 200}
-    found = pilots._expected(runs(4), cold, warm)
+    (found,) = pilots.expect(runs(4), {"wide": (cold, warm)})
     assert found.seconds == 5 + 4 * (3 + 200 * 0.5 + 7)
     assert found.flops == 200 * 6e9
     validating = [
         dataclasses.replace(run, config=override(run.config, {"logging.evaluate_every": 50})) for run in runs(4)
     ]
-    assert pilots._expected(validating, cold, warm).seconds == found.seconds + 4 * 3 * 2.0, "the fourth ends the run"
+    (amid,) = pilots.expect(validating, {"wide": (cold, warm)})
+    assert amid.seconds == found.seconds + 4 * 3 * 2.0, "the fourth ends the run"
     assert (found.variant, found.bytes, found.parameters) == ("wide", 300, 50)
 
 
@@ -82,10 +83,10 @@ def test_the_time_of_a_step_is_the_median_of_several_runs(tmp_path: Path) -> Non
             seen.append((task.short.config.steps, task.short.config.seed, task.short.config.logging.log_every))
             if task.short.variant in times:
                 task.folder.mkdir(parents=True)
-                result = {"seconds_per_step": next(times[task.short.variant])}
+                result = {"price": next(times[task.short.variant])}
                 (task.folder / "result.json").write_text(json.dumps(result))
 
-    assert pilots.step_seconds(variants, execute, tmp_path) == {"wide": 0.3, "deep": 0.5}
+    assert pilots.step_prices(variants, execute, tmp_path, "seconds") == {"wide": 0.3, "deep": 0.5}
     assert order == [["wide", "deep", "lost"], ["deep", "wide"], ["wide", "deep"]]
     assert set(seen) == {(pilots.TIMED, pilots.SEEDS[0], pilots.LINE)}
     assert not list(tmp_path.glob("pilots*"))
