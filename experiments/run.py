@@ -1,4 +1,4 @@
-"""python -m experiments.run positions_and_windows --workdir=DIR [--base=FILE] [--seeds=3] [--jobs=2] [--set KEY=VALUE]
+"""python -m experiments.run positions_and_windows --workdir=DIR [--base=FILE] [--seeds=3] [--jobs=N] [--set KEY=VALUE]
 
 Trains every variant of an experiment with every seed, and writes results.csv, report.md, report.html and figures/.
 The same command again goes on where it stopped: finished runs are kept, unfinished and failed ones are tried again.
@@ -75,7 +75,8 @@ def sweep(arguments: argparse.Namespace) -> int:
         missing = [run for run in runs if outcome(run.folder)[0] is None]
         if arguments.dry_run:
             expected = expect(missing, pilot(missing, execute, workdir))
-            print(table(expected, len(missing), arguments.jobs))
+            most = len(missing) or 1 if arguments.executor == "slurm" else len(workers.gpus()) or workers.JOBS
+            print(table(expected, len(missing), arguments.jobs or most))
             return 0 if len(expected) == len({run.variant for run in missing}) else 1
         if not arguments.report_only:
             cost = Cost(arguments.experiment, base, workdir / "cost")
@@ -135,7 +136,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--base", help="config file that the variants change (default: the experiment's BASE)")
     p.add_argument("--seeds", type=_positive, default=3, help="number of seeds a variant (default: %(default)s)")
     p.add_argument("--first-seed", type=_seed, default=0, metavar="K", help="seeds count from here (default: 0)")
-    p.add_argument("--jobs", type=_positive, default=2, help="runs at the same time, the cores shared out among them")
+    p.add_argument(
+        "--jobs", type=_positive,
+        help=f"runs at the same time, which share out the cores and GPUs (default: one a GPU, or {workers.JOBS} on a "
+        "processor; all that slurm lets run)",
+    )  # fmt: skip
     p.add_argument("--steps", type=_positive, help="steps of each run, in place of the base's")
     p.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE",
@@ -152,8 +157,8 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     p.add_argument(
         "--executor", choices=("local", "slurm"), default="local",
-        help="local: processes of this machine; slurm: one job array, --jobs of it at a time, in a --workdir that all "
-        "nodes see (default: %(default)s)",
+        help="local: processes of this machine; slurm: one job array, in a --workdir that all nodes "
+        "see (default: %(default)s)",
     )  # fmt: skip
     p.add_argument(
         "--submit", action="append", default=[], metavar="KEY=VALUE",
