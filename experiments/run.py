@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from experiments.lab import apart, cases, cluster, report, workers
+from experiments.lab import apart, case_runs, cases, cluster, report, workers
 from experiments.lab.budgets import BUDGETS
 from experiments.lab.measures import main_metrics
 from experiments.lab.pilots import expect, pilot, table
@@ -100,20 +100,27 @@ def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
 
 
 def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
-    """An experiment that trains no variants: measures what is missing and writes the report."""
-    options = ("base", "seeds", "first_seed", "jobs", "steps", "set", "budget", "executor", "submit", "dry_run")
+    """An experiment of cases: measures what is missing and writes the report."""
+    repeated = case_runs.has_seeds(module)
+    options = ["base", "steps", "set", "budget", "dry_run"]
+    options += [] if repeated else ["seeds", "first_seed", "jobs", "executor", "submit"]
     given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
-        raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
+        why = ", and its times would be spoilt by runs side by side" if {"jobs", "executor"} & set(given) else ""
+        raise UserError(
+            f"{arguments.experiment!r} has no variants of a config{why}: leave out --{' and --'.join(given)}"
+        )
+    command, execute = report.command(sys.argv), None if arguments.report_only else executor(arguments, workdir)
     command_line.keep_freed_memory()
     with only_process_in(workdir):
+        if repeated:
+            seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+            return case_runs.sweep(module, arguments.experiment, seeds, workdir, command, execute)
         if hasattr(module, "MOST_SECONDS"):
-            said, failures = apart.measure(
-                module, arguments.experiment, workdir, report.command(sys.argv), arguments.report_only
-            )
+            said, failures = apart.measure(module, arguments.experiment, workdir, command, arguments.report_only)
             print(said)
             return int(bool(failures))
-        print(cases.measure(module, workdir, report.command(sys.argv), arguments.report_only))
+        print(cases.measure(module, workdir, command, arguments.report_only))
     return 0
 
 

@@ -41,7 +41,9 @@ def load(name: str) -> ModuleType:
         if name not in names:
             raise UserError(f"there is no experiment {name!r}: {nearest(name, names)}")
         module = importlib.import_module(f"experiments.{name}")
-    parts = ("cases", "measure_case", "findings") if hasattr(module, "cases") else ("variants", "BASE", "REFERENCE")
+    parts: tuple[str, ...] = ("variants", "BASE", "REFERENCE")
+    if hasattr(module, "cases"):  # with seeds, or without
+        parts = ("measure_case", *(("config", "PRIMARY", "MATTERS") if hasattr(module, "REFERENCE") else ("findings",)))
     missing = [part for part in parts if not hasattr(module, part)]
     if missing:
         raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
