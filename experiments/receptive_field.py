@@ -10,46 +10,56 @@ Queries stand at every distance from what they ask for, so one model shows its w
 position encodings, so nothing but the windows knows of distance.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from experiments.lab import recall
-from experiments.lab.render import Block, Picture, Table
-from experiments.lab.words import PERCENT, mean
-from transformer.analysis import plots
-from transformer.config import ModelConfig
+from transformer.config import Config, DataConfig, ModelConfig, OptimizerConfig, override
 
-LAYERS, WINDOWS, SEEDS = (1, 2, 3), (4, 8), (0, 1, 2)
-LENGTH, ROWS, STEPS, WARMUP, RATE = 48, 32, 800, 50, 3e-3
-TEST_ROWS = 1024
+LAYERS, WINDOWS = (1, 2, 3), (4, 8)
+REFERENCE = "layers1-window4"
+PRIMARY = "test/recall_inside"
+MATTERS = 0.05
+MAIN_METRICS = [PRIMARY, "test/recall_outside", "test/recall_at_edge", "test/recall_past_edge"]
+
+LENGTH, ROWS, TEST_ROWS = 48, 32, 1024
+CONFIG = Config(
+    steps=800,
+    label_smoothing=0.0,
+    model=ModelConfig(
+        family="decoder_only", positions="none", d_model=64, d_ff=128, num_heads=4, norm="pre", dropout=0.0,
+        vocab_size=recall.VOCAB,
+    ),
+    data=DataConfig(name="recall"),
+    optimizer=OptimizerConfig(schedule="cosine", learning_rate=3e-3, warmup_steps=50),
+)  # fmt: skip
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """A case for each model and seed."""
+    """A case for each model."""
     return {
-        f"{layers} layers, window {window}, seed {seed}": {"layers": layers, "window": window, "seed": seed}
+        f"layers{layers}-window{window}": {"layers": layers, "window": window}
         for layers in LAYERS
         for window in WINDOWS
-        for seed in SEEDS
     }
 
 
-def measure_case(layers: int, window: int, seed: int) -> list[dict[str, Any]]:
-    """Trains a decoder and gives its accuracy at each distance: rows {"layers", "window", "seed", "distance",
-    "accuracy", "queries"}."""
+def config(layers: int, window: int) -> Config:
+    """What a case trains."""
+    return override(CONFIG, {"model.num_layers": layers, "model.attention": [f"window:{window}"]})
+
+
+def measure_case(layers: int, window: int, seed: int) -> dict[str, Any]:
+    """Trains a decoder and gives its accuracy up to N · w and past it, and by distance."""
     import jax
     import jax.numpy as jnp
 
     from transformer.model.families import build
     from transformer.model.tokens import Tokens
 
-    config = ModelConfig(
-        family="decoder_only", positions="none", attention=(f"window:{window}",), num_layers=layers, d_model=64,
-        d_ff=128, num_heads=4, norm="pre", dropout=0.0, vocab_size=recall.VOCAB,
-    )  # fmt: skip
-    model = build(config)
+    given = config(layers, window)
+    model = build(given.model)
 
     def where(rows: int) -> Tokens:
         return Tokens(jnp.tile(jnp.arange(LENGTH), (rows, 1)), jnp.ones((rows, LENGTH), jnp.int32))
@@ -58,63 +68,39 @@ def measure_case(layers: int, window: int, seed: int) -> list[dict[str, Any]]:
         return cast(Any, model.apply(params, tokens, where(tokens.shape[0])))[..., : recall.VALUES]
 
     rng = np.random.default_rng(seed)
-    batches = (recall.draw(rng, ROWS, LENGTH)[:2] for _ in range(STEPS))
+    batches = (recall.draw(rng, ROWS, LENGTH)[:2] for _ in range(given.steps))
     params = model.init(jax.random.key(seed), jnp.zeros((1, LENGTH), jnp.int32), where(1))
-    params = recall.trainer(values, STEPS, WARMUP, RATE)(params, batches)
+    fit = recall.trainer(values, given.steps, given.optimizer.warmup_steps, given.optimizer.learning_rate)
+    params = fit(params, batches)
 
     # Rows that no seed trains on.
     tokens, answers, distances = recall.draw(np.random.default_rng(10_000 + seed), TEST_ROWS, LENGTH)
     right = np.asarray(jax.jit(values)(params, tokens).argmax(-1)) == answers
-    return [
-        {"layers": layers, "window": window, "seed": seed, "distance": d,
-         "accuracy": float(right[distances == d].mean()), "queries": int((distances == d).sum())}
-        for d in range(1, LENGTH)
-        if (distances == d).any()
-    ]  # fmt: skip
 
+    def accuracy(low: int, high: int) -> float | None:
+        """Of queries more than `low` and up to `high` tokens away."""
+        asked = (distances > low) & (distances <= high)
+        return float(right[asked].mean()) if asked.any() else None
 
-def findings(rows: list[dict[str, Any]], folder: Path) -> tuple[list[str], list[Block]]:
-    """Accuracy within and past N · w, and the heat map."""
-    models = list(dict.fromkeys((row["layers"], row["window"]) for row in rows))
-    farthest = max(row["distance"] for row in rows)
-    accuracy = np.full((len(models), farthest), np.nan)
-    answer, body = [], []
-    for place, (layers, window) in enumerate(models):
-        own = [row for row in rows if (row["layers"], row["window"]) == (layers, window)]
-        for d in range(1, farthest + 1):
-            at = [row["accuracy"] for row in own if row["distance"] == d]
-            accuracy[place, d - 1] = np.mean(at) if at else np.nan
-        reach = layers * window
-        cells = [_model(layers, window), str(reach)]
-        for inside in (True, False):
-            seeds = sorted({row["seed"] for row in own})
-            means = []
-            for seed in seeds:
-                part = [r for r in own if r["seed"] == seed and (r["distance"] <= reach) == inside]
-                if part:
-                    means.append(sum(r["accuracy"] * r["queries"] for r in part) / sum(r["queries"] for r in part))
-            cells.append(mean(means, PERCENT))
-        edge = [f"{100 * accuracy[place, d - 1]:.1f}" if d <= farthest else "–" for d in (reach, reach + 1)]
-        body.append([*cells, *edge])
-        answer.append(
-            f"{_model(layers, window)}: {edge[0]} % right at distance {reach}, the last that can be seen, "
-            f"and {edge[1]} % at {reach + 1}; guessing gives {100 / recall.VALUES:.0f} %."
-        )
-    labels = [f"{layers} × {window}" for layers, window in models]
-    ends, asked = [layers * window for layers, window in models], "distance to what is asked for (tokens)"
-    figure = plots.heat_map(accuracy * 100, labels, ends, asked, "layers × window", "accuracy (%)")
-    plots.save(figure, folder / "receptive_field")
-    header = ["model", "N · w", "up to N · w (%)", "past it (%)", "at N · w (%)", "one past it (%)"]
-    blocks: list[Block] = [
-        Picture(
-            "receptive_field",
-            "Accuracy of recall against distance, one row for each model",
-            "Accuracy of recall, mean over seeds. The line in each row stands at N · w, the farthest that can be seen.",
-        ),
-        Table(header, body, "Accuracy of recall; mean over seeds, with 95 % t intervals where several distances meet."),
-    ]
-    return answer, blocks
-
-
-def _model(layers: int, window: int) -> str:
-    return f"{layers} layer{'s' if layers > 1 else ''} of window {window}"
+    reach, bins = layers * window, range(0, LENGTH, WINDOWS[0])
+    return {
+        "metrics": {
+            "test/recall_inside": accuracy(0, reach),
+            "test/recall_outside": accuracy(reach, LENGTH),
+            "test/recall_at_edge": accuracy(reach - 1, reach),
+            "test/recall_past_edge": accuracy(reach, reach + 1),
+        },
+        "notes": [f"Guessing gives {100 / recall.VALUES:.0f} %."],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "by_length": {
+            "axis": "distance to what is asked for (tokens)",
+            "trained_to": LENGTH,
+            "limit": None,
+            "metrics": ["accuracy"],
+            "rows": [
+                {"low": low, "high": low + WINDOWS[0], "count": int(((distances > low) & (distances <= low + 4)).sum()),
+                 "accuracy": accuracy(low, low + WINDOWS[0])}
+                for low in bins
+            ],
+        },
+    }  # fmt: skip

@@ -1,4 +1,4 @@
-"""python -m experiments.run positions_and_windows --workdir=DIR [--base=FILE] [--seeds=3] [--jobs=2] [--set KEY=VALUE]
+"""python -m experiments.run positions_and_windows --workdir=DIR [--base=FILE] [--seeds=3] [--jobs=N] [--set KEY=VALUE]
 
 Trains every variant of an experiment with every seed, and writes results.csv, report.md, report.html and figures/.
 Variants that differ in the model have a learning rate of their own, tuned before (--tune). The same command again goes
@@ -16,93 +16,122 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
 
-from experiments.lab import apart, cases, cluster, report, shared, tuning, workers
-from experiments.lab.budgets import BUDGETS
-from experiments.lab.measures import main_metrics
+from experiments.lab import apart, case_runs, cases, cluster, report, shared, tuning, workers
+from experiments.lab.looks import grown, growth, look
+from experiments.lab.options import SEEDS, parser
 from experiments.lab.pilots import expect, pilot, table
-from experiments.lab.questions import FOLDER, available, build, load, parse_setting
+from experiments.lab.questions import asked, load
 from experiments.lab.results import outcome
-from experiments.lab.single import Cost
+from experiments.lab.single import Cost, Run
 from experiments.lab.sweep import Execute, begun, claim, equal_budgets, missing, planned, train
 from transformer import command_line
-from transformer.config import load_file, override, to_dict
+from transformer.config import to_dict
 from transformer.errors import UserError
-from transformer.paths import expanded, for_checkpoints
+from transformer.paths import for_checkpoints
 from transformer.training.lock import only_process_in
 
 INTERRUPTED = "interrupted; the same command goes on from here, and --report-only reports what there is"
 
 
-def sweep(arguments: argparse.Namespace) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses the command line; a `UserError` becomes one line on stderr and exit code 2."""
+    arguments = parser().parse_args(argv)
+    # Workers inherit these: variants and seeds share compiled programs, and several workers may share one accelerator.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    command_line.use_compilation_cache()
+    try:
+        module, workdir = load(arguments.experiment), for_checkpoints(arguments.workdir, "--workdir")
+        refuse(arguments, module)
+        with only_process_in(workdir):
+            if hasattr(module, "cases") and not case_runs.has_seeds(module):
+                return measure_cases(arguments, module, workdir)
+            return sweep(arguments, module, workdir)
+    except UserError as error:
+        command_line.fail(error)
+    except KeyboardInterrupt as interrupt:
+        print(str(interrupt) or INTERRUPTED, file=sys.stderr)
+        return os.EX_TEMPFAIL
+
+
+def sweep(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
     """Runs what is missing and writes the report; the exit code: 1 where a run failed, EX_TEMPFAIL where one has steps
     left because it was stopped."""
-    module, workdir = load(arguments.experiment), for_checkpoints(arguments.workdir, "--workdir")
-    if hasattr(module, "cases"):
-        return measure_cases(arguments, module, workdir)
-    base_file = expanded(arguments.base or module.BASE, "--base")
-    base = load_file(FOLDER.parent / base_file if not Path(base_file).exists() else base_file)
-    settings = dict(getattr(module, "SETTINGS", {}) if arguments.base is None else {})
-    settings |= dict(parse_setting(text) for text in arguments.set)
-    if arguments.steps is not None:
-        settings["steps"] = arguments.steps
-    base = override(base, settings)
-    configs, variants = build(module, base), module.variants(base)
-    execute = executor(arguments, workdir)
-    may = None if arguments.report_only else execute
-    name, seeds = Path(arguments.experiment).stem, range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+    question = case_runs.asked(module) if hasattr(module, "cases") else asked(module, arguments)
+    count = arguments.seeds or getattr(module, "SEEDS", SEEDS)
+    seeds = range(arguments.first_seed, arguments.first_seed + count)
     if set(seeds) & set(tuning.SEEDS):
         raise UserError(f"--first-seed {arguments.first_seed} gives seeds that are kept for tuning: take a smaller one")
-    with only_process_in(workdir):
-        if arguments.report_only and not any((workdir / "runs").glob("*/seed*")):  # a report begins no sweep
-            count = len(configs) * len(seeds)
-            raise UserError(f"none of the {count} runs in {str(workdir)!r} has finished, nothing to report")
-        old = begun(workdir, name, base)
-        configs, budget = equal_budgets(
-            arguments.experiment, configs, module.REFERENCE, arguments.budget, workdir, old, may
+    if arguments.report_only and not any((workdir / "runs").glob("*/seed*")):  # a report begins no sweep
+        raise UserError(
+            f"none of the {len(question.configs) * count} runs in {str(workdir)!r} has finished, nothing to report"
         )
-        keys = tuning.keys_of(module, configs, variants, arguments.tune, arguments.trials)
-        search = tuning.Tuning(arguments.experiment, configs, variants, keys, workdir, arguments.trials)
-        if old:
-            tuned = search.settled(old, arguments.report_only)
-        else:
-            tuned = search.choose(may) if keys and not arguments.dry_run else None
-        configs, variants = search.applied(tuned)
-        plan = {
-            "experiment": name,
-            "docstring": module.__doc__,
-            "base": base_file,
-            "settings": settings,
-            "command": report.command(sys.argv),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "config": to_dict(base),
-            "budget": budget,
-            "tuning": tuned,
-            "variants": variants,
-            "reference": module.REFERENCE,
-            "main_metrics": getattr(module, "MAIN_METRICS", None) or main_metrics(base),
-            "seeds": list(seeds),
-        }
-        plan = claim(workdir, plan, configs, old)
-        runs = planned(arguments.experiment, configs, variants, plan["seeds"], workdir)
+    execute = executor(arguments, workdir)
+    may = None if arguments.report_only else execute
+    old = begun(workdir, Path(arguments.experiment).stem, question)
+    configs, budget = equal_budgets(
+        arguments.experiment, question.configs, module.REFERENCE, arguments.budget, workdir, old, may
+    )
+    given = ["none"] if hasattr(module, "cases") else arguments.tune
+    keys = tuning.keys_of(module, configs, question.variants, given, arguments.trials)
+    search = tuning.Tuning(arguments.experiment, configs, question.variants, keys, workdir, arguments.trials)
+    if old:
+        tuned = search.settled(old, arguments.report_only)
+    else:
+        tuned = search.choose(may) if keys and not arguments.dry_run else None
+    configs, variants = search.applied(tuned)
+    plan = {
+        "experiment": Path(arguments.experiment).stem,
+        "docstring": module.__doc__,
+        "base": question.origin,
+        "settings": question.settings,
+        "command": report.command(sys.argv),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "config": to_dict(question.base),
+        "budget": budget,
+        "tuning": tuned,
+        "variants": variants,
+        "reference": module.REFERENCE,
+        "primary": question.primary,
+        "matters": question.matters,
+        "main_metrics": question.metrics,
+        "seeds": list(seeds),
+        "until": growth(arguments.until, arguments.most_seeds, count),
+        "looks": [],
+    }
+    plan = claim(workdir, plan, configs, old)
+    kind = case_runs.CaseRun if hasattr(module, "cases") else None
+    while True:
+        runs = planned(arguments.experiment, configs, variants, plan["seeds"], workdir, kind)
         if arguments.dry_run:
-            trials = search.first() if keys and not tuned else []
-            left = [run for run in shared.offered([*missing(runs), *trials], workdir) if not run.candidates]
-            expected = expect(left, pilot(left, execute, workdir))
-            print(table(expected, len(left), arguments.jobs))
-            if trials:
-                print(f"{len(trials)} of the runs tune {search.key}; a grid grows where the best is at its edge")
-            return 0 if len(expected) == len({run.variant for run in left}) else 1
+            return dry_run(
+                arguments, workdir, search, [*missing(runs), *(search.first() if keys and not tuned else [])]
+            )
         if not arguments.report_only:
-            cost = Cost(arguments.experiment, base, workdir / "cost")
+            cost = Cost(arguments.experiment, question.base, workdir / "cost")
             wanted = hasattr(module, "cost") and outcome(cost.folder, ("rows",))[0] is None
             train(runs, workdir, execute, cost if wanted else None)
+        looked = look(workdir)
         said, failures = report.write(workdir)
-        print(said)
-        if failures or arguments.report_only:
-            return int(failures > 0)
-        return os.EX_TEMPFAIL if missing(runs) else 0
+        if arguments.report_only or not (more := grown(looked, workdir)):
+            break
+        plan = more
+    print(said)
+    if failures or arguments.report_only:
+        return int(failures > 0)
+    return os.EX_TEMPFAIL if missing(runs) else 0
+
+
+def dry_run(arguments: argparse.Namespace, workdir: Path, search: tuning.Tuning, runs: Sequence[Run]) -> int:
+    """Says what the runs would cost; the exit code: 1 where a variant could not be piloted."""
+    left = [run for run in shared.offered(runs, workdir) if not run.candidates]
+    expected = expect(left, pilot(left, executor(arguments, workdir), workdir))
+    most = len(left) or 1 if arguments.executor == "slurm" else len(workers.gpus()) or workers.JOBS
+    print(table(expected, len(left), arguments.jobs or most))
+    if trials := sum(run.trial for run in left):
+        print(f"{trials} of the runs tune {search.key}; a grid grows where the best is at its edge")
+    return 0 if len(expected) == len({run.variant for run in left}) else 1
 
 
 def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
@@ -115,108 +144,31 @@ def executor(arguments: argparse.Namespace, workdir: Path) -> Execute:
     return lambda tasks, watcher: cluster.run_all(tasks, arguments.jobs, watcher, workdir / "slurm", options)
 
 
-def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
-    """An experiment that trains no variants: measures what is missing and writes the report."""
-    options = "base seeds first_seed jobs steps set budget executor submit dry_run tune trials".split()
+def refuse(arguments: argparse.Namespace, module: ModuleType) -> None:
+    """UserError: options that an experiment of cases has no use for."""
+    if not hasattr(module, "cases"):
+        return
+    options = "base steps set budget dry_run tune trials primary matters".split()
+    options += [] if case_runs.has_seeds(module) else "seeds first_seed jobs executor submit until most_seeds".split()
     given = [name.replace("_", "-") for name in options if getattr(arguments, name) != parser().get_default(name)]
     if given:
-        raise UserError(f"{arguments.experiment!r} has no variants of a config: leave out --{' and --'.join(given)}")
+        why = ", and its times would be spoilt by runs side by side" if {"jobs", "executor"} & set(given) else ""
+        raise UserError(
+            f"{arguments.experiment!r} has no variants of a config{why}: leave out --{' and --'.join(given)}"
+        )
+
+
+def measure_cases(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> int:
+    """An experiment of cases that are measured one after another: what is missing, and the report."""
     command_line.keep_freed_memory()
-    with only_process_in(workdir):
-        if hasattr(module, "MOST_SECONDS"):
-            said, failures = apart.measure(
-                module, arguments.experiment, workdir, report.command(sys.argv), arguments.report_only
-            )
-            print(said)
-            return int(bool(failures))
-        print(cases.measure(module, workdir, report.command(sys.argv), arguments.report_only))
+    if hasattr(module, "MOST_SECONDS"):
+        said, failures = apart.measure(
+            module, arguments.experiment, workdir, report.command(sys.argv), arguments.report_only
+        )
+        print(said)
+        return int(bool(failures))
+    print(cases.measure(module, workdir, report.command(sys.argv), arguments.report_only))
     return 0
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        command_line.fail(f"{message}: see python -m experiments.run --help")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line; a mistake in it is one line on stderr."""
-    p = _Parser(
-        prog="python -m experiments.run",
-        description="Trains every variant of an experiment with every seed and writes a report. The same command again "
-        "goes on where it stopped.",
-        epilog=f"experiments: {', '.join(available())}",
-        allow_abbrev=False,
-    )
-    p.add_argument("experiment", help="a file of experiments/ without .py, or the path of a file of that form")
-    p.add_argument("--workdir", required=True, help="folder of the sweep: created, or resumed")
-    p.add_argument("--base", help="config file that the variants change (default: the experiment's BASE)")
-    p.add_argument("--seeds", type=_positive, default=3, help="number of seeds a variant (default: %(default)s)")
-    p.add_argument("--first-seed", type=_seed, default=0, metavar="K", help="seeds count from here (default: 0)")
-    p.add_argument("--jobs", type=_positive, default=2, help="runs at the same time, the cores shared out among them")
-    p.add_argument("--steps", type=_positive, help="steps of each run, in place of the base's")
-    p.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
-        help="a key of the base to change, such as --set model.d_model=64; may be repeated",
-    )  # fmt: skip
-    p.add_argument(
-        "--dry-run", "--dry_run", action="store_true",
-        help="train nothing whole: say what each variant would cost, from a few timed steps",
-    )  # fmt: skip
-    p.add_argument(
-        "--budget", choices=BUDGETS, default="steps",
-        help="what all variants spend as much of as the reference: their steps follow (tokens: positions, padding "
-        "included; bytes: of text; flops: of the training, by formula; seconds: of training, from pilot runs; default: "
-        "%(default)s); the warm-up follows the steps",
-    )  # fmt: skip
-    p.add_argument(
-        "--executor", choices=("local", "slurm"), default="local",
-        help="local: processes of this machine; slurm: one job array, --jobs of it at a time, in a --workdir that all "
-        "nodes see (default: %(default)s)",
-    )  # fmt: skip
-    p.add_argument(
-        "--submit", action="append", default=[], metavar="KEY=VALUE",
-        help=f"an option of sbatch, such as --submit partition=gpu --submit gpus_per_node=1; may be repeated; time, in "
-        f"minutes, is {cluster.MINUTES} unless given",
-    )  # fmt: skip
-    p.add_argument(
-        "--tune", action="append", metavar="KEY",
-        help=f"the key whose value each variant has for itself, of the lowest validation loss on a grid of factor "
-        f"{tuning.FACTOR:g} (default: {tuning.RATE}, where variants differ in the model; none: all have the base's); "
-        "with --trials KEY or KEY=LOW..HIGH, and it may be repeated",
-    )  # fmt: skip
-    p.add_argument(
-        "--trials", type=_positive, metavar="N", help="tune by N trials of Optuna a variant, in place of a grid"
-    )
-    p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")
-    return p
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isdigit() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2147483647")
-    return int(text)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parses the command line; a `UserError` becomes one line on stderr and exit code 2."""
-    arguments = parser().parse_args(argv)
-    # Workers inherit these: variants and seeds share compiled programs, and several workers may share one accelerator.
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    command_line.use_compilation_cache()
-    try:
-        return sweep(arguments)
-    except UserError as error:
-        command_line.fail(error)
-    except KeyboardInterrupt as interrupt:
-        print(str(interrupt) or INTERRUPTED, file=sys.stderr)
-        return os.EX_TEMPFAIL
 
 
 if __name__ == "__main__":

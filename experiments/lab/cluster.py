@@ -2,12 +2,15 @@
 
 Every task is one element of a job array and one process, on whatever node SLURM gives it; the folder of the sweep
 must be one that all nodes see. `job.json` in a task's folder says which job has it, so that the same command finds it
-again and submits nothing twice.
+again and submits nothing twice. A job that SLURM takes its node from, or whose time is over, is queued again, and goes
+on from its checkpoint.
 """
 
 import json
 import logging
 import os
+import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +21,7 @@ from experiments.lab.workers import Watcher, last_words, perform, write_json
 from transformer.errors import UserError
 
 MINUTES = 240  # that a job may take, unless --submit time=MINUTES says more; submitit's own default is 5
+REQUEUES = 100  # at most, of a job whose time was over; submitit's own default is 3
 POLL_SECONDS = 2.0  # between two looks at the files that jobs leave
 ASK_SECONDS = 30.0  # between two questions to SLURM, which is where a job that died without a word is found
 
@@ -33,19 +37,45 @@ def parse_option(text: str) -> tuple[str, Any]:
     return key, literal(value)
 
 
+class Job:
+    """What submitit calls with a task on a node.
+
+    While a run trains, it hears the signals itself (SIGTERM where SLURM takes its node, submitit's SIGUSR2 before its
+    time is over), saves, and raises `Stopped`. Then submitit's handlers are back: its own signal, sent on, has the job
+    queued again with what `checkpoint` returns, and ends this process, as it does whenever no run trains.
+    """
+
+    def __call__(self, task: Any) -> tuple[str, Any]:
+        kind, value = perform(task)
+        if kind == "stopped" and self._goes_on((job := _submitit().JobEnvironment()).cluster, job.job_id):
+            signal.raise_signal(signal.Signals[f"SIG{job.USR_SIG}"])
+        return kind, value
+
+    def checkpoint(self, task: Any) -> Any:
+        """The same again: a run finds its checkpoint in its folder."""
+        return _submitit().helpers.DelayedSubmission(self, task)
+
+    def _goes_on(self, cluster: str, job: str) -> bool:
+        """Whether it was not cancelled (`scancel` sends SIGTERM as well): SLURM still calls it running."""
+        if cluster != "slurm":
+            return cluster == "local"
+        asked = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True)
+        return asked.stdout.strip() == "RUNNING"
+
+
 def run_all(
     tasks: Sequence[Any],
-    jobs: int,
+    jobs: int | None,
     watcher: Watcher,
     folder: Path,
     options: dict[str, Any] | None = None,
     cluster: str = "slurm",
 ) -> None:
-    """Submits what no job has yet as one array, at most `jobs` of it at a time, and waits for all of it.
+    """Submits what no job has yet as one array and waits for all of it.
 
     Args:
         tasks: as of `workers.run_all`; what they leave in their folders is the same.
-        jobs: how many run at the same time.
+        jobs: how many of the array may run at the same time; None: all.
         watcher: told what happens.
         folder: of submitit: scripts, pickles and what jobs print before and after their task.
         options: sbatch's, such as {"partition": "gpu", "time": 60}.
@@ -88,23 +118,23 @@ def _submitit() -> Any:
     return submitit
 
 
-def _submit(tasks: Sequence[Any], jobs: int, folder: Path, options: dict[str, Any], cluster: str) -> list[Any]:
+def _submit(tasks: Sequence[Any], jobs: int | None, folder: Path, options: dict[str, Any], cluster: str) -> list[Any]:
     if not tasks:
         return []
     submitit = _submitit()
     try:
-        executor = submitit.AutoExecutor(folder.absolute(), cluster=cluster)
+        executor = submitit.AutoExecutor(folder.absolute(), cluster=cluster, slurm_max_num_timeout=REQUEUES)
         executor.update_parameters(
             name="experiment",
             timeout_min=MINUTES,
-            slurm_array_parallelism=jobs,
+            slurm_array_parallelism=jobs or len(tasks),
             **{f"slurm_{key}": value for key, value in options.items()},
         )
         for task in tasks:
             task.folder.mkdir(parents=True, exist_ok=True)
             for name in ("result.json", "error.txt"):  # what an earlier job left is not this one's
                 (task.folder / name).unlink(missing_ok=True)
-        found = executor.map_array(perform, tasks)
+        found = executor.map_array(Job(), tasks)
     except (RuntimeError, ValueError, OSError, submitit.core.utils.FailedJobError) as error:
         text = " ".join(str(error).split())
         raise UserError(f"SLURM takes no jobs here: {text}; --executor=local runs them on this machine") from error

@@ -55,6 +55,10 @@ METRICS = {
     "bytes_per_token": Metric("bytes a token", "", 1.0, 2, 0),
     "entropy": Metric("entropy of attention after training", "nats", 1.0, 2, 0),
     "entropy_at_start": Metric("entropy of attention at the start", "nats", 1.0, 2, 0),
+    "recall_inside": Metric("recall up to N · w", "%", 100.0, 1, noise="logit"),
+    "recall_outside": Metric("recall past N · w", "%", 100.0, 1, 0, "logit"),
+    "recall_at_edge": Metric("recall at N · w", "%", 100.0, 1, noise="logit"),
+    "recall_past_edge": Metric("recall one past N · w", "%", 100.0, 1, 0, "logit"),
     "gradient_at_start": Metric("gradient norm of queries and keys at the start", "", 1.0, 4, 0),
 }
 SPLIT_NAMES = {"longer": "longer sentences"}

@@ -1,6 +1,8 @@
 """Experiments as files: found by name, checked, and turned into one configuration a variant."""
 
+import argparse
 import ast
+import dataclasses
 import difflib
 import importlib
 import importlib.util
@@ -10,9 +12,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from transformer.config import Config, check_key, differences, override
+from experiments.lab.measures import describe, main_metrics
+from transformer.config import Config, check_key, differences, load_file, override
 from transformer.errors import UserError
-from transformer.paths import local
+from transformer.paths import expanded, local
 
 FOLDER = Path(__file__).parent.parent  # of the questions
 
@@ -41,11 +44,9 @@ def load(name: str) -> ModuleType:
         if name not in names:
             raise UserError(f"there is no experiment {name!r}: {nearest(name, names)}")
         module = importlib.import_module(f"experiments.{name}")
-    parts = (
-        ("cases", "measure_case", "findings")
-        if hasattr(module, "cases")
-        else ("variants", "BASE", "REFERENCE", "PRIMARY", "MATTERS")
-    )
+    parts: tuple[str, ...] = ("variants", "BASE", "REFERENCE", "PRIMARY", "MATTERS")
+    if hasattr(module, "cases"):  # with seeds, or without
+        parts = ("measure_case", *(("config", "PRIMARY", "MATTERS") if hasattr(module, "REFERENCE") else ("findings",)))
     missing = [part for part in parts if not hasattr(module, part)]
     if missing:
         raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
@@ -107,6 +108,49 @@ def build(module: ModuleType, base: Config) -> dict[str, Config]:
                 f"{config.model.family!r} for {config.task}: choose another --base"
             )
     return configs
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What a sweep asks: its variants and their configs, what the base was made of, and what is judged."""
+
+    base: Config
+    origin: str
+    settings: dict[str, Any]
+    variants: dict[str, dict[str, Any]]
+    configs: dict[str, Config]
+    primary: str
+    matters: float
+    metrics: list[str]
+
+
+def asked(module: ModuleType, arguments: argparse.Namespace) -> Question:
+    """The question of an experiment with variants, for the base of a command line.
+
+    Raises:
+        UserError: as of `build`; or the primary metric is none that this base measures.
+    """
+    origin = expanded(arguments.base or module.BASE, "--base")
+    base = load_file(FOLDER.parent / origin if not Path(origin).exists() else origin)
+    settings = dict(getattr(module, "SETTINGS", {}) if arguments.base is None else {})
+    settings |= dict(parse_setting(text) for text in arguments.set)
+    if arguments.steps is not None:
+        settings["steps"] = arguments.steps
+    base = override(base, settings)
+    primary, matters = arguments.primary or module.PRIMARY, arguments.matters or module.MATTERS
+    if (arguments.primary is None) != (arguments.matters is None):
+        raise UserError(
+            "--primary METRIC and --matters SIZE belong together: what is judged, and the smallest difference that matters"
+        )
+    usual = main_metrics(base)
+    metrics = getattr(module, "MAIN_METRICS", None) or usual
+    own = [*metrics, *usual] if not hasattr(module, "measure") or arguments.primary else [*metrics, *usual, primary]
+    if primary not in own or describe(primary).better == 0:
+        raise UserError(
+            f"{primary!r} cannot be judged on {origin!r}: name what is, and how much of it matters, such as "
+            f"--primary {usual[0]} --matters {0.5 if describe(usual[0]).noise == 'hundred' else 0.01}"
+        )
+    return Question(base, origin, settings, module.variants(base), build(module, base), primary, matters, list(metrics))
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -53,7 +53,7 @@ def code() -> str:
 def _own(experiment: str, plugins: tuple[str, ...]) -> str:
     """A digest of what a question adds to the code: its own training or measurement, and its plugins."""
     module = load(experiment)
-    own = any(hasattr(module, name) for name in ("train", "restore", "measure"))
+    own = any(hasattr(module, name) for name in ("train", "restore", "measure", "measure_case"))
     specs = [importlib.util.find_spec(name) for name in plugins]
     files = [spec.origin for spec in specs if spec and spec.origin] + [module.__file__] * own
     return _digest([Path(file) for file in files if file])
@@ -132,7 +132,7 @@ def take(run: "Run") -> dict[str, Any] | None:
 
 def fingerprint(run: "Run") -> str | None:
     """Of the data as they are now; None of a question that trains by itself."""
-    if hasattr(load(run.experiment), "train"):
+    if any(hasattr(load(run.experiment), name) for name in ("train", "measure_case")):
         return None
     from transformer.data.sources import load_source
 

@@ -13,6 +13,7 @@ from experiments.lab import cluster
 from experiments.lab.budgets import MEASURED, equalise, with_steps
 from experiments.lab.pilots import step_prices
 from experiments.lab.progress import Progress
+from experiments.lab.questions import Question
 from experiments.lab.results import outcome, read_plan
 from experiments.lab.shared import offered
 from experiments.lab.single import Cost, Run
@@ -28,8 +29,8 @@ GOING_ON = (
 )
 
 
-def begun(workdir: Path, experiment: str, base: Config) -> dict[str, Any] | None:
-    """The sweep.json of the sweep that has begun in a workdir. UserError: it is of another experiment or base."""
+def begun(workdir: Path, experiment: str, question: Question) -> dict[str, Any] | None:
+    """The sweep.json of the sweep that has begun in a workdir. UserError: it asks something else."""
     path = workdir / "sweep.json"
     if not path.exists() or not any((workdir / "runs").glob("*/seed*")):
         return None
@@ -38,7 +39,12 @@ def begun(workdir: Path, experiment: str, base: Config) -> dict[str, Any] | None
         raise UserError(
             f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {experiment!r}: choose another --workdir"
         )
-    if changed := _differing(old["config"], base):
+    if (old["primary"], old["matters"]) != (question.primary, question.matters):
+        raise UserError(
+            f"{str(workdir)!r} holds a sweep that is judged by {old['primary']}, of which {old['matters']:g} matters, "
+            f"not by {question.primary} and {question.matters:g}: these are named before, so choose another --workdir"
+        )
+    if changed := _differing(old["config"], question.base):
         listed = "; ".join(f"{key} was {a!r} and is now {b!r}" for key, (a, b) in changed.items())
         raise UserError(f"{str(workdir)!r} holds a sweep of another base config ({listed}): choose another --workdir")
     return old
@@ -49,7 +55,14 @@ def claim(
 ) -> dict[str, Any]:
     """Writes sweep.json, joined with that of the sweep that has begun. UserError: a run there is another one."""
     if old:
-        plan = plan | {"created": old["created"], "seeds": sorted({*old["seeds"], *plan["seeds"]})}
+        if plan["until"] and old.get("until") and plan["until"] != old["until"]:
+            raise UserError(
+                f"{str(workdir)!r} grows until {old['until']['width']:g} with at most {old['until']['most']} seeds, and its "
+                "looks are planned for that: give the same --until and --most-seeds, or choose another --workdir"
+            )
+        seeds = sorted({*old["seeds"], *plan["seeds"]})
+        kept = {"until": plan["until"] or old.get("until"), "looks": old.get("looks", [])}
+        plan = plan | kept | {"created": old["created"], "seeds": seeds}
     for variant, config in configs.items():
         check_runs((workdir / "runs" / variant).glob("seed*"), variant, config)
     write_json(workdir / "sweep.json", plan)
@@ -75,11 +88,12 @@ def _differing(stored: dict[str, Any], config: Config) -> dict[str, tuple[Any, A
 
 
 def planned(
-    experiment: str, configs: dict[str, Config], variants: dict[str, Any], seeds: Sequence[int], workdir: Path
-) -> list[Run]:
+    experiment: str, configs: dict[str, Config], variants: dict[str, Any], seeds: Sequence[int], workdir: Path,
+    kind: type[Run] | None = None,
+) -> list[Run]:  # fmt: skip
     """The runs, all variants of a seed before the next seed, so that a sweep that is stopped stays balanced."""
     return [
-        Run(experiment, variant, seed, dataclasses.replace(config, seed=seed), variants[variant],
+        (kind or Run)(experiment, variant, seed, dataclasses.replace(config, seed=seed), variants[variant],
             workdir / "runs" / variant / f"seed{seed}")
         for seed in seeds
         for variant, config in configs.items()

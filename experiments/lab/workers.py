@@ -10,11 +10,14 @@ import dataclasses
 import json
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +26,7 @@ from transformer import command_line
 from transformer.errors import Stopped, UserError
 
 POLL_SECONDS = 1.0  # between two looks at how far the runs are
+JOBS = 2  # at the same time, where there is no GPU
 
 
 class Task(Protocol):
@@ -85,19 +89,36 @@ def perform(task: Any) -> tuple[str, Any]:
             return "failed", one_line(reason)
 
 
-def run_all(tasks: Sequence[Any], jobs: int, watcher: Watcher) -> None:
-    """Does all tasks, `jobs` at a time, each of the processes on its own share of the cores.
+def gpus() -> list[str]:
+    """The GPUs that runs may use, as CUDA_VISIBLE_DEVICES names them: what the environment allows, else all that
+    `nvidia-smi` lists, or their MIG instances. JAX is not asked, as it would take each of them for this process."""
+    if not {"cuda", "gpu"} & set((os.environ.get("JAX_PLATFORMS") or "cuda").split(",")):
+        return []
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:  # CUDA reads it up to the first wrong name
+        return list(takewhile(re.compile(r"\d+|(GPU|MIG)-.+").fullmatch, map(str.strip, allowed.split(","))))
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
+    except OSError:
+        return []
+    return re.findall(r"UUID: (MIG-[^)]+)", listed) or re.findall(r"UUID: (GPU-[^)]+)", listed)
+
+
+def run_all(tasks: Sequence[Any], jobs: int | None, watcher: Watcher) -> None:
+    """Does all tasks, `jobs` at a time (None: one a GPU, or `JOBS` without any), each of the processes on its own share
+    of the cores and, before JAX starts in it, of the GPUs: equally many each, or one that several share.
 
     A finished task leaves `result.json` in its folder, a failed one `error.txt`; what it printed is in `log.txt`.
     """
-    waiting = list(reversed(tasks))
+    waiting, devices = list(reversed(tasks)), gpus()
+    jobs = jobs or len(devices) or JOBS
     workers: list[_Worker | None] = [None] * min(jobs, len(tasks))
-    shares = _shares(len(workers))
+    shares, each = _shares(len(workers)), max(1, len(devices) // jobs)
     try:
         while waiting or any(worker is not None and worker.task is not None for worker in workers):
             for place, worker in enumerate(workers):
                 if waiting and worker is None:
-                    worker = workers[place] = _start(shares[place])
+                    own = [devices[i % len(devices)] for i in range(place * each, (place + 1) * each) if devices]
+                    worker = workers[place] = _start(shares[place], own)
                 if waiting and worker is not None and worker.task is None:
                     worker.task = waiting.pop()
                     _send(worker)
@@ -143,10 +164,10 @@ def _shares(count: int) -> list[list[int]]:
     return [cores[place::count] or [cores[place % len(cores)]] for place in range(count)]
 
 
-def _start(cores: list[int]) -> _Worker:
+def _start(cores: list[int], devices: list[str]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # JAX has threads, which a fork would lose
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, cores), name="experiment")
+    process = context.Process(target=_serve, args=(theirs, cores, devices), name="experiment")
     process.start()
     theirs.close()
     return _Worker(process, ours)
@@ -158,12 +179,14 @@ def _send(worker: _Worker) -> None:
         worker.pipe.send(worker.task)
 
 
-def _serve(pipe: Connection, cores: list[int]) -> None:
+def _serve(pipe: Connection, cores: list[int], devices: list[str]) -> None:
     """The worker: tasks in, what `perform` returns out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     die_with_parent()
     if cores:
         os.sched_setaffinity(0, cores)  # before JAX counts the cores for its threads
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     command_line.keep_freed_memory()
     while True:
         try:

@@ -1,10 +1,12 @@
-"""As much of SLURM as submitit asks for: `python fake_slurm.py sbatch|srun|sacct ...`, with its state in $FAKE_SLURM.
+"""As much of SLURM as we and submitit ask for: `python fake_slurm.py sbatch|srun|sacct ...`, with its state in
+$FAKE_SLURM.
 
 Each element of an array runs as a process of this machine. While a file `hold` is there, all stay pending.
 """
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -45,7 +47,11 @@ def serve(number: str, parallel: str, *names: str) -> None:
         for name, process in list(running.items()):
             if process.poll() is not None:
                 del running[name]
-                (STATE / f"{name}.state").write_text("COMPLETED" if process.returncode == 0 else "OUT_OF_MEMORY")
+                state = STATE / f"{name}.state"
+                if state.read_text() == "REQUEUED":
+                    waiting.append(name)
+                elif state.read_text() != "CANCELLED":
+                    state.write_text("COMPLETED" if process.returncode == 0 else "OUT_OF_MEMORY")
         time.sleep(0.05)
 
 
@@ -53,6 +59,7 @@ def srun(*arguments: str) -> None:
     rest = list(arguments)
     while rest[0].startswith("-"):
         rest.pop(0) if "=" in rest[0] or rest[0] == "--unbuffered" else rest.__delitem__(slice(0, 2))
+    (STATE / f"{os.environ['SLURM_JOB_ID']}.pid").write_text(str(os.getpid()))
     os.execvp(rest[0], rest)
 
 
@@ -61,6 +68,24 @@ def sacct(*arguments: str) -> None:
     for path in sorted(STATE.glob("*.state")):
         if path.stem.split("_")[0] in arguments:
             print(f"{path.stem}|{path.read_text()}|here")
+
+
+def squeue(*arguments: str) -> None:
+    state = (STATE / f"{arguments[arguments.index('-j') + 1]}.state").read_text()
+    print("COMPLETING" if state == "CANCELLED" else state)
+
+
+def scontrol(verb: str, name: str) -> None:
+    assert verb == "requeue"
+    (STATE / f"{name}.state").write_text("REQUEUED")
+
+
+def scancel(name: str, *options: str) -> None:
+    """Ends a job, or sends it a signal: `scancel 1000_1 --signal USR2`."""
+    if not options:
+        (STATE / f"{name}.state").write_text("CANCELLED")
+    number = signal.Signals[f"SIG{options[1].removeprefix('SIG')}"] if options else signal.SIGTERM
+    os.kill(int((STATE / f"{name}.pid").read_text()), number)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,8 @@ def test_a_line_that_a_kill_tore_is_measured_again_and_costs_no_other(
     [
         (["--report-only"], "nothing is measured yet"),
         (["--steps=3"], "no variants of a config: leave out --steps"),
-        (["--seeds=5", "--first-seed=2", "--jobs=1"], "leave out --seeds and --first-seed and --jobs"),
+        (["--seeds=5", "--first-seed=2"], "no variants of a config: leave out --seeds and --first-seed"),
+        (["--jobs=2"], "no variants of a config, and its times would be spoilt by runs side by side: leave out --jobs"),
         (["--set", "seed=1", "--base=configs/quantities.py"], "leave out --base and --set"),
     ],
 )

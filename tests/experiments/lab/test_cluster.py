@@ -3,16 +3,19 @@
 import csv
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit import SlurmJob
 
 from experiments import run
 from experiments.lab import cluster
+from experiments.lab.results import read_lines
 from experiments.lab.single import Run
-from transformer.config import Config, override
+from transformer.config import Config, load_file, override
 from transformer.errors import UserError
 
 FAKE = str(Path(__file__).with_name("fake_question.py"))
@@ -50,7 +53,7 @@ def _runs(folder: Path, seeds: int) -> list[Run]:
 @pytest.mark.parametrize("kind", ["debug", pytest.param("local", marks=pytest.mark.slow)])
 def test_the_same_tasks_leave_the_same_files(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
-        "FAKE_FAULT", "none-full/1=raise;none-full/2=stop" + (";none-full/3=kill" if kind == "local" else "")
+        "FAKE_FAULT", "none-full/1=raise;" + ("none-full/3=kill" if kind == "local" else "none-full/2=stop")
     )
     tasks, told = _runs(tmp_path, 4 if kind == "local" else 3), Told()
     cluster.run_all(tasks, 2, told, tmp_path / "slurm", cluster=kind)
@@ -58,8 +61,9 @@ def test_the_same_tasks_leave_the_same_files(kind: str, tmp_path: Path, monkeypa
     assert told.said["none-full seed 0"] == first["metrics"]["test/exact_match"]
     assert told.said["none-full seed 1"] == "ValueError: the fake broke"
     assert (tasks[1].folder / "error.txt").read_text() == "ValueError: the fake broke\n"
-    assert told.said["none-full seed 2"] == "stopped: the fake was stopped after step 7 of 20, which is saved"
-    assert not {"error.txt", "result.json"} & {path.name for path in tasks[2].folder.iterdir()}
+    if kind == "debug":
+        assert told.said["none-full seed 2"] == "stopped: the fake was stopped after step 7 of 20, which is saved"
+        assert not {"error.txt", "result.json"} & {path.name for path in tasks[2].folder.iterdir()}
     assert not list(tmp_path.rglob("job.json"))
     if kind == "local":  # a process of its own, whose output can be caught
         assert "training none-full/0" in (tasks[0].folder / "log.txt").read_text()
@@ -95,7 +99,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the made-up SLURM's state."""
     (tmp_path / "bin").mkdir()
     (tmp_path / "state").mkdir()
-    for name in ("sbatch", "srun", "sacct"):
+    for name in ("sbatch", "srun", "sacct", "squeue", "scontrol", "scancel"):
         path = tmp_path / "bin" / name
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{SLURM}" {name} "$@"\n')
         path.chmod(0o755)
@@ -147,3 +151,73 @@ def test_a_sweep_on_slurm(
     with pytest.raises(SystemExit):
         run.main(arguments)
     assert "SLURM does not know whether job 77_0 of none-full seed 0 still runs" in capsys.readouterr().err
+
+
+QUESTION = '''"""Is a run that was interrupted another one?"""
+
+import os, time
+from pathlib import Path
+
+import jax, numpy as np
+
+BASE, REFERENCE = "configs/vit.py", "own"
+
+
+def variants(base):
+    return {"own": {}}
+
+
+def measure(trained):
+    here, job = Path(__file__).parent, os.environ["SLURM_JOB_ID"]
+    with (here / f"measuring-{job}").open("a") as file:
+        file.write("once more\\n")
+    while (here / f"hold-{job}").exists():
+        time.sleep(0.1)
+    sums = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(trained.params)]
+    return {"metrics": {"test/exact_match": sum(sums)}, "notes": []}
+'''
+
+
+@pytest.mark.slow
+def test_a_job_that_is_interrupted_goes_on_and_one_that_is_cancelled_does_not(slurm: Path, tmp_path: Path) -> None:
+    """Submitit's own signals, sent to real training: its node is reclaimed; then, while it measures, its time is up."""
+    question = tmp_path / "question.py"
+    question.write_text(QUESTION)
+    changes = {"steps": 600, "logging.log_every": 20, "model.num_layers": 1, "model.d_model": 16, "model.d_ff": 16}
+    config = override(load_file("configs/vit.py"), changes | {"logging.checkpoint_every": 600, "mesh.data": 1})
+    tasks = [Run(str(question), name, 0, config, {}, tmp_path / name) for name in ("moved", "ended", "whole")]
+    moved, ended, _ = tasks
+    (tmp_path / "hold-1000_0").touch()
+
+    def job(task: Run) -> SlurmJob:
+        return SlurmJob(tmp_path / "slurm", json.loads((task.folder / "job.json").read_text())["id"])
+
+    def time_is_up() -> None:
+        job(moved)._interrupt(timeout=True)
+        (tmp_path / "hold-1000_0").unlink()
+
+    def trains(task: Run) -> bool:
+        return any("loss" in line for line in read_lines(task.folder / "metrics.jsonl"))
+
+    events = [
+        (lambda: trains(moved), lambda: job(moved)._interrupt()),  # SIGTERM, and then SIGUSR2
+        (lambda: trains(ended), lambda: job(ended).cancel()),
+        ((tmp_path / "measuring-1000_0").exists, time_is_up),
+    ]
+
+    class Disturbing(Told):
+        def tick(self, running: Any) -> None:
+            for event in [event for event in events if event[0]()]:
+                events.remove(event)
+                event[1]()
+
+    told = Disturbing()
+    cluster.run_all(tasks, None, told, tmp_path / "slurm")
+    assert not events
+    assert "#SBATCH --array=0-2%3" in (slurm / "1000.sh").read_text(), "nobody asked for fewer at a time"
+    assert told.said["ended seed 0"].startswith("stopped: stopped after step "), "saved, and not queued again"
+    assert (slurm / "1000_1.state").read_text() == "CANCELLED"
+    log = (moved.folder / "log.txt").read_text()
+    assert re.search(r"stopped after step (\d+) of 600.*resumed at step \1", log, re.DOTALL)
+    assert (tmp_path / "measuring-1000_0").read_text() == "once more\n" * 2
+    assert told.said["moved seed 0"] == told.said["whole seed 0"], "no bit differs"
