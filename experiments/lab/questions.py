@@ -140,7 +140,7 @@ def asked(module: ModuleType, arguments: argparse.Namespace) -> Question:
     primary, matters = arguments.primary or module.PRIMARY, arguments.matters or module.MATTERS
     if (arguments.primary is None) != (arguments.matters is None):
         raise UserError(
-            "--primary METRIC and --matters SIZE belong together: what is judged, and the smallest difference that matters"
+            "--primary METRIC and --matters SIZE belong together: what is judged, and how much of it matters"
         )
     usual = main_metrics(base)
     metrics = getattr(module, "MAIN_METRICS", None) or usual

@@ -57,8 +57,8 @@ def claim(
     if old:
         if plan["until"] and old.get("until") and plan["until"] != old["until"]:
             raise UserError(
-                f"{str(workdir)!r} grows until {old['until']['width']:g} with at most {old['until']['most']} seeds, and its "
-                "looks are planned for that: give the same --until and --most-seeds, or choose another --workdir"
+                f"{str(workdir)!r} grows until {old['until']['width']:g} with at most {old['until']['most']} seeds: "
+                "its looks are planned for that, so give the same --until and --most-seeds, or choose another --workdir"
             )
         seeds = sorted({*old["seeds"], *plan["seeds"]})
         kept = {"until": plan["until"] or old.get("until"), "looks": old.get("looks", [])}
