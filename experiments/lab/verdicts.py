@@ -6,7 +6,7 @@ it, and the smallest effect that matters, before anything is run.
 
 import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from experiments.lab.measures import describe
 from experiments.lab.results import Sweep
 from experiments.lab.statistics import ALPHA, FIRST, SCALES, Difference, Look, Rows, Values, differences
 
-VERDICTS = ("worse", "better", "equivalent", "undecided")
+BOUNDS = ("low", "high", "visible")  # of a difference, where it has any
 
 
 class Judged(NamedTuple):
@@ -97,14 +97,15 @@ def _compared(sweep: Sweep, metric: str, rows: Rows) -> dict[str, Judged]:
     apart = frozenset(v for v in sweep.variants if sweep.failures(v))
     looks = sweep.looks or [Look(tuple(sweep.plan["seeds"]), ALPHA * FIRST)]
 
-    def natural(x: float | None) -> float | None:
-        return None if x is None else float(scale.back(level + x) - scale.back(level))
+    def natural(x: float) -> float:
+        return float(scale.back(level + x) - scale.back(level))
 
     found = {}
     for name, d in differences(values, rows, looks, apart).items():
         shared = set.intersection(*(set(values[v]) for v in rows[name]))
         dots = {seed: sum(c * values[v][seed] for v, c in rows[name].items()) for seed in sorted(shared)}
-        moved = d._replace(mean=natural(d.mean), low=natural(d.low), high=natural(d.high), visible=natural(d.visible))
+        bounds: dict[str, Any] = {k: natural(x) for k, x in d._asdict().items() if k in BOUNDS and x is not None}
+        moved = d._replace(mean=natural(d.mean), **bounds)
         found[name] = Judged(moved, {seed: natural(x) for seed, x in dots.items()})
     return found
 
