@@ -1,6 +1,5 @@
-"""The figures of a report: from a sweep's results to arrays, drawn by `transformer.analysis.plots`."""
+"""The figures of a report: from a sweep's results to arrays, drawn by `transformer.analysis`."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -8,98 +7,136 @@ from typing import Any
 import numpy as np
 
 from experiments.lab.measures import describe
-from experiments.lab.render import Block, Heading, Picture
-from experiments.lab.results import Sweep, compare
+from experiments.lab.render import Block, Choice, Picture
+from experiments.lab.results import Sweep
 from experiments.lab.statistics import mean_interval
-from experiments.lab.words import capital
-from transformer.analysis import plots
+from experiments.lab.verdicts import judge
+from experiments.lab.words import capital, failed, of
+from transformer.analysis import comparisons, plots
+
+BEGUN = 0.01  # of the training: learning curves are drawn from there on, where they tell variants apart
+
+
+def forest(sweep: Sweep, folder: Path) -> list[Block]:
+    """The differences of the primary metric to the reference, with what the sweep says of them."""
+    metric, rows = describe(sweep.primary), []
+    for variant, (d, dots, verdict, _) in judge(sweep, sweep.primary).items():
+        broken = {*sweep.failures(variant), *sweep.failures(sweep.reference)}
+        mean, low, high = (np.nan if x is None else x * metric.scale for x in (d.mean, d.low, d.high))
+        whole, lost = ([x * metric.scale for s, x in dots.items() if (s in broken) == gone] for gone in (False, True))
+        note = failed(sweep, variant, " failed")
+        rows.append(comparisons.Row(variant, mean, low, high, whole, lost, verdict, note))
+    if not rows:
+        return []
+    towards = {1: "worse ← → better", -1: "better ← → worse", 0: ""}[metric.better]
+    label = f"{metric.label}{of(metric.points)}, difference to {sweep.reference}\n{towards}"
+    plots.save(comparisons.forest(rows, sweep.matters * metric.scale, label), folder / "differences")
+    caption = "Lines: intervals that hold together in 95 % of sweeps. Dots: seeds; grey band: too small to matter"
+    caption += "; ×: a run that failed." if any(map(sweep.failures, sweep.variants)) else "."
+    return [Picture("differences", f"Differences in {metric.label} to {sweep.reference}", caption)]
+
+
+def rates(sweep: Sweep, folder: Path) -> list[Block]:
+    """Validation loss against the value that was tuned, for one that is a single number."""
+    tuning = sweep.plan["tuning"]
+    tried: dict[str, Any] = {}
+    for variant, rows in tuning["tried"].items():
+        known = [[x for x in row["losses"] if x is not None] or [np.nan] for row in rows]
+        losses = np.array([[np.mean(own), min(own), max(own)] for own in known]).T
+        tried[variant] = np.array([row["value"] for row in rows], float), losses
+    diverged = {v: [row["value"] for row in rows if row["diverged"]] for v, rows in tuning["tried"].items()}
+    look = plots.styles(sweep.variants)
+    figure = comparisons.rates(tried, diverged, tuning["chosen"], look, tuning["key"], "validation loss")
+    plots.save(figure, folder / "tuning")
+    caption = "Mean and range of the tuning seeds. Ringed: chosen; ×: a seed diverged."
+    return [Picture("tuning", f"Validation loss against {tuning['key']}, one line for each variant", caption)]
 
 
 def learning(sweep: Sweep, folder: Path) -> list[Block]:
-    """The training loss against steps, over the seeds of each variant."""
-    curves = {}
-    for variant in sweep.variants:
-        runs = [np.asarray(run["curve"], float) for run in sweep.of(variant) if run.get("curve")]
-        if runs:
-            steps = runs[0][:, 0]
-            same = [run for run in runs if run.shape == runs[0].shape and (run[:, 0] == steps).all()]
-            curves[variant] = (steps, np.stack([run[:, 1] for run in same]))
-    if not curves:
-        return []
+    """The loss in training and validation against steps, FLOPs and tokens."""
+    axes = {  # label -> unit, of one step of a run
+        "steps": ("training step", lambda run: 1.0),
+        "FLOPs": ("training FLOPs", lambda run: (run.get("flops") or np.nan) / run["config"]["steps"]),
+        "tokens": ("tokens, padding included", lambda run: run["config"]["data"]["batch_tokens"]),
+    }
     smoothed = " (smoothed labels)" if sweep.plan["config"]["label_smoothing"] else ""
-    figure = plots.learning_curves(curves, plots.styles(sweep.variants), "training loss (nats a token)")
-    plots.save(figure, folder / "learning")
-    caption = f"Training loss{smoothed}: mean over seeds; the band reaches from the lowest to the highest seed."
-    return [Picture("learning", "Training loss against steps, one line for each variant", caption)]
+    options: dict[str, list[Block]] = {}
+    for label, (xlabel, price) in axes.items():
+        for key, what in {"curve": f"training loss{smoothed}", "validation_curve": "validation loss"}.items():
+            curves = {}
+            for variant in sweep.variants:
+                runs = [(np.array(run[key], float), price(run)) for run in sweep.of(variant) if run.get(key)]
+                if runs and np.isfinite(runs[0][1]):
+                    steps = runs[0][0][:, 0]
+                    same = [run for run, _ in runs if run.shape == runs[0][0].shape and (run[:, 0] == steps).all()]
+                    late = (steps >= BEGUN * steps[-1]) & (steps > 0)
+                    curves[variant] = steps[late] * runs[0][1], np.stack([run[late, 1] for run in same])
+            if curves:
+                stem = "-".join(
+                    ["learning", *([key[:10]] if key != "curve" else []), *([label] if label != "steps" else [])]
+                )
+                figure = comparisons.learning_curves(curves, plots.styles(sweep.variants), xlabel, what)
+                plots.save(figure, folder / stem)
+                caption = f"{capital(what)}, from {100 * BEGUN:.0f} % of the training on. Bands: all seeds."
+                options.setdefault(label, []).append(Picture(stem, f"{what} against {xlabel}", caption))
+    return [Choice("Against", options)] if options else []
 
 
-def differences(sweep: Sweep, folder: Path) -> list[Block]:
-    """The paired differences of each metric of the answer, with intervals."""
-    blocks: list[Block] = []
-    for name in sweep.answered:
-        metric, found = describe(name), compare(sweep, name)
-        if not found:
-            continue
-        columns = [[getattr(d, part) for d in found.values()] for part in ("mean", "low", "high")]
-        mean, low, high = (
-            np.asarray([np.nan if v is None else v for v in column]) * metric.scale for column in columns
-        )
-        label = f"difference in {metric.label}" + (f" ({metric.points.strip()})" if metric.points else "")
-        stem = f"difference-{name.replace('/', '-')}"
-        plots.save(plots.differences(list(found), mean, low, high, plots.styles(sweep.variants), label), folder / stem)
-        caption = f"Difference to {sweep.reference} in {metric.label}, paired over seeds, with 95 % intervals."
-        blocks.append(Picture(stem, f"Differences in {metric.label} to the reference", caption))
-    return blocks
-
-
-COSTS = {  # of a run -> axis, scale
-    "train_seconds": ("training time of a run (s)", 1.0),
-    "flops": ("training FLOPs of a run (GFLOP)", 1e-9),
-    "parameters": ("parameters (millions)", 1e-6),
+COSTS = {  # of a run -> axis
+    "flops": "training FLOPs of a run",
+    "parameters": "parameters",
+    "bytes": "memory of a run (bytes)",
+    "train_seconds": "training time of a run (s)",
 }
 
 
 def fronts(sweep: Sweep, folder: Path) -> list[Block]:
-    """Quality against each cost that differs between variants by a twentieth or more, with the Pareto front."""
-    name = sweep.answered[0]
-    metric = describe(name)
-    blocks: list[Block] = []
-    for cost, (axis, scale) in COSTS.items():
+    """Quality against each cost that differs between variants by a twentieth or more."""
+    metric, blocks = describe(sweep.primary), list[Block]()
+    for cost, axis in COSTS.items():
         points = {}
         for variant in sweep.variants:
-            spent = [run[cost] for run in sweep.of(variant) if run.get(cost) and not run.get("resumed")]
-            values = list(sweep.values(variant, name).values())
+            spent = [float(run[cost]) for run in sweep.of(variant) if run.get(cost) and not run.get("resumed")]
+            values = list(sweep.values(variant, sweep.primary).values())
             if spent and values:
-                mean = mean_interval(values, name)
-                bounds = (mean.mean, mean.mean) if mean.low is None or mean.high is None else (mean.low, mean.high)
-                points[variant] = (scale * median(spent), *(metric.scale * v for v in (mean.mean, *bounds)))
-        prices = [point[0] for point in points.values()]
+                mean, *bounds, _ = mean_interval(values, metric.noise)
+                quality = [metric.scale * (mean if x is None else x) for x in (mean, *bounds)]
+                points[variant] = (median(spent), min(spent), max(spent)), quality
+        prices = [point[0][0] for point in points.values()]
         if len(points) < 2 or max(prices) < 1.05 * min(prices):
             continue
-        unit = f" ({metric.unit})" if metric.unit else ""
-        best = pareto({variant: (x, metric.better * y) for variant, (x, y, *_) in points.items()})
-        stem = f"front-{cost}"
-        figure = plots.front(points, best, plots.styles(list(points)), axis, f"{metric.label}{unit}", metric.better)
-        plots.save(figure, folder / stem)
-        caption = (
-            f"{capital(metric.label)} against {axis.split(' (')[0]}, with 95 % intervals. Filled: the front "
-            f"({', '.join(best)}); each other variant costs as much as one of these or more, and is on average no "
-            "better."
+        best = front(sweep, {variant: across for variant, ((_, *across), _) in points.items()})
+        stem, quality_axis = f"front-{cost}", metric.label + of(metric.unit)
+        look = plots.styles(sweep.variants)
+        plots.save(comparisons.front(points, best, look, axis, quality_axis, metric.better), folder / stem)
+        caption = f"{capital(metric.label)} against {axis.split(' (')[0]}. " + (
+            f"Line: the front ({', '.join(best)}), where all that costs no more is shown to be worse."
+            if best
+            else "No front is drawn: none is shown to be better than all that costs no more."
         )
         blocks.append(Picture(stem, f"{metric.label} against {axis}, one point for each variant", caption))
-    return [Heading("Quality against cost"), *blocks] if blocks else []
+    return blocks
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """The names that no other beats, by rising cost: name -> (cost, quality), more of which is better."""
-    best: list[str] = []
-    for name in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
-        if not best or points[name][1] > points[best[-1]][1]:
-            best.append(name)
-    return best
+def front(sweep: Sweep, costs: dict[str, list[float]]) -> list[str]:
+    """The variants, by rising cost, that are shown to be better than each that may cost as little; at least two.
+
+    Args:
+        sweep: whose verdicts count; they are against the reference, so one that is better and one that is worse are
+            told apart too.
+        costs: variant -> [lowest, highest].
+    """
+    rank = {v: ("worse", "", "better").index(j.verdict) for v, j in judge(sweep, sweep.primary).items()
+            if j.verdict in ("worse", "better")} | {sweep.reference: 1}  # fmt: skip
+    best = [
+        v
+        for v in sorted(costs, key=lambda v: costs[v])
+        if v in rank and all(rank.get(c, 3) < rank[v] for c in costs if c != v and costs[c][0] <= costs[v][1])
+    ]
+    return best if len(best) > 1 else []
 
 
-def lengths(tables: dict[str, list[dict[str, Any]]], folder: Path) -> list[Block]:
+def lengths(tables: dict[str, list[dict[str, Any]]], variants: list[str], folder: Path) -> list[Block]:
     """Quality by length, for each metric that the runs name: variant -> `by_length` of each of its runs."""
     first = next(iter(tables.values()))[0]
     edges = np.asarray([row["low"] for row in first["rows"]] + [first["rows"][-1]["high"]], float)
@@ -111,18 +148,16 @@ def lengths(tables: dict[str, list[dict[str, Any]]], folder: Path) -> list[Block
             for place in range(len(first["rows"])):
                 values = [run["rows"][place][name] for run in runs if run["rows"][place][name] is not None]
                 if values:
-                    mean = mean_interval(values, name)
-                    drawn.append((place, mean.mean, mean.low, mean.high))
+                    drawn.append((place, *mean_interval(values, metric.noise)[:3]))
             if drawn:
                 series[variant] = tuple(np.asarray(column, float) for column in zip(*drawn, strict=True))
         if not series:
             continue
-        percent = metric.unit == "%"
         beyond = first["trained_to"] < edges[-1]
-        unit = f" ({metric.unit})" if metric.unit else ""
-        figure = plots.against_length(
-            series, edges, plots.styles(list(tables)), first["axis"], f"{metric.label}{unit}",
-            first["trained_to"] if beyond else None, percent,
+        figure = comparisons.against_length(
+            series, edges, plots.styles(variants), first["axis"],
+            metric.label + of(metric.unit),
+            first["trained_to"] if beyond else None, metric.unit == "%",
         )  # fmt: skip
         stem = f"length-{name}"
         plots.save(figure, folder / stem)

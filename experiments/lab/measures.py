@@ -16,6 +16,7 @@ from transformer.config import Config
 
 BINS = 8  # of length, half of them within the lengths of training
 SPLITS = ("test", "longer")
+SAMPLES = 5  # translations that a report shows
 SUMMARY = ("exact_match", "bleu", "token_accuracy", "loss", "perplexity")  # what is computed for translations
 
 
@@ -185,9 +186,16 @@ def _translation(trained: Any) -> dict[str, Any]:
         known = inside.any() and high <= limit
         values = summary(table[inside], outputs[inside], references[inside]) if known else dict.fromkeys(SUMMARY)
         rows.append({"low": int(low), "high": int(high), "count": int(inside.sum()), **values})
+    outputs, references = sentences[splits[0]]
+    shown = [i for i in range(min(SAMPLES, len(outputs))) if outputs[i] is not None]
+    inputs = [pair[source.pair(config.data)[0]] for pair in source.split(splits[0]).many(shown)]
     return {
         "metrics": metrics,
         "notes": notes,
+        "samples": [
+            {"source": text, "reference": references[i], "output": outputs[i]}
+            for i, text in zip(shown, inputs, strict=True)
+        ],
         "by_length": {
             "axis": "length of the longer side (tokens)",
             "trained_to": longest,

@@ -6,9 +6,11 @@ Text may hold `code` in backquotes; all else is taken literally.
 import base64
 import dataclasses
 import html
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +31,22 @@ class Bullets:
 
 
 @dataclasses.dataclass(frozen=True)
+class Spark:
+    """A cell that shows the shape of a curve: finite values at even distances."""
+
+    values: Sequence[float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows of text; the first column names the row, the others are set as figures (or as text)."""
+    """Rows of cells; the first column names the row, the others are set as figures (or as text). A page sorts it by
+    the column whose header is pressed, if it has one. `marks`: text of a cell -> the colour of a dot before it."""
 
     header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[str | Spark]]
     caption: str = ""
     text: bool = False
+    marks: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,100 +58,100 @@ class Picture:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | Table | Picture
+@dataclasses.dataclass(frozen=True)
+class Details:
+    """Blocks that a page shows on demand, and on paper."""
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --page: #ffffff; --card: #f6f8fa; --line: #d0d7de;
-  --accent: #0058a3; --warn: #fff4d6; --warn-line: #b7791f; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa5b1; --page: #101418; --card: #1a2027;
-  --line: #38424d; --accent: #6cb6ff; --warn: #33290f; --warn-line: #d9a441; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 66rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", "Liberation Sans", Arial, sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; text-wrap: balance; }
-h2 { font-size: 1.2rem; margin: 2.4rem 0 .6rem; padding-bottom: .2rem; border-bottom: 1px solid var(--line); }
-p, ul { max-width: 46rem; margin: .6rem 0; }
-li { margin: .3rem 0; }
-code { font: .9em ui-monospace, "DejaVu Sans Mono", Menlo, monospace; background: var(--card); padding: .1em .3em;
-  border-radius: 3px; overflow-wrap: anywhere; }
-.answer { background: var(--card); border-left: 4px solid var(--accent); padding: .7rem 1rem; max-width: none; }
-ul.answer, ul.warning { padding-left: 2rem; }
-.warning { background: var(--warn); border-left: 4px solid var(--warn-line); padding: .6rem 1rem; max-width: none; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .92rem; }
-.caption { color: var(--soft); font-size: .92rem; margin: 1rem 0 0; }
-.caption + .scroll { margin-top: .2rem; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap;
-  font-variant-numeric: tabular-nums; vertical-align: top; }
-thead th { vertical-align: bottom; white-space: normal; border-bottom: 2px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-table.text td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
-table.text th { text-align: left; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 29rem), 1fr)); gap: 1rem;
-  margin: 1rem 0; align-items: start; }
-figure { margin: 0; background: #ffffff; color: #333333; border: 1px solid var(--line); border-radius: 6px;
-  padding: .6rem; }
-figure img { display: block; width: 100%; height: auto; max-width: 36rem; margin: 0 auto; }
-figcaption { font-size: .88rem; line-height: 1.4; padding: .4rem .3rem .1rem; }
-@media (max-width: 30rem) { body { padding: 1rem .75rem 3rem; } h1 { font-size: 1.35rem; }
-  th, td { padding: .3rem .55rem; } }
-"""
+    summary: str
+    blocks: Sequence[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Blocks of which a page shows those of one button, at first the first: label of the button -> blocks."""
+
+    label: str
+    options: Mapping[str, Sequence[Any]]
+
+
+Block = Heading | Paragraph | Bullets | Table | Picture | Details | Choice
+
+STYLE, SCRIPT = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
 
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """The report for a terminal or a code host; pictures are links to figures/*.png."""
-    parts = [f"# {title}"]
-    for block in blocks:
-        match block:
-            case Heading(text):
-                parts.append(f"## {text}")
-            case Paragraph(text, kind):
-                parts.append(f"> {_escape(text)}" if kind == "warning" else _escape(text))
-            case Bullets(items):
-                parts.append("\n".join(f"- {_escape(item)}" for item in items))
-            case Table(header, rows, caption):
-                cells = [[_escape(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
-                lines = ["| " + " | ".join(row) + " |" for row in cells]
-                lines.insert(
-                    1, "|" + "|".join([" --- "] + [" --- " if block.text else " ---: "] * (len(header) - 1)) + "|"
-                )
-                parts.append((f"{_escape(caption)}\n\n" if caption else "") + "\n".join(lines))
-            case Picture(stem, alt, caption):
-                parts.append(f"![{alt}](figures/{stem}.png)\n\n{_escape(caption)}")
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join([f"# {title}", *(part for block in blocks for part in _markdown(block))]) + "\n"
+
+
+def _markdown(block: Block) -> list[str]:
+    match block:
+        case Heading(text):
+            return [f"## {text}"]
+        case Paragraph(text, kind):
+            return [f"> {_escape(text)}" if kind == "warning" else _escape(text)]
+        case Bullets(items):
+            return ["\n".join(f"- {_escape(item)}" for item in items)]
+        case Table(header, rows, caption):
+            cells = [[_escape(_bars(cell)).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+            lines = ["| " + " | ".join(row) + " |" for row in cells]
+            lines.insert(1, "|" + "|".join([" --- ", *[" --- " if block.text else " ---: "] * (len(header) - 1)]) + "|")
+            return [*([_escape(caption)] if caption else []), "\n".join(lines)]
+        case Picture(stem, alt, caption):
+            return [f"![{alt}](figures/{stem}.png)", _escape(caption)]
+        case Details(summary, blocks):
+            return [f"## {summary}", *(part for inner in blocks for part in _markdown(inner))]
+        case Choice(_, options):
+            return [part for inner in next(iter(options.values())) for part in _markdown(inner)]
 
 
 def page(title: str, blocks: Sequence[Block], figures: Path) -> str:
     """The report as one HTML file that needs no other; pictures are read from figures/*.svg and held inline."""
-    parts: list[str] = []
-    for block in blocks:
-        if not isinstance(block, Picture) and parts and parts[-1].endswith("</figure>"):
-            parts.append("</div>")
-        match block:
-            case Heading(text):
-                parts.append(f"<h2>{_html(text)}</h2>")
-            case Paragraph(text, kind):
-                parts.append(f"<p{_class(kind)}>{_html(text)}</p>")
-            case Bullets(items, kind):
-                parts.append(f"<ul{_class(kind)}>" + "".join(f"<li>{_html(item)}</li>" for item in items) + "</ul>")
-            case Table():
-                parts.append(_table(block))
-            case Picture(stem, alt, caption):
-                if not (parts and parts[-1].endswith("</figure>")):
-                    parts.append('<div class="figures">')
-                data = base64.b64encode((figures / f"{stem}.svg").read_bytes()).decode()
-                parts.append(
-                    f'<figure><img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
-                    f"<figcaption>{_html(caption)}</figcaption></figure>"
-                )
-    if parts and parts[-1].endswith("</figure>"):
-        parts.append("</div>")
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"<h1>{html.escape(title)}</h1>\n" + "\n".join(parts) + "\n</main>\n</body>\n</html>\n"
+        f"<h1>{html.escape(title)}</h1>\n{_blocks(blocks, figures)}\n</main>\n<script>{SCRIPT}</script>\n"
+        "</body>\n</html>\n"
     )
+
+
+def _blocks(blocks: Sequence[Block], figures: Path) -> str:
+    parts = []
+    for pictures, group in itertools.groupby(blocks, lambda block: isinstance(block, Picture)):
+        inner = "\n".join(_block(block, figures) for block in group)
+        parts.append(f'<div class="figures">{inner}</div>' if pictures else inner)
+    return "\n".join(parts)
+
+
+def _block(block: Block, figures: Path) -> str:
+    match block:
+        case Heading(text):
+            return f"<h2>{_html(text)}</h2>"
+        case Paragraph(text, kind):
+            return f"<p{_class(kind)}>{_html(text)}</p>"
+        case Bullets(items, kind):
+            return f"<ul{_class(kind)}>" + "".join(f"<li>{_html(item)}</li>" for item in items) + "</ul>"
+        case Table():
+            return _table(block)
+        case Picture(stem, alt, caption):
+            data = base64.b64encode((figures / f"{stem}.svg").read_bytes()).decode()
+            return (
+                f'<figure><img alt="{html.escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+                f"<figcaption>{_html(caption)}</figcaption></figure>"
+            )
+        case Details(summary, inner):
+            return f"<details><summary>{_html(summary)}</summary>\n{_blocks(inner, figures)}</details>"
+        case Choice(label, options):
+            buttons = [
+                f'<button type="button" aria-pressed="{str(not i).lower()}">{_html(name)}</button>'
+                for i, name in enumerate(options)
+            ]
+            parts = [
+                f"<div{' hidden' if i else ''}>{_blocks(inner, figures)}</div>"
+                for i, inner in enumerate(options.values())
+            ]
+            return f'<div class="choice">{_html(label)}{"".join(buttons)}{"".join(parts)}</div>'
 
 
 def _table(table: Table) -> str:
@@ -148,15 +159,33 @@ def _table(table: Table) -> str:
     caption = f'<p class="caption">{_html(table.caption)}</p>\n' if table.caption else ""
     label = f' aria-label="{html.escape(table.caption)}"' if table.caption else ""
     head = "".join(f'<th scope="col">{_html(cell)}</th>' for cell in table.header)
+    head = f"<thead><tr>{head}</tr></thead>" if any(table.header) else ""
     body = ""
     for first, *others in table.rows:
-        cells = "".join(f"<td>{_html(cell)}</td>" for cell in others)
-        body += f'<tr><th scope="row" style="font-weight:500">{_html(first)}</th>{cells}</tr>\n'
-    kind = _class("text" if table.text else "")
+        cells = "".join(f"<td>{_cell(cell, table.marks)}</td>" for cell in others)
+        body += f'<tr><th scope="row">{_cell(first, {})}</th>{cells}</tr>\n'
+    kind = ("text " if table.text else "") + ("sortable" if any(table.header) and len(table.rows) > 1 else "")
     return (
-        f'{caption}<div class="scroll" tabindex="0"><table{kind}{label}><thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="scroll" tabindex="0"><table{_class(kind.strip())}{label}><thead><tr>{head}</tr></thead>'
         f"<tbody>\n{body}</tbody></table></div>"
     )
+
+
+def _cell(cell: str | Spark, marks: Mapping[str, str]) -> str:
+    if isinstance(cell, Spark):
+        points = " ".join(f"{80 * x:.1f},{20 - 20 * y:.1f}" for x, y in _shape(cell))
+        return f'<svg class="spark" viewBox="0 0 80 20" aria-hidden="true"><polyline points="{points}"/></svg>'
+    return f'<span class="mark" style="--mark: {marks[cell]}">{_html(cell)}</span>' if cell in marks else _html(cell)
+
+
+def _shape(spark: Spark) -> list[tuple[float, float]]:
+    """Places and heights from 0 to 1."""
+    low, high, last = min(spark.values), max(spark.values), max(len(spark.values) - 1, 1)
+    return [(i / last, (value - low) / ((high - low) or 1.0)) for i, value in enumerate(spark.values)]
+
+
+def _bars(cell: str | Spark) -> str:
+    return cell if isinstance(cell, str) else "".join("▁▂▃▄▅▆▇█"[round(7 * height)] for _, height in _shape(cell))
 
 
 def _class(kind: str) -> str:

@@ -1,24 +1,16 @@
-"""Figures as words: the sentences of a report follow from its numbers."""
+"""Figures as words: the sentences of a report follow from its numbers, and claim what the verdicts allow."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from experiments.lab.measures import Metric, describe
-from experiments.lab.results import Sweep, compare, factors
-from experiments.lab.statistics import (
-    ALPHA,
-    Difference,
-    adjusted,
-    mean_interval,
-    pooled_spread,
-    smallest_seen,
-    verdicts,
-)
+from experiments.lab.results import Sweep
+from experiments.lab.statistics import ALPHA, POWER, Difference, mean_interval
+from experiments.lab.verdicts import Judged, judge
 
 MINUS = "−"
 PERCENT = Metric("accuracy", "%", 100.0, 1)
-MORE_SEEDS = (5, 10, 20)  # what the next larger number of them would see is told beside what was seen
+NAMED = 4  # variants that a sentence lists; of more it tells the number
 
 
 def number(value: float, metric: Metric, signed: bool = False) -> str:
@@ -38,7 +30,7 @@ def mean(values: Sequence[float], metric: Metric) -> str:
     """The mean of runs with its interval, or a dash where there is none."""
     if not values:
         return "–"
-    found = mean_interval(values, metric.label)
+    found = mean_interval(values, metric.noise)
     return f"{number(found.mean, metric)}{interval(found.low, found.high, metric)}"
 
 
@@ -62,107 +54,94 @@ def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
+def of(unit: str) -> str:
+    """(unit), or nothing where there is none."""
+    return f" ({unit.strip()})" if unit else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """a, b and c; of many the first ones and how many others."""
+    if len(names) > NAMED:
+        names = [*names[: NAMED - 1], f"{len(names) - NAMED + 1} others"]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 def headline(sweep: Sweep) -> str:
-    """The answer in one sentence: the first metric, with the largest differences and their intervals."""
-    name = sweep.answered[0]
-    metric, found = describe(name), compare(sweep, name)
-    values = list(sweep.values(sweep.reference, name).values())
-    if not values or not found:
-        return f"{capital(metric.label)}: there is nothing to compare with {sweep.reference} yet."
-    mean = mean_interval(values, name)
-    unit = f" {metric.unit}" if metric.unit else ""
-    reference = f"{sweep.reference} ({number(mean.mean, metric)}{unit}{interval(mean.low, mean.high, metric)})"
-    said = verdicts(found, metric.better)
-    if set(said.values()) == {"alone"}:
-        return f"{capital(metric.label)}: one pair of runs cannot tell a variant from {reference}."
-
-    def clause(kind: str, words: str, none: str = "") -> str:
-        names = sorted((v for v in said if said[v] == kind), key=lambda v: -abs(found[v].mean))
-        if not names:
-            return none
-        most = f"{names[0]} ({difference(found[names[0]], metric)})"
-        if len(names) == 1:
-            return f"{most} is {words}"
-        return f"{len(names)} variants are {words}, most of all {most}"
-
-    clauses = [
-        clause("better", "better", "none is better"),
-        clause("worse", "worse", "none is worse"),
-        clause("doubtful", "in doubt"),
-        clause("none", "not told apart from it"),
-    ]
-    return f"{capital(metric.label)}, against {reference}: {'; '.join(text for text in clauses if text)}."
+    """The answer in one sentence: the verdicts of the primary metric with the largest differences, and what failed."""
+    metric, found = describe(sweep.primary), judge(sweep, sweep.primary)
+    clauses, subject = [], capital(metric.label)
+    lost = [v for v in sweep.variants if v != sweep.reference and v not in found]
+    if not sweep.ended:
+        done = len(sweep.results) + len(sweep.errors) - len(sweep.damaged)
+        clauses.append(f"no verdict before all {len(sweep.planned)} runs have ended ({done} have)")
+    elif not found:
+        clauses.append(f"there is nothing to compare with {sweep.reference}")
+    else:
+        values = list(sweep.values(sweep.reference, sweep.primary).values())
+        subject += f", against {sweep.reference}"
+        if values:
+            unit, reached = f" {metric.unit}" if metric.unit else "", mean_interval(values, metric.noise)
+            spread = interval(reached.low, reached.high, metric)
+            subject += f" ({number(reached.mean, metric)}{unit}{spread})"
+        clauses += [
+            text for kind in ("better", "worse", "equivalent", "undecided") if (text := _clause(sweep, kind, found))
+        ]
+        clauses += [f"{listed(lost)} {'has' if len(lost) == 1 else 'have'} no value"] if lost else []
+    clauses += [f"{text} diverged or failed" for v in sweep.variants if (text := failed(sweep, v, f" runs of {v}"))]
+    if skipping := {v: n for v in sweep.variants if (n := sum(run.get("skipped") or 0 for run in sweep.of(v)))}:
+        clauses.append("updates were skipped in " + listed([f"{v} ({n:g})" for v, n in skipping.items()]))
+    return f"{subject}: {'; '.join(clauses)}."
 
 
-LEADS = {
-    "better": "Better than it: ",
-    "worse": "Worse: ",
-    "doubtful": f"In doubt, as the interval leaves out 0 but Holm's correction does not leave p under {ALPHA:.2g}: ",
-    "none": "No difference was seen, as the interval contains 0: ",
-    "alone": "One pair of runs cannot tell a difference from chance: ",
-}
+def _clause(sweep: Sweep, kind: str, found: dict[str, Judged]) -> str:
+    """The variants with this verdict, and the largest of their differences."""
+    metric = describe(sweep.primary)
+    own = {v: judged for v, judged in found.items() if judged.verdict == kind}
+    if not own:
+        return ""
+    names = sorted(own, key=lambda v: (bool(sweep.failures(v)), -abs(own[v].difference.mean)))
+    first, text = own[names[0]], f"{listed(names)} {'is' if len(names) == 1 else 'are'} {kind}"
+    if kind == "undecided" and (sweep.failures(names[0]) or sweep.failures(sweep.reference)):
+        return text  # the failures are told, and such a difference says nothing else
+    most = difference(first.difference, metric)
+    if kind in ("better", "worse"):
+        return f"{text}{f', {names[0]} the most' if len(names) > 1 else ''} ({most})"
+    text += f" ({f'{names[0]} ' if len(names) > 1 else ''}{most}"
+    seen = [abs(judged.difference.visible) for judged in own.values() if judged.difference.visible]
+    if kind == "equivalent":
+        text += f"; less than {number(sweep.matters, metric)}{metric.points} does not matter"
+    elif seen:
+        text += f"; {number(max(seen), metric)}{metric.points} would be found in {100 * POWER:.0f} % of sweeps"
+    elif first.why:
+        text += f"; {first.why}"
+    return text + ")"
 
 
-def answer(sweep: Sweep) -> list[str]:
-    """The answer for the first metric of each split, in words made from the numbers."""
-    texts = []
-    for name in sweep.answered:
-        metric = describe(name)
-        values = list(sweep.values(sweep.reference, name).values())
-        if not values:
-            texts.append(f"{metric.label}: the reference ({sweep.reference}) has no value yet, so nothing is compared.")
-            continue
-        mean = mean_interval(values, name)
-        unit = f" {metric.unit}" if metric.unit else ""
-        spread = (
-            f" (95 % interval{interval(mean.low, mean.high, metric)}, {mean.n} seeds)"
-            if mean.n > 1
-            else " (one seed, which gives no interval)"
-        )
-        text = f"{metric.label}: the reference, {sweep.reference}, reached {number(mean.mean, metric)}{unit}{spread}."
-        found = compare(sweep, name)
-        corrected = adjusted(found)
-        groups: dict[str, list[str]] = {}
-        for variant, kind in verdicts(found, metric.better).items():
-            doubt = f"; p = {p_value(corrected[variant])} after Holm's correction" if kind == "doubtful" else ""
-            groups.setdefault(kind, []).append(f"{variant} ({difference(found[variant], metric)}{doubt})")
-        for kind, lead in LEADS.items():
-            if kind in groups:
-                text += f" {lead}{', '.join(groups[kind])}."
-        without = [v for v in sweep.variants if v not in found and v != sweep.reference and sweep.of(v)]
-        if without:
-            text += f" No value: {', '.join(without)}."
-        parts = [f"{part} {difference(d, metric)}" for part, d in factors(sweep, name).items()]
-        if parts:
-            text += f" Averaged over all else: {', '.join(parts)}."
-        texts.append(capital(text))
-    if sweep.cost:
-        texts.append(f"Cost of attention alone: {' '.join(cost_words(sweep.cost['rows']))}")
-    return texts
+def failed(sweep: Sweep, variant: str, of_what: str = "") -> str:
+    """1 of 3, with what they are of; nothing where none failed."""
+    count_of = len(sweep.failures(variant))
+    return f"{count_of} of {len(sweep.plan['seeds'])}{of_what}" if count_of else ""
 
 
-def visible(sweep: Sweep, name: str) -> str | None:
-    """What the seeds of a sweep can and cannot see of a metric; None where no comparison has two pairs."""
-    metric = describe(name)
-    found = [d for d in compare(sweep, name).values() if d.n > 1]
-    spread = pooled_spread(found)
-    if not spread:
-        return None
-    seeds = Counter(d.n for d in found).most_common(1)[0][0]
-
-    def size(n: int, comparisons: int) -> str:
-        return f"{number(smallest_seen(spread, n, comparisons), metric)}{metric.points}"
-
-    more = next((n for n in MORE_SEEDS if n > seeds), 2 * seeds)
-    among = f" as one of {len(found)} comparisons (Holm)" if len(found) > 1 else ""
-    text = (
-        f"With {seeds} seeds a difference in {metric.label} under {size(seeds, len(found))} may well be missed: "
-        f"that is the smallest that is found in four sweeps of five{among}, where paired differences vary by "
-        f"{number(spread, metric)}{metric.points} from seed to seed."
+def looked(sweep: Sweep) -> str:
+    """Which look at the sweep this is, and what it spent of ALPHA; nothing where no verdict is given."""
+    if not sweep.looks or not sweep.ended:
+        return ""
+    last = sweep.looks[-1]
+    return (
+        f"Look {len(sweep.looks)} at this sweep, with {count(len(last.seeds), 'seed')}: it spent {last.alpha:.3g} of "
+        f"the {ALPHA:g} that all looks share."
     )
-    if among:
-        text += f" As the only comparison it would be {size(seeds, 1)}."
-    return f"{text} With {more} seeds it would be {size(more, len(found))}."
+
+
+def fallback(sweep: Sweep, found: dict[str, Judged]) -> str:
+    """Whose noise was not pooled, and why; nothing where all was."""
+    texts, reference = [], sweep.failures(sweep.reference)
+    if odd := [v for v, j in found.items() if j.difference.odd and not sweep.failures(v) and not reference]:
+        texts.append(f"Spreads differ, so the noise of {listed(odd)} and of the reference alone counts (Welch).")
+    if any(map(sweep.failures, sweep.variants)):
+        texts.append("A failed run counts as the worst value there is in differences, and is left out of means.")
+    return " ".join(texts)
 
 
 def cost_words(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -177,27 +156,7 @@ def cost_words(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         from_here = next((n for i, (n, _) in enumerate(pairs) if all(ratio > 1.1 for _, ratio in pairs[i:])), None)
         last, ratio = pairs[-1]
-        if from_here is None:
-            texts.append(f"{kind}: no faster than “{kinds[0]}” ({ratio:.1f} times as fast at {last}).")
-        else:
-            texts.append(
-                f"{kind}: faster than “{kinds[0]}” from length {from_here} on, {ratio:.1f} times as fast at {last}."
-            )
+        ratio_there = f"{ratio:.1f} times as fast at {last}"
+        slower, faster = f"no faster than “{kinds[0]}” ({ratio_there}).", f"faster than “{kinds[0]}” from length"
+        texts.append(f"{kind}: {slower if from_here is None else f'{faster} {from_here} on, {ratio_there}.'}")
     return texts
-
-
-def limits(sweep: Sweep) -> list[str]:
-    """What the data cannot say."""
-    config = sweep.plan["config"]
-    items = [text for name in sweep.answered if (text := visible(sweep, name))]
-    if len(sweep.plan["seeds"]) < 2:
-        items.append("Any difference: one seed shows no spread.")
-    return [
-        *items,
-        "Intervals are Student's t over seeds: they assume roughly normal spread and hold for new seeds on these test "
-        "sentences, not for new test sentences. Near 0 or 100 % they may reach past the possible.",
-        f"Other data: all runs are on `{config['data']['name']}`.",
-        f"Other sizes and longer training: {config['model']['num_layers']} layers, width {config['model']['d_model']}, "
-        f"{config['steps']} steps, and settings that were tuned for no variant in particular.",
-        "Times were taken while other runs had the other cores; they compare variants within this table only.",
-    ]

@@ -3,7 +3,6 @@ for narrow pages. Colours are Okabe and Ito's, which colour-blind readers can di
 
 import dataclasses
 import io
-import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 Points = Float[np.ndarray, " _"]
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-LINES = ("-", "--", ":", "-.")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D46")
+LINES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (9, 3)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 SIZE = (5.4, 3.9)  # inches, one panel
 SETTINGS: Any = {
     "font.size": 10,
@@ -40,175 +39,28 @@ SETTINGS: Any = {
 @dataclasses.dataclass(frozen=True)
 class Style:
     color: str
-    line: str
+    line: Any  # of LINES
     marker: str
 
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A style for each name: the part before the first "-" sets the colour, the rest line and marker."""
-    heads, tails = [], []
-    for name in names:
-        head, _, tail = name.partition("-")
-        heads.append(head)
-        tails.append(tail)
-    colors, kinds = list(dict.fromkeys(heads)), list(dict.fromkeys(tails))
-    return {
-        name: Style(
-            COLORS[colors.index(head) % len(COLORS)],
-            LINES[kinds.index(tail) % len(LINES)],
-            MARKERS[kinds.index(tail) % len(MARKERS)],
-        )
-        for name, head, tail in zip(names, heads, tails, strict=True)
-    }
-
-
-def learning_curves(
-    curves: Mapping[str, tuple[Float[np.ndarray, " T"], Float[np.ndarray, "n T"]]],
-    look: Mapping[str, Style],
-    ylabel: str,
-) -> Figure:
-    """Mean over seeds, and a band from the lowest to the highest seed.
-
-    Args:
-        curves: name -> (steps [T], values [n seeds, T]); NaN is left out.
-        look: name -> style.
-        ylabel: what the values are, with their unit.
-    """
-    figure, axes = _panel()
-    tops = []
-    for name, (steps, values) in curves.items():
-        style, values = look[name], np.ma.masked_invalid(values)
-        axes.fill_between(steps, values.min(0), values.max(0), color=style.color, alpha=0.15, linewidth=0)
-        axes.plot(steps, values.mean(0), color=style.color, linestyle=style.line, linewidth=1.6, label=name,
-                  marker=style.marker if len(steps) < 12 else None, markersize=4)  # fmt: skip
-        tops.append(float(np.ma.filled(values[:, min(1, values.shape[1] - 1)].max(), values.max())))
-    if len(tops):  # the first steps are far above the rest
-        lowest = min(float(np.nanmin(values)) for _, values in curves.values())
-        span = max(tops) - lowest
-        axes.set_ylim(lowest - 0.05 * span - 1e-3, max(tops) + 0.05 * span + 1e-3)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(ylabel)
-    axes.margins(x=0.01)
-    _legend(figure, axes)
-    return figure
-
-
-def against_length(
-    series: Mapping[str, tuple[Points, Points, Points, Points]],
-    edges: Float[np.ndarray, " bins_and_1"],
-    look: Mapping[str, Style],
-    xlabel: str,
-    ylabel: str,
-    trained_to: int | None = None,
-    percent: bool = False,
-) -> Figure:
-    """Quality by bins of length; the range of training lengths is shaded.
-
-    Args:
-        series: name -> (bin [P], mean [P], low [P], high [P]); bins without a value are left out; NaN bounds draw none.
-        edges: bin b holds lengths above edges[b] and up to edges[b + 1], shape [bins + 1].
-        look: name -> style.
-        xlabel, ylabel: with units.
-        trained_to: the longest training length, on the scale of `edges`.
-        percent: the values are shares of 1, shown in percent.
-    """
-    figure, axes = _panel()
-    scale = 100.0 if percent else 1.0
-    bins = len(edges) - 1
-    if trained_to is not None:
-        end = float(np.interp(trained_to, edges, np.arange(bins + 1))) - 0.5
-        axes.axvspan(-0.5, end, color="#f0f0f0", zorder=0, linewidth=0)
-        axes.text(0.01 * bins - 0.5, 1.01, "lengths in training", color="#555555", fontsize=9, va="bottom",
-                  transform=axes.get_xaxis_transform())  # fmt: skip
-    for place, (name, (at, mean, low, high)) in enumerate(series.items()):
-        style = look[name]
-        x = at + (place - (len(series) - 1) / 2) * 0.6 / max(len(series), 1)  # side by side, not on top of each other
-        errors = np.abs(np.stack([mean - low, high - mean])) * scale
-        axes.errorbar(
-            x, mean * scale, yerr=np.nan_to_num(errors), color=style.color, linestyle=style.line, marker=style.marker,
-            markersize=4.5, linewidth=1.3, elinewidth=1, label=name,
-            markerfacecolor=style.color if style.line == "-" else "white",
-        )  # fmt: skip
-    axes.set_xticks(range(bins), [f"{int(a) + 1}–{int(b)}" for a, b in itertools.pairwise(edges)])
-    axes.tick_params(axis="x", labelsize=8.5, rotation=30 if bins > 6 else 0)
-    axes.set_xlim(-0.5, bins - 0.5)
-    axes.grid(visible=False, axis="x")
-    if percent:
-        axes.set_ylim(-3, 103)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(figure, axes)
-    return figure
-
-
-def differences(
-    names: Sequence[str],
-    means: Float[np.ndarray, " n"],
-    lows: Float[np.ndarray, " n"],
-    highs: Float[np.ndarray, " n"],
-    look: Mapping[str, Style],
-    xlabel: str,
-) -> Figure:
-    """One line per name: its difference to the reference [n], with the interval [lows, highs] (NaN: none)."""
-    height = 1.1 + 0.36 * len(names)
-    figure, axes = _panel((SIZE[0], height))
-    axes.axvline(0, color="#333333", linewidth=1)
-    for row, name in enumerate(names):
-        style = look[name]
-        if np.isfinite(lows[row]):
-            axes.plot([lows[row], highs[row]], [row, row], color=style.color, linewidth=2, linestyle=style.line)
-        axes.plot(means[row], row, color=style.color, marker=style.marker, markersize=7,
-                  markerfacecolor=style.color if style.line == "-" else "white")  # fmt: skip
-    axes.set_yticks(range(len(names)), list(names))
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.grid(visible=False, axis="y")
-    axes.set_xlabel(xlabel)
-    return figure
-
-
-def front(
-    points: Mapping[str, tuple[float, float, float, float]],
-    best: Sequence[str],
-    look: Mapping[str, Style],
-    xlabel: str,
-    ylabel: str,
-    better: int = 1,
-) -> Figure:
-    """Quality against cost; a stepped line connects the Pareto front, whose markers are filled.
-
-    Args:
-        points: name -> (cost, quality, low, high); the bounds are those of the quality.
-        best: the names on the front, by rising cost.
-        look: name -> style.
-        xlabel, ylabel: with units.
-        better: -1 where lower quality is better, as of a loss.
-    """
-    figure, axes = _panel()
-    for name, (x, y, low, high) in points.items():
-        style = look[name]
-        axes.errorbar(
-            [x], [y], yerr=[[y - low], [high - y]], color=style.color, marker=style.marker, markersize=7, elinewidth=1,
-            linestyle="none", label=name, markerfacecolor=style.color if name in best else "white",
-        )  # fmt: skip
-    axes.margins(x=0.08)
-    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    corners = [
-        (points[best[0]][0], bottom if better > 0 else top),
-        *(points[name][:2] for name in best),
-        (right, points[best[-1]][1]),
-    ]
-    axes.plot(*zip(*corners, strict=True), color="#555555", linewidth=1, drawstyle="steps-post", zorder=0.5)
-    axes.set_xlim(left, right)
-    axes.set_ylim(bottom, top)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(figure, axes)
-    return figure
+    """A look for each name, of up to 64 no two alike: of a grid of names, the part before the first "-" sets the
+    colour, the rest line and marker; other names get their own colour, line and marker."""
+    parts = {name: (name.partition("-")[0], name.partition("-")[2]) for name in names}
+    heads, tails = (list(dict.fromkeys(column)) for column in zip(*parts.values(), strict=True))
+    grid = 1 < len(heads) <= len(COLORS) and 1 < len(tails) <= len(LINES)
+    found = {}
+    for place, (name, (head, tail)) in enumerate(parts.items()):
+        color, kind = (heads.index(head), tails.index(tail)) if grid else (place, place + place // len(COLORS))
+        found[name] = Style(COLORS[color % len(COLORS)], LINES[kind % len(LINES)], MARKERS[kind % len(MARKERS)])
+    return found
 
 
 def cost(
     series: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]], xlabel: str, ylabel: str
 ) -> Figure:
     """Time against length, both on logarithmic axes: name -> (lengths [n], times [n])."""
-    figure, axes = _panel()
+    figure, axes = panel()
     for place, (name, (lengths, times)) in enumerate(series.items()):
         axes.plot(
             lengths, times, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)],
@@ -219,7 +71,7 @@ def cost(
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -239,14 +91,14 @@ def heat_map(
         ends: the last distance before each row's line.
         xlabel, ylabel, scale: labels of the axes and of the colour bar.
     """
-    figure, axes = _panel((SIZE[0], 1.6 + 0.34 * len(labels)))
+    figure, axes = panel((SIZE[0], 1.6 + 0.34 * len(labels)))
     columns = values.shape[1]
     picture = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="nearest",
                           extent=(0.5, columns + 0.5, len(labels) - 0.5, -0.5))  # fmt: skip
     for row, end in enumerate(ends):
         if end < columns:
             axes.plot([end + 0.5] * 2, [row - 0.5, row + 0.5], color="#D55E00", linewidth=2.5)
-    axes.set_yticks(range(len(labels)), map(_plain, labels))
+    axes.set_yticks(range(len(labels)), map(plain, labels))
     axes.grid(visible=False)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     with mpl.rc_context(SETTINGS):
@@ -275,7 +127,7 @@ def matrix(
     cell = 0.42 if numbers else 0.3
     wide = 1.6 + cell * width if columns or numbers else 0  # named cells need room
     size = (max(SIZE[0], wide), max(2.4, 1.2 + cell * height) if rows or numbers else SIZE[1])
-    figure, axes = _panel(size)
+    figure, axes = panel(size)
     top = float(np.nanmax(np.abs(values))) or 1.0
     if np.nanmin(values) < 0:
         colours = mpl.colors.LinearSegmentedColormap.from_list("about zero", (COLORS[1], "#ffffff", COLORS[0]))
@@ -283,9 +135,9 @@ def matrix(
     else:
         picture = axes.imshow(values, cmap="Blues", vmin=0, vmax=top, aspect="auto", interpolation="nearest")
     if rows:
-        axes.set_yticks(range(height), map(_plain, rows))
+        axes.set_yticks(range(height), map(plain, rows))
     if columns:
-        axes.set_xticks(range(width), map(_plain, columns), rotation=0 if max(map(len, columns)) < 4 else 60)
+        axes.set_xticks(range(width), map(plain, columns), rotation=0 if max(map(len, columns)) < 4 else 60)
     if numbers:
         for (row, column), value in np.ndenumerate(values):
             dark = value > 0.6 * top and np.nanmin(values) >= 0
@@ -301,7 +153,7 @@ def lines(
     series: Mapping[str, tuple[Points, Points]], xlabel: str, ylabel: str, marked: Mapping[str, float] | None = None
 ) -> Figure:
     """Name -> (x [n], y [n]), a line each; `marked`: name -> x, a labelled vertical line."""
-    figure, axes = _panel()
+    figure, axes = panel()
     for place, (name, (x, y)) in enumerate(series.items()):
         axes.plot(
             x, y, color=COLORS[place % len(COLORS)], linestyle=LINES[place % len(LINES)], linewidth=1.6, label=name
@@ -309,11 +161,11 @@ def lines(
     for name, at in (marked or {}).items():
         axes.axvline(at, color="#555555", linewidth=1)
         over = axes.get_xaxis_transform()
-        axes.text(at, 1.01, _plain(name), color="#555555", fontsize=9, ha="center", transform=over)
+        axes.text(at, 1.01, plain(name), color="#555555", fontsize=9, ha="center", transform=over)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.margins(x=0.01)
     if len(series) > 1:
-        _legend(figure, axes)
+        legend(figure, axes)
     return figure
 
 
@@ -346,13 +198,13 @@ def tree(nodes: Sequence[Node]) -> Figure:
     leaves = 0.0
     for root in children[-1]:
         leaves = place(root, leaves)
-    figure, axes = _panel((1.2 + 1.5 * (max(depths) + 1), 0.9 + 0.34 * leaves))
+    figure, axes = panel((1.2 + 1.5 * (max(depths) + 1), 0.9 + 0.34 * leaves))
     for i, node in enumerate(nodes):
         colour = COLORS[0] if node.best else "#333333" if node.kept else "#999999"
         if node.parent >= 0:
             x, y = (depths[node.parent], depths[i]), (heights[node.parent], heights[i])
             axes.plot(x, y, color=colour, linewidth=2.4 if node.best else 0.9, zorder=1)
-        axes.text(depths[i], heights[i], _plain(node.label), ha="center", va="center", fontsize=9, color=colour,
+        axes.text(depths[i], heights[i], plain(node.label), ha="center", va="center", fontsize=9, color=colour,
                   weight="bold" if node.best else "normal", bbox={"facecolor": "white", "edgecolor": colour, "pad": 2.5,
                   "linestyle": "-" if node.kept else ":"}, zorder=2)  # fmt: skip
     axes.set_xlim(-0.5, max(depths) + 0.5)
@@ -377,12 +229,13 @@ def to_svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """A text as it is: a dollar would begin a formula, and not every character can be drawn."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text).replace("$", r"\$")
 
 
-def _panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+def panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
+    """A figure of one empty panel, `size` in inches."""
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         axes = figure.add_subplot()
@@ -390,10 +243,11 @@ def _panel(size: tuple[float, float] = SIZE) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _legend(figure: Figure, axes: Axes) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
+    """Names the lines of a panel under it."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
         with mpl.rc_context(SETTINGS):
             figure.legend(
-                handles, map(_plain, labels), loc="outside lower center", ncols=2 if len(labels) in (2, 4) else 3
+                handles, map(plain, labels), loc="outside lower center", ncols=2 if len(labels) in (2, 4) else 3
             )
