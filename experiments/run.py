@@ -113,7 +113,7 @@ def sweep(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> i
             wanted = hasattr(module, "cost") and outcome(cost.folder, ("rows",))[0] is None
             train(runs, workdir, execute, cost if wanted else None)
         looked = look(workdir)
-        said, failures = report.write(workdir)
+        said, failures = report.write(workdir, getattr(module, "findings", None))
         if arguments.report_only or not (more := grown(looked, workdir)):
             break
         plan = more

@@ -6,7 +6,7 @@ nothing and imports no experiment, so that a half-done or an old sweep is report
 
 import datetime
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +26,10 @@ from transformer.errors import UserError
 POINTS = 40  # of a sparkline
 
 
-def write(workdir: Path) -> tuple[str, int]:
-    """Writes all files of the report.
+def write(
+    workdir: Path, findings: Callable[[Sweep, Path], tuple[list[str], list[Block]]] | None = None
+) -> tuple[str, int]:
+    """Writes all files of the report, with the sentences and blocks of a question's own `findings` first.
 
     Returns the answer with the place of the report, and how many runs failed. UserError: no run has finished.
     """
@@ -42,11 +44,12 @@ def write(workdir: Path) -> tuple[str, int]:
     if sweep.cost:
         table_csv(sweep.cost["rows"], workdir / "cost.csv")
     title = sweep.plan["docstring"].strip().split("\n\n")[0].replace("\n", " ")
-    blocks = compose(sweep, workdir / "figures")
+    said, own = findings(sweep, workdir / "figures") if findings else ([words.headline(sweep)], [])
+    blocks = [*(Paragraph(text, "answer") for text in said), *own, *compose(sweep, workdir / "figures")]
     (workdir / "report.md").write_text(markdown(title, blocks), encoding="utf-8")
     (workdir / "report.html").write_text(page(title, blocks, workdir / "figures"), encoding="utf-8")
     failures = len(sweep.errors) + (sweep.cost_error is not None)
-    return f"{title}\n{words.headline(sweep)}\nreport: {workdir / 'report.html'}", failures
+    return f"{title}\n{' '.join(said)}\nreport: {workdir / 'report.html'}", failures
 
 
 def command(arguments: Sequence[str]) -> str:
@@ -67,7 +70,6 @@ def compose(sweep: Sweep, folder: Path) -> list[Block]:
         "Sample outputs": _samples(sweep),
     }
     return [
-        Paragraph(words.headline(sweep), "answer"),
         *(Paragraph(text, "warning") for text in _warnings(sweep)),
         *figures.forest(sweep, folder),
         *(block for title, blocks in sections.items() if blocks for block in (Heading(title), *blocks)),

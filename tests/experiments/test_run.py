@@ -219,7 +219,7 @@ def test_a_damaged_result_is_told_and_measured_again(
     assert all(reason in text for _, reason in DAMAGED.values())
     again = []
     monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: again.extend(tasks))
-    monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
+    monkeypatch.setattr(run.report, "write", lambda folder, findings: ("", 0))
     _sweep(workdir, "--seeds=2")
     assert {f"{task.variant}/seed{task.seed}" for task in again} == set(DAMAGED)
 
@@ -237,7 +237,7 @@ def test_a_damaged_sweep_is_one_sentence(
         assert "sweep.json' is damaged" in message
         assert message.count("\n") == 1
     (workdir / "sweep.json").unlink()
-    monkeypatch.setattr(run.report, "write", lambda folder: ("", len(read(folder).errors)))
+    monkeypatch.setattr(run.report, "write", lambda folder, findings: ("", len(read(folder).errors)))
     assert _sweep(workdir, "--seeds=2", "--report-only") == 0, "as it said, the finished runs are there"
     assert len(read(workdir).results) == 12
 
