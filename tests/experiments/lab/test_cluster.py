@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -185,8 +186,8 @@ def test_a_job_that_is_interrupted_goes_on_and_one_that_is_cancelled_does_not(sl
     question.write_text(QUESTION)
     changes = {"steps": 600, "logging.log_every": 20, "model.num_layers": 1, "model.d_model": 16, "model.d_ff": 16}
     config = override(load_file("configs/vit.py"), changes | {"logging.checkpoint_every": 600, "mesh.data": 1})
-    tasks = [Run(str(question), name, 0, config, {}, tmp_path / name) for name in ("moved", "ended", "whole")]
-    moved, ended, _ = tasks
+    tasks = [Run(str(question), name, 0, config, {}, tmp_path / name) for name in ("moved", "ended", "taken", "whole")]
+    moved, ended, taken, _ = tasks
     (tmp_path / "hold-1000_0").touch()
 
     def job(task: Run) -> SlurmJob:
@@ -196,12 +197,18 @@ def test_a_job_that_is_interrupted_goes_on_and_one_that_is_cancelled_does_not(sl
         job(moved)._interrupt(timeout=True)
         (tmp_path / "hold-1000_0").unlink()
 
+    def takes_itself() -> None:
+        """As SLURM does without a grace time: it queues the job, and then ends it."""
+        (slurm / "1000_2.state").write_text("REQUEUED")
+        subprocess.run(["scancel", "1000_2", "--signal", "TERM"], check=True)
+
     def trains(task: Run) -> bool:
         return any("loss" in line for line in read_lines(task.folder / "metrics.jsonl"))
 
     events = [
         (lambda: trains(moved), lambda: job(moved)._interrupt()),  # SIGTERM, and then SIGUSR2
         (lambda: trains(ended), lambda: job(ended).cancel()),
+        (lambda: trains(taken), takes_itself),
         ((tmp_path / "measuring-1000_0").exists, time_is_up),
     ]
 
@@ -214,10 +221,13 @@ def test_a_job_that_is_interrupted_goes_on_and_one_that_is_cancelled_does_not(sl
     told = Disturbing()
     cluster.run_all(tasks, None, told, tmp_path / "slurm")
     assert not events
-    assert "#SBATCH --array=0-2%3" in (slurm / "1000.sh").read_text(), "nobody asked for fewer at a time"
-    assert told.said["ended seed 0"].startswith("stopped: stopped after step "), "saved, and not queued again"
-    assert (slurm / "1000_1.state").read_text() == "CANCELLED"
-    log = (moved.folder / "log.txt").read_text()
-    assert re.search(r"stopped after step (\d+) of 600.*resumed at step \1", log, re.DOTALL)
+    assert "#SBATCH --array=0-3%4" in (slurm / "1000.sh").read_text(), "nobody asked for fewer at a time"
+    cancelled = (
+        r"stopped: its job 1000_1 was cancelled; the last line .* is: stopped after step \d+ of 600, which is saved"
+    )
+    assert re.fullmatch(cancelled, told.said["ended seed 0"]), "and it is not queued again"
+    for task in (moved, taken):
+        log = (task.folder / "log.txt").read_text()
+        assert re.search(r"stopped after step (\d+) of 600.*resumed at step \1", log, re.DOTALL)
+        assert told.said[task.name] == told.said["whole seed 0"], "no bit differs"
     assert (tmp_path / "measuring-1000_0").read_text() == "once more\n" * 2
-    assert told.said["moved seed 0"] == told.said["whole seed 0"], "no bit differs"
