@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,20 +48,23 @@ class Job:
 
     def __call__(self, task: Any) -> tuple[str, Any]:
         kind, value = perform(task)
-        if kind == "stopped" and self._goes_on((job := _submitit().JobEnvironment()).cluster, job.job_id):
-            signal.raise_signal(signal.Signals[f"SIG{job.USR_SIG}"])
+        if kind == "stopped":
+            job = _submitit().JobEnvironment()
+            state = _state(job.job_id) if job.cluster == "slurm" else "RUNNING" if job.cluster == "local" else ""
+            if state == "RUNNING":
+                signal.raise_signal(signal.Signals[f"SIG{job.USR_SIG}"])
+            elif state:  # SLURM ends it: it was cancelled, or is queued again already, so this is no result
+                sys.exit(os.EX_TEMPFAIL)
         return kind, value
 
     def checkpoint(self, task: Any) -> Any:
         """The same again: a run finds its checkpoint in its folder."""
         return _submitit().helpers.DelayedSubmission(self, task)
 
-    def _goes_on(self, cluster: str, job: str) -> bool:
-        """Whether it was not cancelled (`scancel` sends SIGTERM as well): SLURM still calls it running."""
-        if cluster != "slurm":
-            return cluster == "local"
-        asked = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True)
-        return asked.stdout.strip() == "RUNNING"
+
+def _state(job: str) -> str:
+    """What SLURM says of a job that has not ended; an empty text where it says nothing."""
+    return subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True).stdout.strip()
 
 
 def run_all(
@@ -167,7 +171,7 @@ def _tell(task: Any, job: Any, watcher: Watcher) -> None:
     result, error = task.folder / "result.json", task.folder / "error.txt"
     if result.exists():
         watcher.finished(task, json.loads(result.read_text(encoding="utf-8")))
-    elif not error.exists() and (reason := _stopped(job)) is not None:
+    elif not error.exists() and (reason := _stopped(task, job)) is not None:
         watcher.stopped(task, reason)
     else:
         if not error.exists():
@@ -177,8 +181,10 @@ def _tell(task: Any, job: Any, watcher: Watcher) -> None:
     (task.folder / "job.json").unlink(missing_ok=True)
 
 
-def _stopped(job: Any) -> str | None:
-    """Why a job's task stopped with steps left, as when its node was reclaimed; None where it did not, or died."""
+def _stopped(task: Any, job: Any) -> str | None:
+    """Why a job's task has steps left, though it did not fail; None where it did, or died."""
+    if job.state.startswith("CANCELLED"):
+        return last_words(f"its job {job.job_id} was cancelled", task.folder / "log.txt")
     try:
         kind, reason = job.result()
     except Exception:  # submitit's own errors, and those of reading what a dead job left

@@ -68,7 +68,6 @@ def test_tokens_are_drawn_as_they_are() -> None:
     x = np.arange(3.0)
     figures = [
         plots.matrix(square, "x", "y", "z", rows=TOKENS, columns=TOKENS),
-        plots.heat_map(square, TOKENS, [1] * len(TOKENS), "x", "y", "z"),
         plots.tree([plots.Node(-1, token, True) for token in TOKENS]),
         plots.lines(dict.fromkeys(TOKENS, (x, x)), "x", "y", dict.fromkeys(TOKENS, 1.0)),
     ]

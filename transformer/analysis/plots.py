@@ -75,37 +75,6 @@ def cost(
     return figure
 
 
-def heat_map(
-    values: Float[np.ndarray, "rows columns"],
-    labels: Sequence[str],
-    ends: Sequence[int],
-    xlabel: str,
-    ylabel: str,
-    scale: str,
-) -> Figure:
-    """Values in percent by row and distance 1, 2, ... (NaN: white), with a line in each row after its end.
-
-    Args:
-        values: [rows, columns], from 0 to 100.
-        labels: of the rows.
-        ends: the last distance before each row's line.
-        xlabel, ylabel, scale: labels of the axes and of the colour bar.
-    """
-    figure, axes = panel((SIZE[0], 1.6 + 0.34 * len(labels)))
-    columns = values.shape[1]
-    picture = axes.imshow(values, aspect="auto", cmap="cividis", vmin=0, vmax=100, interpolation="nearest",
-                          extent=(0.5, columns + 0.5, len(labels) - 0.5, -0.5))  # fmt: skip
-    for row, end in enumerate(ends):
-        if end < columns:
-            axes.plot([end + 0.5] * 2, [row - 0.5, row + 0.5], color="#D55E00", linewidth=2.5)
-    axes.set_yticks(range(len(labels)), map(plain, labels))
-    axes.grid(visible=False)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    with mpl.rc_context(SETTINGS):
-        figure.colorbar(picture, ax=axes, label=scale)
-    return figure
-
-
 def matrix(
     values: Float[np.ndarray, "rows columns"],
     xlabel: str,

@@ -50,7 +50,9 @@ def serve(number: str, parallel: str, *names: str) -> None:
                 state = STATE / f"{name}.state"
                 if state.read_text() == "REQUEUED":
                     waiting.append(name)
-                elif state.read_text() != "CANCELLED":
+                elif state.read_text() == "COMPLETING":  # after scancel
+                    state.write_text("CANCELLED by 0")
+                else:
                     state.write_text("COMPLETED" if process.returncode == 0 else "OUT_OF_MEMORY")
         time.sleep(0.05)
 
@@ -72,7 +74,7 @@ def sacct(*arguments: str) -> None:
 
 def squeue(*arguments: str) -> None:
     state = (STATE / f"{arguments[arguments.index('-j') + 1]}.state").read_text()
-    print("COMPLETING" if state == "CANCELLED" else state)
+    print(state if state in ("PENDING", "RUNNING") else "COMPLETING")
 
 
 def scontrol(verb: str, name: str) -> None:
@@ -83,7 +85,7 @@ def scontrol(verb: str, name: str) -> None:
 def scancel(name: str, *options: str) -> None:
     """Ends a job, or sends it a signal: `scancel 1000_1 --signal USR2`."""
     if not options:
-        (STATE / f"{name}.state").write_text("CANCELLED")
+        (STATE / f"{name}.state").write_text("COMPLETING")
     number = signal.Signals[f"SIG{options[1].removeprefix('SIG')}"] if options else signal.SIGTERM
     os.kill(int((STATE / f"{name}.pid").read_text()), number)
 

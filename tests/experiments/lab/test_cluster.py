@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -167,12 +168,24 @@ def variants(base):
     return {"own": {}}
 
 
+def wait(doing):
+    while Path(__file__).with_name(f"hold-{doing}-{os.environ['SLURM_JOB_ID']}").exists():
+        time.sleep(0.05)
+
+
+def train(config, workdir):
+    from transformer.train import train
+    from transformer.training.writer import Writer
+
+    write = Writer.write
+    Writer.write = lambda *given, **values: (write(*given, **values), wait("training"))
+    train(config, workdir)
+
+
 def measure(trained):
-    here, job = Path(__file__).parent, os.environ["SLURM_JOB_ID"]
-    with (here / f"measuring-{job}").open("a") as file:
+    with Path(__file__).with_name(f"measuring-{os.environ['SLURM_JOB_ID']}").open("a") as file:
         file.write("once more\\n")
-    while (here / f"hold-{job}").exists():
-        time.sleep(0.1)
+    wait("measuring")
     sums = [float(np.abs(leaf).sum()) for leaf in jax.tree.leaves(trained.params)]
     return {"metrics": {"test/exact_match": sum(sums)}, "notes": []}
 '''
@@ -183,41 +196,50 @@ def test_a_job_that_is_interrupted_goes_on_and_one_that_is_cancelled_does_not(sl
     """Submitit's own signals, sent to real training: its node is reclaimed; then, while it measures, its time is up."""
     question = tmp_path / "question.py"
     question.write_text(QUESTION)
-    changes = {"steps": 600, "logging.log_every": 20, "model.num_layers": 1, "model.d_model": 16, "model.d_ff": 16}
-    config = override(load_file("configs/vit.py"), changes | {"logging.checkpoint_every": 600, "mesh.data": 1})
-    tasks = [Run(str(question), name, 0, config, {}, tmp_path / name) for name in ("moved", "ended", "whole")]
-    moved, ended, _ = tasks
-    (tmp_path / "hold-1000_0").touch()
+    changes = {"steps": 60, "logging.log_every": 20, "model.num_layers": 1, "model.d_model": 16, "model.d_ff": 16}
+    config = override(load_file("configs/vit.py"), changes | {"logging.checkpoint_every": 60, "mesh.data": 1})
+    tasks = [Run(str(question), name, 0, config, {}, tmp_path / name) for name in ("moved", "ended", "taken", "whole")]
+    moved, ended, taken, _ = tasks
+    for hold in ("training-1000_0", "training-1000_1", "training-1000_2", "measuring-1000_0"):
+        (tmp_path / f"hold-{hold}").touch()
 
     def job(task: Run) -> SlurmJob:
         return SlurmJob(tmp_path / "slurm", json.loads((task.folder / "job.json").read_text())["id"])
 
-    def time_is_up() -> None:
-        job(moved)._interrupt(timeout=True)
-        (tmp_path / "hold-1000_0").unlink()
+    def takes_itself() -> None:
+        """As SLURM does without a grace time: it queues the job, and then ends it."""
+        (slurm / "1000_2.state").write_text("REQUEUED")
+        subprocess.run(["scancel", "1000_2", "--signal", "TERM"], check=True)
 
-    def trains(task: Run) -> bool:
-        return any("loss" in line for line in read_lines(task.folder / "metrics.jsonl"))
+    disturbances = {
+        "training-1000_0": lambda: job(moved)._interrupt(),  # SIGTERM, and then SIGUSR2
+        "training-1000_1": lambda: job(ended).cancel(),
+        "training-1000_2": takes_itself,
+        "measuring-1000_0": lambda: job(moved)._interrupt(timeout=True),
+    }
 
-    events = [
-        (lambda: trains(moved), lambda: job(moved)._interrupt()),  # SIGTERM, and then SIGUSR2
-        (lambda: trains(ended), lambda: job(ended).cancel()),
-        ((tmp_path / "measuring-1000_0").exists, time_is_up),
-    ]
+    def has_come(where: str) -> bool:
+        doing, _, number = where.partition("-1000_")
+        if doing == "training":
+            return any("loss" in line for line in read_lines(tasks[int(number)].folder / "metrics.jsonl"))
+        return (tmp_path / where).exists()
 
     class Disturbing(Told):
         def tick(self, running: Any) -> None:
-            for event in [event for event in events if event[0]()]:
-                events.remove(event)
-                event[1]()
+            for where in filter(has_come, list(disturbances)):
+                disturbances.pop(where)()
+                (tmp_path / f"hold-{where}").unlink()
 
     told = Disturbing()
     cluster.run_all(tasks, None, told, tmp_path / "slurm")
-    assert not events
-    assert "#SBATCH --array=0-2%3" in (slurm / "1000.sh").read_text(), "nobody asked for fewer at a time"
-    assert told.said["ended seed 0"].startswith("stopped: stopped after step "), "saved, and not queued again"
-    assert (slurm / "1000_1.state").read_text() == "CANCELLED"
-    log = (moved.folder / "log.txt").read_text()
-    assert re.search(r"stopped after step (\d+) of 600.*resumed at step \1", log, re.DOTALL)
+    assert not disturbances
+    assert "#SBATCH --array=0-3%4" in (slurm / "1000.sh").read_text(), "nobody asked for fewer at a time"
+    cancelled = (
+        r"stopped: its job 1000_1 was cancelled; the last line .* is: stopped after step \d+ of 60, which is saved"
+    )
+    assert re.fullmatch(cancelled, told.said["ended seed 0"]), "and it is not queued again"
+    for task in (moved, taken):
+        log = (task.folder / "log.txt").read_text()
+        assert re.search(r"stopped after step (\d+) of 60.*resumed at step \1", log, re.DOTALL)
+        assert told.said[task.name] == told.said["whole seed 0"], "no bit differs"
     assert (tmp_path / "measuring-1000_0").read_text() == "once more\n" * 2
-    assert told.said["moved seed 0"] == told.said["whole seed 0"], "no bit differs"
