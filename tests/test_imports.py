@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "paths": (),
-    "config": ("paths",),
+    "checks": (),
+    "config": ("paths", "checks"),
     "platforms": (),
     "model": ("platforms",),
     "data": (),
