@@ -20,7 +20,7 @@ from experiments.lab import apart, cases, cluster, report, workers
 from experiments.lab.budgets import BUDGETS
 from experiments.lab.measures import main_metrics
 from experiments.lab.pilots import expect, pilot, table
-from experiments.lab.questions import FOLDER, available, build, load, parse_setting
+from experiments.lab.questions import FOLDER, available, build, load, parse_setting, with_plugins
 from experiments.lab.results import outcome
 from experiments.lab.single import Cost
 from experiments.lab.sweep import Execute, claim, equal_budgets, planned, train
@@ -45,7 +45,7 @@ def sweep(arguments: argparse.Namespace) -> int:
     settings |= dict(parse_setting(text) for text in arguments.set)
     if arguments.steps is not None:
         settings["steps"] = arguments.steps
-    base = override(base, settings)
+    base = override(with_plugins(module, base), settings)
     configs = build(module, base)
     execute = executor(arguments, workdir)
     with only_process_in(workdir):

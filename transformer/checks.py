@@ -1,14 +1,19 @@
 """Values that no config can have, told in one sentence each. The functions read keys and values, and no classes."""
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformer.errors import UserError
 
+EXTRA = re.compile(r"((model|data)\.)?extra\.\w+")  # the keys of plugins
 
-def check(flat: Mapping[str, Any]) -> None:
+
+def check(flat: Mapping[str, Any], plugins: Sequence[str]) -> None:
     """The keys outside of the model; `flat`: dotted key -> value. UserError: an impossible value."""
+    if not plugins and (key := next(filter(EXTRA.fullmatch, flat), "")):
+        raise UserError(f"config key {key!r} is for plugins, and `plugins` names none: add plugins=('my_module',)")
     _least(flat, 1, "", "steps mesh.accumulate mesh.dcn")
     _least(flat, 1, "data.", "horizon max_len batch_tokens row_multiple")
     _least(flat, 1, "optimizer.", "warmup_steps max_skipped")
@@ -19,7 +24,10 @@ def check(flat: Mapping[str, Any]) -> None:
     if not 0 < (rate := flat["optimizer.learning_rate"]) < math.inf:
         raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {rate}")
     rules = ("", "drop", "cut", "chunk", "refuse")
-    _choices(flat, {"optimizer.schedule": ("inverse_sqrt", "cosine"), "data.too_long": rules})
+    _choices(flat, {"data.too_long": rules})
+    if not plugins:  # which may add rows to these tables; a name without a row is refused where it is looked up
+        schedules, remat = ("inverse_sqrt", "cosine"), ("none", "full", "attention", "dots")
+        _choices(flat, {"optimizer.schedule": schedules, "model.cell": ("lstm", "gru"), "model.remat": remat})
     if not 0 < flat["data.corruption"] < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {flat['data.corruption']}")
     _least(flat, 0, "optimizer.", "eps weight_decay clip_norm max_spike final_rate")
@@ -63,8 +71,6 @@ def check_model(model: Any) -> None:
         "model.norm": ("post", "pre"),
         "model.norm_type": ("layer", "rms"),
         "model.initialization": ("xavier", "depth_scaled"),
-        "model.cell": ("lstm", "gru"),
-        "model.remat": ("none", "full", "attention", "dots"),
         "model.dtype": ("float32", "bfloat16"),
     }
     _choices(flat, choices)

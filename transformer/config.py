@@ -61,6 +61,7 @@ class ModelConfig:
     recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
     scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
     remat: str = "none"  # computed again in the backward pass: "none", "full" or all but "attention" or "dots" (and it)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for modules of the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +82,7 @@ class DataConfig:
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
     augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +126,8 @@ class Config:
     seed: int = 0  # of the parameters, the data order and the dropout masks
     init_from: str = ""  # workdir of a run that gives the tokenizer and initial parameters; "" = from the seed
     label_smoothing: float = 0.1  # epsilon, spread over the whole vocabulary
+    plugins: tuple[str, ...] = ()  # modules that add rows to the registries: see transformer.plugins
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for tasks
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -164,7 +168,7 @@ def from_dict(values: dict[str, Any]) -> Config:
     """Strict conversion of nested plain values, as in `config.json`; missing keys take their defaults."""
     config = _build(Config, values, "")
     check_model(config.model)
-    checks.check(flatten(config))
+    checks.check(flatten(config), config.plugins)
     return config
 
 
@@ -188,8 +192,9 @@ def flatten(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{key}": item for key, item in flatten(typing.cast(Any, value)).items()}
+        group = flatten(typing.cast(Any, value)) if dataclasses.is_dataclass(value) else value
+        if isinstance(group, dict):
+            flat |= {f"{field.name}.{key}": item for key, item in group.items()}
         else:
             flat[field.name] = value
     return flat
@@ -209,15 +214,16 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
 
 def check_key(key: str) -> str:
     """Returns the key. UserError, naming the nearest key: it does not exist."""
-    if key not in flatten(Config()):
+    if key not in flatten(Config()) and not checks.EXTRA.fullmatch(key):
         raise UserError(_unknown(key))
     return key
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ: key -> (old, new)."""
+    """Dotted keys whose values differ: key -> (old, new). A key of a plugin that is not there counts as None."""
     before, after = flatten(old), flatten(new)
-    return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
+    pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def is_runtime(key: str) -> bool:
@@ -250,7 +256,7 @@ def load_file(path: str | Path) -> Config:
 def _unknown(key: str) -> str:
     if key in RETIRED:
         return f"config key {key!r} is no more: {RETIRED[key]}"
-    if any(name.startswith(f"{key}.") for name in flatten(Config())):
+    if any(name.startswith(f"{key}.") for name in flatten(Config())) or checks.EXTRA.fullmatch(f"{key}.key"):
         return f"config key {key!r} is a group of keys: set one of its keys"
     # For "model.postions" or just "positions": compare whole keys, and last parts.
     known = list(flatten(Config()))
@@ -268,20 +274,31 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         key = prefix + name
         if name not in fields:
             raise UserError(_unknown(key))
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise UserError(f"config key {key!r} is a group of keys, not {value!r}: set one of its keys")
+        group = dataclasses.is_dataclass(hints[name])
+        if (group or name == "extra") and not isinstance(value, dict):
+            raise UserError(f"config key {key!r} is a group of keys, not {value!r}: set one of its keys")
+        if group:
             built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.")
+        elif name == "extra":
+            built[name] = {own: _plain(item, check_key(f"{key}.{own}")) for own, item in value.items()}
         else:
             built[name] = _convert(value, hints[name], key)
     return cls(**built)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The value as config.json holds it, so that a run that resumes has the same."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config key {key!r} takes numbers, texts and lists of them, not {value!r}") from error
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         value = [value] if isinstance(value, item) else value
-        if isinstance(value, (list, tuple)) and value and all(isinstance(v, item) for v in value):
+        if isinstance(value, (list, tuple)) and (value or key == "plugins") and all(isinstance(v, item) for v in value):
             return tuple(value)
         raise UserError(f"config key {key!r} takes a tuple of {item.__name__}, not {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):

@@ -71,7 +71,7 @@ class Pilot:
         from transformer import load_run
         from transformer.evaluation.splits import loss_metrics
 
-        run = load_run(self.folder)
+        run = load_run(self.folder, plugins=self.short.config.plugins)
         times = []
         for _ in range(2):  # the first compiles
             began = time.monotonic()

@@ -5,6 +5,7 @@ import difflib
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typing import Any
 from transformer.config import Config, check_key, differences, override
 from transformer.errors import UserError
 from transformer.paths import local
+from transformer.plugins import load_plugins
 
 FOLDER = Path(__file__).parent.parent  # of the questions
 
@@ -24,13 +26,16 @@ def available() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The experiment of a name, or of a path that ends in .py. UserError: there is none."""
+    """The experiment of a name, or of a path that ends in .py, whose folder may hold its PLUGINS, which are imported.
+    UserError: there is none."""
     if name.endswith(".py"):
         path = local(name, "the experiment")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")
         module = importlib.util.module_from_spec(spec)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # a file of Python can raise anything
@@ -47,7 +52,15 @@ def load(name: str) -> ModuleType:
         raise UserError(f"experiment {name!r} has no {', '.join(missing)}: see experiments/README.md for the form")
     if not (module.__doc__ or "").strip():
         raise UserError(f"experiment {name!r} has no docstring: it states the question and the hypothesis")
+    load_plugins(getattr(module, "PLUGINS", ()))
     return module
+
+
+def with_plugins(module: ModuleType, base: Config) -> Config:
+    """The base with the question's PLUGINS, all imported. UserError: one cannot be."""
+    base = override(base, {"plugins": [*dict.fromkeys((*base.plugins, *getattr(module, "PLUGINS", ())))]})
+    load_plugins(base.plugins)
+    return base
 
 
 # What a base has no use for: variants that differ in nothing else would be the same model.
@@ -86,6 +99,7 @@ def build(module: ModuleType, base: Config) -> dict[str, Config]:
     Raises:
         UserError: an unknown key, an impossible value, a key that this base has no use for, a name that is no folder's.
     """
+    base = with_plugins(module, base)
     variants = module.variants(base)
     for name in variants:
         if not re.fullmatch(r"\w[\w.+-]*", name):

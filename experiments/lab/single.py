@@ -14,6 +14,7 @@ from experiments.lab.questions import load
 from experiments.lab.results import read_lines
 from transformer.config import Config, override, to_dict
 from transformer.errors import UserError
+from transformer.plugins import load_plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Run:
         else:
             from transformer import load_run
 
-            trained = load_run(self.folder)
+            trained = load_run(self.folder, plugins=self.config.plugins)
         if hasattr(module, "measure"):
             measured = module.measure(trained)
         else:
@@ -110,4 +111,5 @@ class Cost:
     name: str = "the cost measurement"
 
     def run(self) -> dict[str, Any]:
+        load_plugins(self.base.plugins)
         return {"rows": load(self.experiment).cost(self.base), **provenance()}
