@@ -31,6 +31,7 @@ from transformer.config import (
 from transformer.errors import UserError
 
 KEYS = list(flatten(Config()))
+NAN, INFINITE = float("nan"), float("inf")
 
 
 def test_every_key_is_commented_or_plain() -> None:
@@ -49,7 +50,7 @@ def test_every_key_is_commented_or_plain() -> None:
                 seen += 1
                 if item.target.id not in plain:
                     assert re.search(r"  # \S", lines[item.lineno - 1]), f"{node.name}.{item.target.id}"
-    assert seen == len(KEYS)
+    assert seen == len(KEYS) + 3, "the `extra` of three groups is empty"
 
 
 def test_the_names_that_people_type() -> None:
@@ -97,6 +98,55 @@ def test_there_and_back() -> None:
     assert from_dict({}) == Config()
 
 
+OWN = {"plugins": ["json"], "extra.note": "x", "model.extra.rate": 0.5, "data.extra.sizes": (1, [2, {"a": None}])}
+
+
+def test_keys_of_plugins_are_keys_like_others() -> None:
+    config = override(Config(), OWN)
+    assert config.model.extra == {"rate": 0.5}
+    assert config.data.extra == {"sizes": [1, [2, {"a": None}]]}, "as config.json holds it"
+    assert from_dict(to_dict(config)) == from_stored(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_config_dict(to_config_dict(config)) == config
+    flat = flatten(config)
+    assert (flat["plugins"], flat["extra.note"], flat["model.extra.rate"]) == (("json",), "x", 0.5)
+    assert set(flat) - set(KEYS) == set(OWN) - {"plugins"}
+    changed = override(config, {"model.extra.rate": 2, "extra.other": True})
+    assert differences(config, changed) == {"model.extra.rate": (0.5, 2), "extra.other": (None, True)}
+    assert differences(changed, config) == {"model.extra.rate": (2, 0.5), "extra.other": (True, None)}
+    assert changed != config
+    assert hash(changed.model) == hash(config.model), "a model's config is part of a compiled program's key"
+    made = defaults()
+    made.plugins, made.extra, made.model.extra = ("json",), {"note": "x"}, {"rate": 0.5}
+    assert differences(from_config_dict(made), config).keys() == {"data.extra.sizes"}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"extra.a": 1}, "'extra.a' is for plugins, and `plugins` names none: add plugins=('my_module',)"),
+        ({"data.extra.a": 1}, "'data.extra.a' is for plugins"),
+        ({"extra": {"a": 1}}, "'extra' is a group of keys"),
+        ({"model.extra": {"a": 1}}, "'model.extra' is a group of keys"),
+        ({"extra.a.b": 1}, "unknown config key 'extra.a.b'"),
+        ({"optimizer.extra.a": 1}, "unknown config key 'optimizer.extra.a'"),
+        ({"plugins": "json", "extra.a": {1}}, "'extra.a' takes numbers, texts and lists of them, not {1}"),
+        ({"plugins": "json", "extra.a": NAN}, "'extra.a' takes numbers, texts and lists of them, not nan"),
+        ({"plugins": 3}, "'plugins' takes a tuple of str, not 3"),
+    ],
+)
+def test_a_wrong_key_of_a_plugin_is_one_sentence(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        override(Config(), change)
+
+
+@pytest.mark.parametrize("given", [{"extra": 3}, {"model": {"extra": [1]}}])
+def test_extra_is_a_group(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="extra' is a group of keys, not"):
+        from_dict(given)
+    with pytest.raises(UserError, match=r"unknown config key 'extra\.a b'"):
+        from_dict({"plugins": ["json"], "extra": {"a b": 1}})
+
+
 @given(st.sampled_from(KEYS), st.integers(1, 4))
 def test_override_changes_one_key_and_differences_finds_it(key: str, number: int) -> None:
     old = Config()
@@ -115,8 +165,9 @@ def test_override_changes_one_key_and_differences_finds_it(key: str, number: int
             "model.remat": "full",
             "model.dtype": "bfloat16",
             "optimizer.schedule": "cosine",
+            "data.too_long": "cut",
         }.get(key, f"other {number}"),
-        tuple: ("full", f"window:{number}") if key == "model.attention" else (16, 256 * number),
+        tuple: ("full", f"window:{number}") if key in ("model.attention", "plugins") else (16, 256 * number),
     }[type(value)]
     if new_value == value:
         return
@@ -182,7 +233,6 @@ def test_a_group_is_no_value() -> None:
         override(Config(), {"model": 3})
 
 
-NAN, INFINITE = float("nan"), float("inf")
 IMPOSSIBLE = [
     ("steps", 0), ("seed", -1), ("seed", 2**31), ("model.num_layers", 0), ("model.d_model", 0), ("model.num_heads", 0),
     ("model.num_heads", 3), ("model.num_kv_heads", 3), ("model.num_kv_heads", 16), ("model.num_kv_heads", -1),

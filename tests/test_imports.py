@@ -19,7 +19,9 @@ ROOT = Path(__file__).parent.parent
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
     "paths": (),
-    "config": ("paths",),
+    "checks": (),
+    "config": ("paths", "checks"),
+    "plugins": (),
     "platforms": (),
     "model": ("platforms",),
     "data": (),
@@ -43,9 +45,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "writing": ("tasks", "model", "decoding", "analysis.alignment", "training.sharding"),
     "evaluation": ("writing", "tasks", "data", "training.sharding", "training.step"),
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
-    "runs": ("paths", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
+    "runs": ("paths", "plugins", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
     "": ("runs",),
-    "command_line": ("runs", "paths", "data.caching"),
+    "command_line": ("runs", "paths", "plugins", "data.caching"),
 }
 VERBS = ("train", "evaluate", "generate", "describe", "heads", "convert", "tokenize")
 NEVER = ("configs", "experiments", "notebooks", "tests")

@@ -3,6 +3,7 @@
 Each command is a process of its own, forked from one that has made the slow imports.
 """
 
+import contextlib
 import gzip
 import json
 import os
@@ -69,9 +70,9 @@ class Ended(NamedTuple):
 Verb = Callable[..., Ended]
 
 
-@pytest.fixture(scope="module")
-def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
-    folder = tmp_path_factory.mktemp("verbs")
+@contextlib.contextmanager
+def commands(folder: Path) -> Iterator[Verb]:
+    """Runs commands that are started in a folder."""
     environment = os.environ | {
         "XLA_FLAGS": "",
         "PYTHONPATH": str(ROOT),
@@ -99,6 +100,12 @@ def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
     yield run
     stdin.close()
     server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def verb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verb]:
+    with commands(tmp_path_factory.mktemp("verbs")) as run:
+        yield run
 
 
 WORDS = (("one", "eins"), ("two", "zwei"), ("three", "drei"), ("four", "vier"), ("five", "fünf"), ("six", "sechs"))

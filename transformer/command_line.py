@@ -16,6 +16,7 @@ from transformer.config import Config, MeshConfig, check_key, from_config_dict, 
 from transformer.data.caching import DEFAULT, writable
 from transformer.errors import Stopped, UserError
 from transformer.paths import expanded, for_checkpoints, local
+from transformer.plugins import load_plugins
 
 if TYPE_CHECKING:
     from transformer.runs import Run
@@ -27,14 +28,18 @@ def define_config() -> None:
     """The --config flag, and --config.key=value for every key."""
     from ml_collections import config_flags
 
-    config_flags.DEFINE_config_file("config", None, "A file with get_config(), such as configs/quantities.py.")
+    said = "A file with get_config(), such as configs/quantities.py."
+    # New attributes are those of plugins: `_parse` refuses all others.
+    config_flags.DEFINE_config_file("config", None, said, lock_config=False, accept_new_attributes=True)
 
 
 def config_from_flags() -> Config:
-    """The config of the flags. UserError: no file was named, or the config is invalid."""
+    """The config of the flags, whose plugins are imported. UserError: no file was named, or the config is invalid."""
     if FLAGS.config is None:
         raise UserError("--config is missing: name a config file, such as --config=configs/quantities.py")
-    return from_config_dict(FLAGS.config)
+    config = from_config_dict(FLAGS.config)
+    load_plugins(config.plugins)
+    return config
 
 
 def parse_mesh(given: str) -> MeshConfig:
@@ -79,7 +84,7 @@ def run_from_flags() -> "Run":
 
     whole = local(FLAGS.workdir, "--workdir")
     several = [] if whole.is_dir() else [name for name in FLAGS.workdir.split(",") if name]
-    return load_ensemble(several or [whole], FLAGS.average, FLAGS.best, mesh)
+    return load_ensemble(several or [whole], FLAGS.average, FLAGS.best, mesh, FLAGS.plugins)
 
 
 def mesh_from_flags() -> MeshConfig | None:
@@ -144,10 +149,15 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs a command; a `UserError` becomes one line on stderr."""
+    """Parses the flags and runs a command; a `UserError` becomes one line on stderr. A command without a config has the
+    flag --plugins, which names them."""
+    if "config" not in FLAGS:
+        said = "Modules that add rows to the registries, with commas between them; a run needs those that it names."
+        flags.DEFINE_list("plugins", [], said, module_name=sys.argv[0])  # which --help then shows
 
     def guarded(_: list[str]) -> None:
         try:
+            load_plugins(FLAGS.plugins if "plugins" in FLAGS else ())
             main()
         except UserError as error:
             fail(error)

@@ -5,7 +5,6 @@ import dataclasses
 import difflib
 import importlib.util
 import json
-import math
 import re
 import typing
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from transformer import paths
+from transformer import checks, paths
 from transformer.errors import UserError
 
 
@@ -62,6 +61,7 @@ class ModelConfig:
     recurrent_attention: bool = True  # the recurrent encoder-decoder has additive attention
     scan_layers: bool = False  # one compiled layer, scanned over stacked weights: compile time does not grow with N
     remat: str = "none"  # computed again in the backward pass: "none", "full" or all but "attention" or "dots" (and it)
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for modules of the model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +82,7 @@ class DataConfig:
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
     augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for sources
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,8 @@ class Config:
     seed: int = 0  # of the parameters, the data order and the dropout masks
     init_from: str = ""  # workdir of a run that gives the tokenizer and initial parameters; "" = from the seed
     label_smoothing: float = 0.1  # epsilon, spread over the whole vocabulary
+    plugins: tuple[str, ...] = ()  # modules that add rows to the registries: see transformer.plugins
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for tasks
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -164,7 +167,8 @@ def from_config_dict(config: ConfigDict) -> Config:
 def from_dict(values: dict[str, Any]) -> Config:
     """Strict conversion of nested plain values, as in `config.json`; missing keys take their defaults."""
     config = _build(Config, values, "")
-    _check(config)
+    check_model(config.model)
+    checks.check(flatten(config), config.plugins)
     return config
 
 
@@ -188,8 +192,9 @@ def flatten(config: Config) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            flat |= {f"{field.name}.{key}": item for key, item in flatten(typing.cast(Any, value)).items()}
+        group = flatten(typing.cast(Any, value)) if dataclasses.is_dataclass(value) else value
+        if isinstance(group, dict):
+            flat |= {f"{field.name}.{key}": item for key, item in group.items()}
         else:
             flat[field.name] = value
     return flat
@@ -209,15 +214,16 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
 
 def check_key(key: str) -> str:
     """Returns the key. UserError, naming the nearest key: it does not exist."""
-    if key not in flatten(Config()):
+    if key not in flatten(Config()) and not checks.EXTRA.fullmatch(key):
         raise UserError(_unknown(key))
     return key
 
 
 def differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ: key -> (old, new)."""
+    """Dotted keys whose values differ: key -> (old, new). A key of a plugin that is not there counts as None."""
     before, after = flatten(old), flatten(new)
-    return {key: (before[key], after[key]) for key in after if before[key] != after[key]}
+    pairs = {key: (before.get(key), after.get(key)) for key in before | after}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
 def is_runtime(key: str) -> bool:
@@ -250,7 +256,7 @@ def load_file(path: str | Path) -> Config:
 def _unknown(key: str) -> str:
     if key in RETIRED:
         return f"config key {key!r} is no more: {RETIRED[key]}"
-    if any(name.startswith(f"{key}.") for name in flatten(Config())):
+    if any(name.startswith(f"{key}.") for name in flatten(Config())) or checks.EXTRA.fullmatch(f"{key}.key"):
         return f"config key {key!r} is a group of keys: set one of its keys"
     # For "model.postions" or just "positions": compare whole keys, and last parts.
     known = list(flatten(Config()))
@@ -268,20 +274,31 @@ def _build(cls: type, values: dict[str, Any], prefix: str) -> Any:
         key = prefix + name
         if name not in fields:
             raise UserError(_unknown(key))
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise UserError(f"config key {key!r} is a group of keys, not {value!r}: set one of its keys")
+        group = dataclasses.is_dataclass(hints[name])
+        if (group or name == "extra") and not isinstance(value, dict):
+            raise UserError(f"config key {key!r} is a group of keys, not {value!r}: set one of its keys")
+        if group:
             built[name] = _build(typing.cast(type, hints[name]), value, f"{key}.")
+        elif name == "extra":
+            built[name] = {own: _plain(item, check_key(f"{key}.{own}")) for own, item in value.items()}
         else:
             built[name] = _convert(value, hints[name], key)
     return cls(**built)
+
+
+def _plain(value: Any, key: str) -> Any:
+    """The value as config.json holds it, so that a run that resumes has the same."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config key {key!r} takes numbers, texts and lists of them, not {value!r}") from error
 
 
 def _convert(value: Any, kind: Any, key: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         value = [value] if isinstance(value, item) else value
-        if isinstance(value, (list, tuple)) and value and all(isinstance(v, item) for v in value):
+        if isinstance(value, (list, tuple)) and (value or key == "plugins") and all(isinstance(v, item) for v in value):
             return tuple(value)
         raise UserError(f"config key {key!r} takes a tuple of {item.__name__}, not {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -293,94 +310,9 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     return paths.expanded(value, key) if key in (*PATHS, *FOLDERS) else value
 
 
-def _check(config: Config) -> None:
-    check_model(config.model)
-    data, optimizer, flat = config.data, config.optimizer, flatten(config)
-    _check_least(flat, 1, "", "steps mesh.accumulate mesh.dcn")
-    _check_least(flat, 1, "data.", "horizon max_len batch_tokens row_multiple")
-    _check_least(flat, 1, "optimizer.", "warmup_steps max_skipped")
-    _check_least(flat, 1, "logging.", "log_every checkpoint_every keep")
-    for key in ("label_smoothing", "optimizer.b1", "optimizer.b2"):
-        if not 0 <= flat[key] < 1:
-            raise UserError(f"{key} must be at least 0 and below 1, not {flat[key]}")
-    if not 0 < optimizer.learning_rate < math.inf:
-        raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {optimizer.learning_rate}")
-    rules = ("", "drop", "cut", "chunk", "refuse")
-    _check_choices(flat, {"optimizer.schedule": ("inverse_sqrt", "cosine"), "data.too_long": rules})
-    if not 0 < data.corruption < 1:
-        raise UserError(f"data.corruption must be above 0 and below 1, not {data.corruption}")
-    _check_least(flat, 0, "optimizer.", "eps weight_decay clip_norm max_spike final_rate")
-    _check_least(flat, 0, "logging.", "evaluate_every checkpoint_minutes")
-    if min(data.buckets) < 1:
-        raise UserError(f"data.buckets={data.buckets} has a length below 1: give lengths in tokens")
-    if not 0 <= config.seed < 2**31:
-        raise UserError(f"seed must be a whole number from 0 to 2147483647, not {config.seed}")
-    if max(data.buckets) < data.max_len:
-        raise UserError(
-            f"data.buckets ends at {max(data.buckets)}, below data.max_len={data.max_len}: add a longer bucket"
-        )
-
-
-def _check_least(flat: dict[str, Any], least: int, group: str, names: str) -> None:
-    for key in (group + name for name in names.split()):
-        if not least <= flat[key] < math.inf:
-            said = "at least 1" if least else "0 or more"
-            raise UserError(f"config key {key!r} must be {said}, not {flat[key]}")
-
-
-def _check_choices(flat: dict[str, Any], choices: dict[str, tuple[str, ...]]) -> None:
-    for key, names in choices.items():
-        if flat[key] not in names:
-            listed = " or ".join(map(repr, names)) if len(names) == 2 else f"one of {', '.join(map(repr, names))}"
-            raise UserError(f"{key} must be {listed}, not {flat[key]!r}")
-
-
 def check_model(model: ModelConfig) -> None:
     """UserError: a value that no model can have."""
-    flat = {f"model.{field.name}": getattr(model, field.name) for field in dataclasses.fields(model)}
-    _check_least(flat, 1, "model.", "num_layers d_model num_heads max_positions channels patch_size vocab_multiple")
-    _check_least(flat, 0, "model.", "d_ff head_dim value_dim segment_types num_classes patch_stride vocab_size")
-    recurrent = model.family.startswith("recurrent")  # it has no heads
-    if model.d_model % model.num_heads and not (model.head_dim or recurrent):
-        raise UserError(
-            f"model.d_model={model.d_model} does not divide by model.num_heads={model.num_heads}: change one of them, "
-            "or set model.head_dim"
-        )
-    if model.num_kv_heads < 0 or model.num_heads % (model.num_kv_heads or model.num_heads):
-        raise UserError(
-            f"model.num_kv_heads={model.num_kv_heads} does not divide model.num_heads={model.num_heads}: change one of "
-            "them, or set it to 0 for as many"
-        )
-    if model.positions.startswith("rotary") and head_width(model) % 2:
-        raise UserError(
-            f"model.positions={model.positions!r} rotates pairs of features, and a head has {head_width(model)}: make "
-            "it even"
-        )
-    if not 0 <= model.dropout < 1:
-        raise UserError(f"model.dropout must be at least 0 and below 1, not {model.dropout}")
-    for key in ("model.rotary_theta", "model.norm_eps"):
-        if not 0 < flat[key] < math.inf:
-            raise UserError(f"{key} must be above 0 and finite, not {flat[key]}")
-    choices = {
-        "model.norm": ("post", "pre"),
-        "model.norm_type": ("layer", "rms"),
-        "model.initialization": ("xavier", "depth_scaled"),
-        "model.cell": ("lstm", "gru"),
-        "model.remat": ("none", "full", "attention", "dots"),
-        "model.dtype": ("float32", "bfloat16"),
-    }
-    _check_choices(flat, choices)
-    if len(model.image_size) != 2 or min(model.image_size) < 1:
-        raise UserError(f"model.image_size={model.image_size} must be a height and a width, in pixels")
-    if model.inputs == "image" and any(side % model.patch_size for side in model.image_size):
-        raise UserError(
-            f"model.patch_size={model.patch_size} does not divide model.image_size={model.image_size}: change one"
-        )
-    if model.scan_layers and model.num_layers % len(model.attention):
-        raise UserError(
-            f"model.scan_layers stacks layers by their pattern, and {len(model.attention)} patterns of model.attention "
-            f"do not divide {model.num_layers} layers: change either, or set scan_layers to False"
-        )
+    checks.check_model(model)
     for pattern in model.attention:
         parse_pattern(pattern)
 

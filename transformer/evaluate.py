@@ -43,7 +43,9 @@ def main() -> None:
     from transformer.evaluation.splits import measured, report
     from transformer.runs import load_run
 
-    other = None if against is None else load_run(against, FLAGS.average, FLAGS.best, command_line.mesh_from_flags())
+    other = None
+    if against is not None:
+        other = load_run(against, FLAGS.average, FLAGS.best, command_line.mesh_from_flags(), FLAGS.plugins)
     if FLAGS.data_dir is not None:
         run, other = on_other_files(run, FLAGS.data_dir), other and on_other_files(other, FLAGS.data_dir)
     found = measured(run, FLAGS.split, manner)

@@ -41,7 +41,7 @@ def main() -> None:
     from transformer.runs import load_run
 
     if FLAGS.workdir:
-        reading = load_run(FLAGS.workdir).reading(FLAGS.text, FLAGS.target)
+        reading = load_run(FLAGS.workdir, plugins=FLAGS.plugins).reading(FLAGS.text, FLAGS.target)
     else:
         reading = of_folder(local(FLAGS.pretrained, "--pretrained"), FLAGS.text)
     try:

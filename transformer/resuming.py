@@ -16,6 +16,7 @@ from transformer.config import Config, OptimizerConfig, check_key, differences, 
 from transformer.data.sources.source import comparable
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
+from transformer.plugins import check_named
 from transformer.runs import read_config
 from transformer.training.events import append, replace
 
@@ -36,6 +37,7 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
     if not (workdir / "config.json").exists():
         return None
     old = read_config(workdir)
+    check_named(old, config.plugins, workdir, train=True)
     changed = {
         key: pair
         for key, pair in differences(old, config).items()

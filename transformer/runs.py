@@ -24,6 +24,7 @@ from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 from transformer.model.stacks import unstacked
 from transformer.paths import for_checkpoints
+from transformer.plugins import check_named, load_plugins
 from transformer.tasks import task_class
 from transformer.tasks.trained import Trained
 from transformer.training.checkpoint import Checkpoints
@@ -69,16 +70,26 @@ class Run(Trained):
         return self.reading(text, target).attention()
 
 
-def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: MeshConfig | None = None) -> Run:
+def load_run(
+    workdir: str | Path,
+    average: int = 1,
+    best: bool = False,
+    mesh: MeshConfig | None = None,
+    plugins: Sequence[str] = (),
+) -> Run:
     """The parameters of a run: the newest, the mean of its newest `average` checkpoints, or those of the best
     validation loss.
 
     They are sharded as `mesh` says. Without it they are replicated, and rows are split over the devices, whatever mesh
     the run was trained on. Scanned layers are unstacked, since decoding would otherwise slice each layer's weights out
-    of the stack for every token. UserError: there is no run, or a part of it is missing or damaged.
+    of the stack for every token. `plugins` are imported first; those that the run names have to be among them, since a
+    folder from elsewhere may name any module (see `transformer.plugins`). UserError: there is no run, a part of it is
+    missing or damaged, or it names a plugin that `plugins` does not.
     """
     workdir = for_checkpoints(workdir, "--workdir")
     config = read_config(workdir)
+    check_named(config, plugins, workdir)
+    load_plugins(plugins)
     mesh = mesh or MeshConfig(data=math.gcd(len(jax.devices()), config.data.row_multiple))
     config = dataclasses.replace(config, mesh=mesh)
     kind, tokenizer = task_class(config.task), None
@@ -101,11 +112,15 @@ def load_run(workdir: str | Path, average: int = 1, best: bool = False, mesh: Me
 
 
 def load_ensemble(
-    workdirs: Sequence[str | Path], average: int = 1, best: bool = False, mesh: MeshConfig | None = None
+    workdirs: Sequence[str | Path],
+    average: int = 1,
+    best: bool = False,
+    mesh: MeshConfig | None = None,
+    plugins: Sequence[str] = (),
 ) -> Run:
     """The first run, which decodes as an ensemble with the others, on one mesh. UserError: their tasks or tokenizers
     differ."""
-    first, *others = (load_run(workdir, average, best, mesh) for workdir in workdirs)
+    first, *others = (load_run(workdir, average, best, mesh, plugins) for workdir in workdirs)
     for other in others:
         if other.config.task != first.config.task:
             raise UserError(

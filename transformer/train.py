@@ -24,6 +24,7 @@ from transformer import command_line
 from transformer.config import Config, DataConfig, flatten
 from transformer.errors import UserError
 from transformer.paths import for_checkpoints
+from transformer.plugins import check_named, load_plugins
 
 if TYPE_CHECKING:
     from transformer.data.batches.base import Batches
@@ -82,11 +83,12 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     from transformer.tasks import task_class
     from transformer.training import sharding
 
+    load_plugins(config.plugins)
     kind = task_class(config.task)
     layout = sharding.make_layout(config)
     old = resuming.check(workdir, config, change)
     if old is None and config.init_from:
-        runs.read_config(Path(config.init_from))  # there is such a run
+        check_named(runs.read_config(Path(config.init_from)), config.plugins, config.init_from, train=True)
     source = load_source(config.data)
     resuming.check_data(workdir, config, source.fingerprint)
     tokenizer = None

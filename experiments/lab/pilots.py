@@ -65,7 +65,7 @@ class Pilot:
         from transformer import load_run
         from transformer.evaluation.splits import loss_metrics
 
-        run, times = load_run(self.folder), []
+        run, times = load_run(self.folder, plugins=self.short.config.plugins), []
         for _ in range(2):  # the first compiles
             began = time.monotonic()
             try:

@@ -7,6 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from experiments.lab.measures import describe, main_metrics
 from transformer.config import Config, check_key, differences, load_file, override
 from transformer.errors import UserError
 from transformer.paths import expanded, local
+from transformer.plugins import load_plugins
 
 FOLDER = Path(__file__).parent.parent  # of the questions
 
@@ -27,13 +29,16 @@ def available() -> list[str]:
 
 
 def load(name: str) -> ModuleType:
-    """The experiment of a name, or of a path that ends in .py. UserError: there is none."""
+    """The experiment of a name, or of a path that ends in .py, whose folder may hold its PLUGINS, which are imported.
+    UserError: there is none."""
     if name.endswith(".py"):
         path = local(name, "the experiment")
         spec = importlib.util.spec_from_file_location(path.stem, path)
         if not path.is_file() or spec is None or spec.loader is None:
             raise UserError(f"there is no experiment file {name!r}: choose one of {', '.join(available())}")
         module = importlib.util.module_from_spec(spec)
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
         try:
             spec.loader.exec_module(module)
         except Exception as error:  # a file of Python can raise anything
@@ -54,7 +59,15 @@ def load(name: str) -> ModuleType:
         raise UserError(f"experiment {name!r} has MATTERS = {module.MATTERS!r}: name the smallest effect that matters")
     if not (module.__doc__ or "").strip():
         raise UserError(f"experiment {name!r} has no docstring: it states the question and the hypothesis")
+    load_plugins(getattr(module, "PLUGINS", ()))
     return module
+
+
+def with_plugins(module: ModuleType, base: Config) -> Config:
+    """The base with the question's PLUGINS, all imported. UserError: one cannot be."""
+    base = override(base, {"plugins": [*dict.fromkeys((*base.plugins, *getattr(module, "PLUGINS", ())))]})
+    load_plugins(base.plugins)
+    return base
 
 
 # What a base has no use for: variants that differ in nothing else would be the same model.
@@ -93,6 +106,7 @@ def build(module: ModuleType, base: Config) -> dict[str, Config]:
     Raises:
         UserError: an unknown key, an impossible value, a key that this base has no use for, a name that is no folder's.
     """
+    base = with_plugins(module, base)
     variants = module.variants(base)
     for name in variants:
         if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -136,7 +150,7 @@ def asked(module: ModuleType, arguments: argparse.Namespace) -> Question:
     settings |= dict(parse_setting(text) for text in arguments.set)
     if arguments.steps is not None:
         settings["steps"] = arguments.steps
-    base = override(base, settings)
+    base = override(with_plugins(module, base), settings)
     primary, matters = arguments.primary or module.PRIMARY, arguments.matters or module.MATTERS
     if (arguments.primary is None) != (arguments.matters is None):
         raise UserError(

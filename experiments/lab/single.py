@@ -16,6 +16,7 @@ from experiments.lab.shared import code, identity, key, take
 from experiments.lab.workers import one_line, write_json
 from transformer.config import Config, from_stored, override, to_dict
 from transformer.errors import UserError
+from transformer.plugins import load_plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Run:
         else:
             from transformer import load_run
 
-            trained = load_run(self.folder)
+            trained = load_run(self.folder, plugins=self.config.plugins)
         lines = read_lines(self.folder / "metrics.jsonl")
         curves = {
             name: [[line["step"], line[name]] for line in lines if line.get(name) is not None]
@@ -172,4 +173,5 @@ class Cost:
     name: str = "the cost measurement"
 
     def run(self) -> dict[str, Any]:
+        load_plugins(self.base.plugins)
         return {"rows": load(self.experiment).cost(self.base), **provenance()}

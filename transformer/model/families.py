@@ -4,7 +4,7 @@ layer (`output_layer(params)`), for a loss that never materializes all logits. F
 caches, and `step(tokens, where, caches)` the new tokens' logits and updated caches."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -21,7 +21,8 @@ from transformer.model.layers import ACTIVATIONS, Linear, key_heads, value_width
 from transformer.model.noise import Noise
 from transformer.model.parameters import Names, paths
 from transformer.model.positions import POSITIONS
-from transformer.model.recurrent import RecurrentEncoderDecoder, RecurrentLanguageModel
+from transformer.model.recurrent import CELLS, RecurrentEncoderDecoder, RecurrentLanguageModel
+from transformer.model.remat import REMAT
 from transformer.model.stacks import Encoded, Stack, stacked, stacked_axes, windows
 from transformer.model.tokens import Tokens
 
@@ -208,12 +209,14 @@ def build(config: ModelConfig) -> nn.Module:
     """The module of a configuration. UserError: an unknown name, an impossible value, or a missing `vocab_size` or
     `num_classes`."""
     check_model(config)
-    rows = {
+    rows: dict[str, Collection[str]] = {
         "family": FAMILIES,
         "inputs": EMBEDDERS,
         "positions": POSITIONS,
         "activation": ACTIVATIONS,
         "pooling": POOLINGS,
+        "cell": CELLS,
+        "remat": ("none", *REMAT),
     }
     for key, known in rows.items():
         if getattr(config, key) not in known:

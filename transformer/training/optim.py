@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from transformer.config import Config, OptimizerConfig
+from transformer.errors import UserError
 from transformer.training.sharding import parameter_of, path_of
 
 Schedule = Callable[[Any], Any]
@@ -41,8 +42,10 @@ SCHEDULES: dict[str, Callable[[float, int, int, float], Schedule]] = {"inverse_s
 
 
 def schedule(config: Config) -> Schedule:
-    """The learning rate as a function of the number of completed steps (0, 1, ...)."""
+    """The learning rate as a function of the number of completed steps (0, 1, ...). UserError: no such schedule."""
     optimizer = config.optimizer
+    if optimizer.schedule not in SCHEDULES:
+        raise UserError(f"there is no optimizer.schedule {optimizer.schedule!r}: choose one of {', '.join(SCHEDULES)}")
     make = SCHEDULES[optimizer.schedule]
     return make(optimizer.learning_rate, optimizer.warmup_steps, config.steps, optimizer.final_rate)
 

@@ -12,7 +12,7 @@ from transformer.config import DataConfig
 from transformer.data.caching import Key, cache_root, cached, load_array
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
-from transformer.data.tokenizers.training import CODE
+from transformer.data.tokenizers.training import code
 from transformer.errors import UserError
 
 
@@ -44,7 +44,7 @@ def tokenize(
     names = [source.field(field) for field in fields]
     examples = source.split(split)  # before the cache is read, since it may raise UserError
     inputs = [source.fingerprint, split, names, tokenizer.fingerprint]
-    key = Key(cache_root(data) / "tokens", inputs, (*CODE, sys.modules[__name__]), ("tokenizers",))
+    key = Key(cache_root(data) / "tokens", inputs, (*code(), sys.modules[__name__]), ("tokenizers",))
 
     def make(folder: Path) -> None:
         parts: dict[str, list[Tokens]] = {name: [] for name in names}

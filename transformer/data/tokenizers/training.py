@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from transformer.config import DataConfig
 from transformer.data import tokenizers
@@ -16,10 +17,13 @@ from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# The code that determines the tokens of a text: every file of a kind of tokenizer.
-CODE = (tokenizers, *(sys.modules[name] for name in sorted({kind.__module__ for kind in TOKENIZERS.values()})))
 # For larger corpora, an evenly spaced sample is as good.
 MAX_TRAINING_EXAMPLES = 1_000_000
+
+
+def code() -> tuple[ModuleType, ...]:
+    """The code that determines the tokens of a text: every file of a kind of tokenizer, those of plugins included."""
+    return (tokenizers, *(sys.modules[name] for name in sorted({kind.__module__ for kind in TOKENIZERS.values()})))
 
 
 def load_or_train(
@@ -39,7 +43,7 @@ def load_or_train(
         fields = source.chosen_fields(data)
     names = tuple(dict.fromkeys(source.field(name) for name in fields))
     inputs = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra)]
-    key = Key(cache_root(data) / "tokenizers", inputs, (*CODE, sys.modules[__name__]), ("tokenizers", "regex"))
+    key = Key(cache_root(data) / "tokenizers", inputs, (*code(), sys.modules[__name__]), ("tokenizers", "regex"))
 
     def make(folder: Path) -> None:
         start = time.perf_counter()
