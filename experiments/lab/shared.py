@@ -68,7 +68,7 @@ def _digest(files: Iterable[Path], *more: str) -> str:
 
 def key(run: "Run") -> str:
     """By what a run is known. Trials of a tuning are measured otherwise than whole runs."""
-    own = _own(run.experiment, tuple(getattr(run.config, "plugins", ())))
+    own = _own(run.experiment, run.config.plugins)
     parts = (identity(run.config), code(), own, str(run.trial))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
