@@ -60,8 +60,9 @@ def test_experiments_expand_the_home_folder(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(experiments_run, "train", lambda *_: None)
     (tmp_path / "base.py").write_text(Path("configs/quantities.py").absolute().read_text())
     monkeypatch.chdir(tmp_path)
+    arguments = ["--workdir=~/sweep", "--base=~/base.py", "--tune=none", "--set", "data.cache=~/cache"]
     with pytest.raises(SystemExit):  # nothing was trained
-        experiments_run.main(["tying", "--workdir=~/sweep", "--base=~/base.py", "--set", "data.cache=~/cache"])
+        experiments_run.main(["tying", *arguments])
     assert (tmp_path / "sweep" / "sweep.json").is_file()
     assert f'"cache": "{tmp_path}/cache"' in (tmp_path / "sweep" / "sweep.json").read_text()
     assert not (tmp_path / "~").exists()

@@ -50,10 +50,10 @@ def code() -> str:
 
 
 @functools.cache
-def _own(experiment: str, plugins: tuple[str, ...]) -> str:
+def _own(experiment: str, plugins: tuple[str, ...], trial: bool) -> str:
     """A digest of what a question adds to the code: its own training or measurement, and its plugins."""
     module = load(experiment)
-    own = any(hasattr(module, name) for name in ("train", "restore", "measure", "measure_case"))
+    own = any(hasattr(module, name) for name in ("train", "restore", "measure_case", *(() if trial else ("measure",))))
     specs = [importlib.util.find_spec(name) for name in plugins]
     files = [spec.origin for spec in specs if spec and spec.origin] + [module.__file__] * own
     return _digest([Path(file) for file in files if file])
@@ -68,7 +68,7 @@ def _digest(files: Iterable[Path], *more: str) -> str:
 
 def key(run: "Run") -> str:
     """By what a run is known. Trials of a tuning are measured otherwise than whole runs."""
-    own = _own(run.experiment, run.config.plugins)
+    own = _own(run.experiment, run.config.plugins, run.trial)
     parts = (identity(run.config), code(), own, str(run.trial))
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -138,9 +138,10 @@ class Run:
         }
 
     def _measured(self, module: Any, trained: Any, curve: list[list[float]]) -> dict[str, Any]:
-        """What is measured, with the loss on the validation split as "validation": None where there is none."""
+        """What is measured, with the loss on the validation split as "validation": None where there is none. Of a trial
+        that is all, so it goes without the question's `measure`, unless `restore` is the question's own too."""
         measured: dict[str, Any] = {"metrics": {}, "notes": []}
-        if hasattr(module, "measure"):
+        if hasattr(module, "measure") and (hasattr(module, "restore") or not self.trial):
             measured = module.measure(trained)
         elif not self.trial:
             from experiments.lab.measures import measure

@@ -253,6 +253,10 @@ class Tuning:
             means = {values: statistics.fmean(losses) for values, losses in sorted(own.items())}
             flat = flatten(self.configs[variant])
             best = best_of(means, tuple(flat[key] for key in self.keys))
+            if means[best] == math.inf:
+                raise UserError(
+                    f"all trials of {variant!r} diverged: give {self.key} a lower range, or use --tune none"
+                )
             rows[variant] = [
                 {
                     "value": self._told(values),

@@ -280,7 +280,7 @@ def test_a_question_names_its_own_base_and_no_other(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run, "train", lambda *_: None)
     for name, more in {"own": (), "set": ("--set", "steps=9"), "other": (f"--base={question.BASE}",)}.items():
         with pytest.raises(SystemExit):  # nothing was trained
-            run.main(["tying", f"--workdir={tmp_path / name}", *more])
+            run.main(["tying", f"--workdir={tmp_path / name}", "--tune=none", *more])
     found = {name: json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("own", "set", "other")}
     assert [found[name]["config"]["steps"] for name in found] == [7, 9, 1000]
     assert [found[name]["config"]["model"]["d_ff"] for name in found] == [48, 48, 256]
