@@ -147,11 +147,9 @@ def _block(block: Block, figures: Path) -> str:
                 f'<button type="button" aria-pressed="{str(not i).lower()}">{_html(name)}</button>'
                 for i, name in enumerate(options)
             ]
-            parts = [
-                f"<div{' hidden' if i else ''}>{_blocks(inner, figures)}</div>"
-                for i, inner in enumerate(options.values())
-            ]
-            return f'<div class="choice">{_html(label)}{"".join(buttons)}{"".join(parts)}</div>'
+            inside = [_blocks(inner, figures) for inner in options.values()]
+            parts = [f"<div{' hidden' if i else ''}>{inner}</div>" for i, inner in enumerate(inside)]
+            return f'<div class="choice"><span>{_html(label)}</span>{"".join(buttons)}{"".join(parts)}</div>'
 
 
 def _table(table: Table) -> str:

@@ -269,10 +269,10 @@ def _runs(sweep: Sweep) -> Details:
             f"`runs/{variant}/seed{seed}`", ", ".join(f"`{key}={_shown(x)}`" for key, x in changes.items()) or "–",
             str(seed), "finished" if run else f"failed: {error}" if error else "missing",
             "–" if value is None else words.number(value, metric), f"{run['train_seconds']:.0f}" if run else "–",
-            *([(run or {}).get("shared_from") or "–"] if shared else []),
             Spark([losses[i] for i in places]) if losses else "–",
+            *([(run or {}).get("shared_from") or "–"] if shared else []),
         ])  # fmt: skip
-    header = ["folder", "differs by", "seed", "status", metric.label, "seconds", *["shared from"] * shared, "loss"]
+    header = ["folder", "differs by", "seed", "status", metric.label, "seconds", "loss", *["shared from"] * shared]
     caption = "Each folder has the run's configuration, log and curve."
     return Details("Every run", [Table(header, rows, caption, text=True)])
 
