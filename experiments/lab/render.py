@@ -93,7 +93,8 @@ def _markdown(block: Block) -> list[str]:
         case Bullets(items):
             return ["\n".join(f"- {_escape(item)}" for item in items)]
         case Table(header, rows, caption):
-            cells = [[_escape(_bars(cell)).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+            texts = [[_escape(_bars(cell)) for cell in row] for row in (header, *rows)]
+            cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in texts]
             lines = ["| " + " | ".join(row) + " |" for row in cells]
             lines.insert(1, "|" + "|".join([" --- ", *[" --- " if block.text else " ---: "] * (len(header) - 1)]) + "|")
             return [*([_escape(caption)] if caption else []), "\n".join(lines)]

@@ -159,7 +159,7 @@ def _tuning(sweep: Sweep, folder: Path) -> list[Block]:
 
     def shown(value: Any) -> str:
         pairs = value.items() if isinstance(value, dict) else [("", value)]
-        return ", ".join(f"{key}={x:.3g}" if key else f"{x:.3g}" for key, x in pairs)
+        return ", ".join(f"`{key}={x:g}`" if key else f"{x:g}" for key, x in pairs)
 
     if not any(isinstance(value, dict) for value in tuning["chosen"].values()):
         blocks = figures.rates(sweep, folder)

@@ -212,6 +212,15 @@ def test_every_part_is_in_the_markdown(written: Path) -> None:
     assert "; less is better" in others
 
 
+def test_several_values_are_tuned_together(tmp_path: Path) -> None:
+    """They have no curve and no width."""
+    value = {"optimizer.learning_rate": 0.003, "data.batch_tokens": 4096}
+    tried = {"base": [{"value": value, "losses": [1.0, 1.1], "mean": 1.05, "diverged": 0}]}
+    tuning = {"key": "recipe", "seeds": [90, 91], "tried": tried, "chosen": {"base": value}, "width": {}}
+    (table,) = report._tuning(_write(tmp_path, {"base": 0.0}, plan={"tuning": tuning}), tmp_path)
+    assert table.rows == [["base", "`optimizer.learning_rate=0.003`, `data.batch_tokens=4096`", "–", "1.05", "1", "0"]]
+
+
 def test_no_wall_of_text(written: Path) -> None:
     for text in (written / "report.md").read_text().split("\n\n"):
         if not text.startswith(("#", "|", "!")):
@@ -317,7 +326,7 @@ def test_headers_sort(tmp_path: Path) -> None:
 
 
 def test_text_is_escaped() -> None:
-    table = Table(["h|1", "2"], [["<i>", "v"], ["bad", Spark([1.0, 3.0, 2.0])]], marks={"v": "#123456"})
+    table = Table(["h|1", "2"], [["<i>", "v"], ["x\ny", "z"], ["bad", Spark([1.0, 3.0, 2.0])]], marks={"v": "#123456"})
     choice = Choice("<by>", {"<u>": [Paragraph("x < y & `k<e>y` *z*")], "other": [Paragraph("second")]})
     blocks = [Heading("a"), choice, Bullets(["<b>"]), Details("<s>", [table])]
     shown = page("t<", blocks, Path())
@@ -328,6 +337,7 @@ def test_text_is_escaped() -> None:
     plain = markdown("t", blocks)
     assert r"x \< y & `k<e>y` \*z\*" in plain
     assert r"h\|1" in plain
+    assert "| x y | z |" in plain
     assert "| bad | ▁█▅ |" in plain
 
 
