@@ -14,7 +14,7 @@ from experiments.lab.verdicts import judge
 from experiments.lab.words import capital, failed, of
 from transformer.analysis import comparisons, plots
 
-BEGUN = 0.01  # of the training: learning curves are drawn from there on, where they tell variants apart
+BEGUN = 0.05  # of the training: learning curves are drawn from there on, where they tell variants apart
 
 
 def forest(sweep: Sweep, folder: Path) -> list[Block]:

@@ -93,7 +93,8 @@ def _markdown(block: Block) -> list[str]:
         case Bullets(items):
             return ["\n".join(f"- {_escape(item)}" for item in items)]
         case Table(header, rows, caption):
-            cells = [[_escape(_bars(cell)).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+            texts = [[_escape(_bars(cell)) for cell in row] for row in (header, *rows)]
+            cells = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in texts]
             lines = ["| " + " | ".join(row) + " |" for row in cells]
             lines.insert(1, "|" + "|".join([" --- ", *[" --- " if block.text else " ---: "] * (len(header) - 1)]) + "|")
             return [*([_escape(caption)] if caption else []), "\n".join(lines)]
@@ -147,11 +148,9 @@ def _block(block: Block, figures: Path) -> str:
                 f'<button type="button" aria-pressed="{str(not i).lower()}">{_html(name)}</button>'
                 for i, name in enumerate(options)
             ]
-            parts = [
-                f"<div{' hidden' if i else ''}>{_blocks(inner, figures)}</div>"
-                for i, inner in enumerate(options.values())
-            ]
-            return f'<div class="choice">{_html(label)}{"".join(buttons)}{"".join(parts)}</div>'
+            inside = [_blocks(inner, figures) for inner in options.values()]
+            parts = [f"<div{' hidden' if i else ''}>{inner}</div>" for i, inner in enumerate(inside)]
+            return f'<div class="choice"><span>{_html(label)}</span>{"".join(buttons)}{"".join(parts)}</div>'
 
 
 def _table(table: Table) -> str:

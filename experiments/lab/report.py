@@ -161,7 +161,7 @@ def _tuning(sweep: Sweep, folder: Path) -> list[Block]:
 
     def shown(value: Any) -> str:
         pairs = value.items() if isinstance(value, dict) else [("", value)]
-        return ", ".join(f"{key}={x:.3g}" if key else f"{x:.3g}" for key, x in pairs)
+        return ", ".join(f"`{key}={x:g}`" if key else f"{x:g}" for key, x in pairs)
 
     if not any(isinstance(value, dict) for value in tuning["chosen"].values()):
         blocks = figures.rates(sweep, folder)
@@ -271,10 +271,10 @@ def _runs(sweep: Sweep) -> Details:
             f"`runs/{variant}/seed{seed}`", ", ".join(f"`{key}={_shown(x)}`" for key, x in changes.items()) or "–",
             str(seed), "finished" if run else f"failed: {error}" if error else "missing",
             "–" if value is None else words.number(value, metric), f"{run['train_seconds']:.0f}" if run else "–",
-            *([(run or {}).get("shared_from") or "–"] if shared else []),
             Spark([losses[i] for i in places]) if losses else "–",
+            *([(run or {}).get("shared_from") or "–"] if shared else []),
         ])  # fmt: skip
-    header = ["folder", "differs by", "seed", "status", metric.label, "seconds", *["shared from"] * shared, "loss"]
+    header = ["folder", "differs by", "seed", "status", metric.label, "seconds", "loss", *["shared from"] * shared]
     caption = "Each folder has the run's configuration, log and curve."
     return Details("Every run", [Table(header, rows, caption, text=True)])
 

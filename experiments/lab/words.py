@@ -83,9 +83,8 @@ def headline(sweep: Sweep) -> str:
             unit, reached = f" {metric.unit}" if metric.unit else "", mean_interval(values, metric.noise)
             spread = interval(reached.low, reached.high, metric)
             subject += f" ({number(reached.mean, metric)}{unit}{spread})"
-        clauses += [
-            text for kind in ("better", "worse", "equivalent", "undecided") if (text := _clause(sweep, kind, found))
-        ]
+        kinds = ("better", "worse", "equivalent", "undecided")
+        clauses += [text for kind in kinds if (text := _clause(sweep, kind, found))]
         clauses += [f"{listed(lost)} {'has' if len(lost) == 1 else 'have'} no value"] if lost else []
     clauses += [f"{text} diverged or failed" for v in sweep.variants if (text := failed(sweep, v, f" runs of {v}"))]
     if skipping := {v: n for v in sweep.variants if (n := sum(run.get("skipped") or 0 for run in sweep.of(v)))}:
@@ -128,10 +127,8 @@ def looked(sweep: Sweep) -> str:
     if not sweep.looks or not sweep.ended:
         return ""
     last = sweep.looks[-1]
-    return (
-        f"Look {len(sweep.looks)} at this sweep, with {count(len(last.seeds), 'seed')}: it spent {last.alpha:.3g} of "
-        f"the {ALPHA:g} that all looks share."
-    )
+    said = f"Look {len(sweep.looks)} at this sweep, with {count(len(last.seeds), 'seed')}: it spent {last.alpha:.3g}"
+    return f"{said} of the {ALPHA:g} that all looks share."
 
 
 def fallback(sweep: Sweep, found: dict[str, Judged]) -> str:

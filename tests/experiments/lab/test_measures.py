@@ -73,6 +73,11 @@ def test_a_translation_is_measured_as_the_library_does(tmp_path: Path, positions
     assert found["metrics"]["test/token_accuracy"] == pytest.approx(own["token_accuracy"], rel=1e-5)
     assert found["metrics"]["test/perplexity"] == pytest.approx(math.exp(own["loss"]), rel=1e-4)
     assert 0 <= found["metrics"]["test/exact_match"] <= 1
+    fits = [e for e in trained.source.split("test")[:5] if max(len(trained.tokenizer.encode(e[f])) for f in e) < 16]
+    assert [(sample["source"], sample["reference"]) for sample in found["samples"]] == [
+        (e["en"], e["de"]) for e in fits
+    ]
+    assert all(isinstance(sample["output"], str) for sample in found["samples"])
 
     table = found["by_length"]
     lengths = {

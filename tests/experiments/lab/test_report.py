@@ -1,7 +1,9 @@
 """The words of a report follow from its numbers, and it claims what the verdicts allow; the page needs only itself."""
 
+import contextlib
 import json
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -176,6 +178,7 @@ def test_a_front_is_drawn_only_where_it_is_shown(tmp_path: Path, better: float, 
     assert figures.front(sweep, costs) == best
     assert figures.front(sweep, costs | {"cheap": [2.1, 2.2]}) == [v for v in best if v != "cheap"][:2] * (better > 0)
     assert figures.front(sweep, {"base": [2.0, 3.1], "good": [3.0, 3.5]}) == [], "they may cost the same"
+    assert figures.front(sweep, costs | {"good": [0.5, 0.6]}) == [], "nothing is shown to be better than the cheapest"
     (tmp_path / "runs" / "good" / "seed1" / "result.json").unlink()
     assert figures.front(read(tmp_path), costs) == [], "nothing is shown before the end"
 
@@ -193,17 +196,29 @@ def test_every_part_is_in_the_markdown(written: Path) -> None:
     for part in (
         "| base (reference) | 90.", "| good | ", " | undecided | 3 | 1 of 4 |", "Look 1 at this sweep, with 4 seeds",
         "A failed run counts as the worst", "| base | 0.003 | 0.001 to 0.003 | 1.05 | 3 | 1 |", "figures/tuning.png",
-        "figures/differences.png", "figures/learning.png", "figures/learning-validation.png", "| base, same, poor | uno |",
-        "figures/front-train_seconds.png", "| good | ✓ one |", "| eins \\<0> |", "1 more example", "## Other metrics",
+        "figures/differences.png", "figures/learning.png", "figures/learning-validation.png",
+        "| base, same, poor | uno |", "figures/front-train_seconds.png", "| good | ✓ one |",
+        "| eins \\<0> |", "1 more example", "## Other metrics",
         "Loss on test; less is better", f"failed: {LOST}", "█▇▇▆▅▅▄▃▂▂▁", "Hypothesis: yes.", "| begun | 2026-01-01",
         "| poor | `5` |",
     ):  # fmt: skip
         assert part in text, part
     assert "<script" not in text
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
     others = text.split("## Other metrics")[1].split("## Every run")[0]
     assert "verdict |" not in others
     assert not re.search("better \\||worse \\||undecided", others)
     assert "; less is better" in others
+
+
+def test_several_values_are_tuned_together(tmp_path: Path) -> None:
+    """They have no curve and no width."""
+    value = {"optimizer.learning_rate": 0.003, "data.batch_tokens": 4096}
+    tried = {"base": [{"value": value, "losses": [1.0, 1.1], "mean": 1.05, "diverged": 0}]}
+    tuning = {"key": "recipe", "seeds": [90, 91], "tried": tried, "chosen": {"base": value}, "width": {}}
+    (table,) = report._tuning(_write(tmp_path, {"base": 0.0}, plan={"tuning": tuning}), tmp_path)
+    assert table.rows == [["base", "`optimizer.learning_rate=0.003`, `data.batch_tokens=4096`", "–", "1.05", "1", "0"]]
 
 
 def test_no_wall_of_text(written: Path) -> None:
@@ -270,32 +285,48 @@ def test_the_page_needs_nothing_but_itself(written: Path) -> None:
         assert part not in text, part
 
 
-def test_the_page_works_in_a_browser(written: Path) -> None:
-    """Headers sort, numbers as numbers and empty cells last; buttons show other curves; a phone shows no more width."""
+@contextlib.contextmanager
+def _opened(path: Path, width: int = 1200) -> Iterator[chromium.Page]:
     if not chromium.found():
         pytest.skip("no Chromium is installed")
-    opened = chromium.Page((written / "report.html").as_uri(), width=400)
+    opened = chromium.Page(path.as_uri(), width)
     try:
-        column = "[...document.querySelectorAll('table tbody')[0].rows].map(row => row.cells[0].innerText)"
-        assert opened.evaluate(column) == ["base (reference)", "same", "good", "poor"]
-        opened.evaluate("document.querySelectorAll('th button')[1].focus()")
-        opened.click("th:nth-child(3) button")
-        assert opened.evaluate(column) == ["good", "poor", "same", "base (reference)"]
-        opened.click("th:nth-child(3) button")
-        assert opened.evaluate(column) == ["same", "poor", "good", "base (reference)"]
-        assert opened.evaluate("document.querySelectorAll('th')[2].getAttribute('aria-sort')") == "descending"
-        hidden = "[...document.querySelectorAll('.choice > div')].map(part => part.hidden)"
-        assert opened.evaluate(hidden) == [False, True]
-        opened.click(".choice > button:nth-of-type(2)")
-        assert opened.evaluate(hidden) == [True, False]
-        assert opened.evaluate("document.documentElement.scrollWidth") == 400
+        yield opened
         assert opened.errors == []
     finally:
         opened.close()
 
 
+def test_the_page_works_in_a_browser(written: Path) -> None:
+    """Buttons show other curves; a phone's page is no wider than the phone."""
+    with _opened(written / "report.html", width=400) as opened:
+        hidden = "[...document.querySelectorAll('.choice > div')].map(part => part.hidden)"
+        assert opened.evaluate(hidden) == [False, True]
+        opened.click(".choice > button:nth-of-type(2)")
+        assert opened.evaluate(hidden) == [True, False]
+        assert opened.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def test_headers_sort(tmp_path: Path) -> None:
+    """Numbers as numbers, and empty cells last whichever way; a header can be pressed by key."""
+    cells = ["10 [2, 30]", "9", "−1.5", "< 0.001", "–", "1,200"]
+    table = Table(["name", "value", "text"], [[str(place), cell, f"b{cell}"] for place, cell in enumerate(cells)])
+    (tmp_path / "page.html").write_text(page("t", [table], tmp_path))
+    with _opened(tmp_path / "page.html") as opened:
+        order = "[...document.querySelectorAll('tbody tr')].map(row => row.cells[0].innerText).join('')"
+        assert opened.evaluate(order) == "012345"
+        opened.click("th:nth-child(2) button")
+        assert opened.evaluate(order) == "231054"
+        assert opened.evaluate("document.activeElement.tagName") == "BUTTON"
+        opened.click("th:nth-child(2) button")
+        assert opened.evaluate(order) == "501324"
+        assert opened.evaluate("document.querySelectorAll('th')[1].getAttribute('aria-sort')") == "descending"
+        opened.click("th:nth-child(3) button")
+        assert opened.evaluate("[...document.querySelectorAll('[aria-sort]')].length") == 1
+
+
 def test_text_is_escaped() -> None:
-    table = Table(["h|1", "2"], [["<i>", "v"], ["bad", Spark([1.0, 3.0, 2.0])]], marks={"v": "#123456"})
+    table = Table(["h|1", "2"], [["<i>", "v"], ["x\ny", "z"], ["bad", Spark([1.0, 3.0, 2.0])]], marks={"v": "#123456"})
     choice = Choice("<by>", {"<u>": [Paragraph("x < y & `k<e>y` *z*")], "other": [Paragraph("second")]})
     blocks = [Heading("a"), choice, Bullets(["<b>"]), Details("<s>", [table])]
     shown = page("t<", blocks, Path())
@@ -306,6 +337,7 @@ def test_text_is_escaped() -> None:
     plain = markdown("t", blocks)
     assert r"x \< y & `k<e>y` \*z\*" in plain
     assert r"h\|1" in plain
+    assert "| x y | z |" in plain
     assert "| bad | ▁█▅ |" in plain
 
 
@@ -348,6 +380,16 @@ def test_a_forest_shows_verdicts_failures_and_what_does_not_matter() -> None:
     assert [float(line.get_xdata()[0]) for line in crosses] == [left]
     assert [line.get_marker() for line in axes.lines].count(">") == 1
     assert len({mpl.colors.to_rgb(color) for color in comparisons.VERDICTS.values()}) == 5
+
+
+def test_a_forest_tells_the_seeds_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep, drawn, forest = _write(tmp_path, lost=(("good", 2),)), [], comparisons.forest
+    monkeypatch.setattr(comparisons, "forest", lambda rows, *more: drawn.extend(rows) or forest(rows, *more))
+    figures.forest(sweep, tmp_path / "figures")
+    assert [(row.name, len(row.dots), len(row.crosses), row.verdict, row.note) for row in drawn] == [
+        ("same", 4, 0, "equivalent", ""), ("good", 3, 1, "undecided", "1 of 4 failed"), ("poor", 4, 0, "worse", ""),
+    ]  # fmt: skip
+    assert drawn[1].crosses[0] < -85
 
 
 def test_curves_and_rates_hold_what_they_were_given() -> None:
