@@ -23,7 +23,9 @@ def load_plugins(names: Sequence[str]) -> None:
         raise UserError(f"plugins={names!r} is a text, not a tuple of names: write ({names!r},)")
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
-            raise UserError(f"plugin {name!r} is no name of a module: write my_module for my_module.py")
+            raise UserError(
+                f"plugin {name!r} is no name of a module: write my_module for my_module.py, and ('a', 'b') for two"
+            )
         try:
             importlib.import_module(name)
         except UserError:
