@@ -65,7 +65,7 @@ class Run:
     def run(self) -> dict[str, Any]:
         """Trains, restores and measures, or takes the result of a run that is the same (`shared`). An experiment may
         bring its own `train`, `restore` and `measure`. A run that diverges leaves failure.json: {"kind": "diverged",
-        "reason", "step": the last one in metrics.jsonl, "config"}."""
+        "reason", "step", "config"}."""
         from transformer.training.meter import Diverged
 
         (self.folder / "failure.json").unlink(missing_ok=True)
@@ -74,10 +74,10 @@ class Run:
         try:
             return self._run()
         except (UserError, Diverged) as error:
-            if isinstance(error, Diverged) or isinstance(error.__cause__, Diverged):
-                step = max([0, *(line["step"] for line in read_lines(self.folder / "metrics.jsonl"))])
-                failure = {"kind": "diverged", "reason": one_line(error), "step": step, "config": to_dict(self.config)}
-                write_json(self.folder / "failure.json", failure)
+            diverged = error if isinstance(error, Diverged) else error.__cause__
+            if isinstance(diverged, Diverged):
+                failure = {"kind": "diverged", "reason": one_line(error), "step": diverged.step}
+                write_json(self.folder / "failure.json", failure | {"config": to_dict(self.config)})
             raise
 
     def _run(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ class Run:
         for name, value in {**measured["metrics"], "the validation loss": measured["validation"]}.items():
             if value is not None and not math.isfinite(value):
                 why = f"{name} is {value}: the run diverged, so lower optimizer.learning_rate"
-                raise UserError(why) from Diverged(why)
+                raise UserError(why) from Diverged(why, self.config.steps)
 
         import jax
 

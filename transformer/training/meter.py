@@ -14,7 +14,12 @@ from transformer.training.profiling import Cost, memory_in_use
 
 
 class Diverged(Exception):
-    """Too many updates in a row were skipped: the loss or its gradient was not finite, or the gradient a spike."""
+    """Too many updates in a row were skipped: the loss or its gradient was not finite, or the gradient a spike. `step`
+    is the last of them, or 0 where it is not known."""
+
+    def __init__(self, message: str, step: int = 0):
+        super().__init__(message)
+        self.step = step
 
 
 def advice(optimizer: OptimizerConfig, steps: Sequence[int]) -> str:
@@ -82,7 +87,8 @@ class Meter:
             raise Diverged(
                 f"the loss or its gradient was no finite number{large} for {self.skipped_in_a_row} steps in a row, "
                 f"from step {step - self.skipped_in_a_row + 1} to step {step}{_examples(batch)} "
-                f"({self._dump(step, batch)})"
+                f"({self._dump(step, batch)})",
+                step,
             )
 
     def _dump(self, step: int, batch: Any) -> str:
