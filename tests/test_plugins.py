@@ -231,6 +231,8 @@ Hypothesis: not in four steps.
 PLUGINS = ("ramp",)
 BASE = {base!r}
 REFERENCE = "flat"
+PRIMARY = "test/loss"
+MATTERS = 0.01
 SETTINGS = {{"model.positions": "ramp", "model.extra.length": 100}}
 
 

@@ -80,8 +80,9 @@ def effects(sweep: Sweep, metric: str) -> tuple[dict[str, Judged], str]:
                 if v != home:
                     interaction[v] = {v: 1.0, pairs[v]: -1.0, home: -1.0, sweep.reference: 1.0}
     crossed = _compared(sweep, metric, interaction)
-    seen = [v for v, judged in crossed.items() if judged.difference.p is None or judged.difference.p < ALPHA]
-    if seen or not crossed:
+    if not crossed or any(judged.difference.p is None for judged in crossed.values()):
+        return {}, ""
+    if any(judged.difference.p < ALPHA for judged in crossed.values() if judged.difference.p is not None):
         return _compared(sweep, metric, simple), "The parts interact, so each effect is given within each other part."
     return _compared(
         sweep, metric, main

@@ -80,7 +80,7 @@ def test_a_sweep_of_equal_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """They are measured by tasks of the sweep, once, and stand in sweep.json."""
     monkeypatch.setattr(workers, "run_all", _here)
     monkeypatch.setattr(pilots, "step_bytes", lambda config: {"learned": 50.0}.get(config.model.positions, 100.0))
-    monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
+    monkeypatch.setattr(run.report, "write", lambda folder, findings: ("", 0))
     arguments = [FAKE, f"--workdir={tmp_path}", "--steps=100", "--seeds=1", "--budget=bytes"]
     assert run.main(arguments) == 0
     budget = json.loads((tmp_path / "sweep.json").read_text())["budget"]
@@ -119,7 +119,7 @@ def test_a_sweep_of_equal_seconds(
     assert "| learned-full | 1,064 | 50 |" in text
 
     monkeypatch.setattr(sweep, "step_prices", None)  # a second time nothing is timed
-    monkeypatch.setattr(run.report, "write", lambda folder: ("", 0))
+    monkeypatch.setattr(run.report, "write", lambda folder, findings: ("", 0))
     (tmp_path / "runs/learned-window/seed0/result.json").unlink()
     capsys.readouterr()
     assert run.main(arguments) == 0

@@ -36,7 +36,8 @@ def test_cases_with_seeds_are_a_sweep(
     capsys.readouterr()
     assert command("--seeds=3", "--jobs=1") == 0, "what failed, and nothing else"
     assert kept.stat().st_mtime_ns == before
-    assert "Better than it: three (+2.0" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "eleven and three are better, eleven the most (+3.00 points" in said
     result = json.loads(kept.read_text())
     assert (result["variant"], result["seed"], result["parameters"], result["notes"]) == ("eleven", 2, 6, [])
     assert result["metrics"]["test/accuracy"] == pytest.approx(0.56, abs=1e-3)
@@ -57,7 +58,7 @@ def test_cases_with_seeds_are_a_sweep(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--report-only"], "nothing is measured yet"),
+        (["--report-only"], "has finished, nothing to report"),
         (["--steps=3", "--dry-run"], "no variants of a config: leave out --steps and --dry-run"),
         (["--submit", "partition=gpu"], "is for --executor=slurm"),
     ],

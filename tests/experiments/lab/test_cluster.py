@@ -162,6 +162,8 @@ from pathlib import Path
 import jax, numpy as np
 
 BASE, REFERENCE = "configs/vit.py", "own"
+PRIMARY, MATTERS = "test/accuracy", 0.02
+TUNE = None
 
 
 def variants(base):

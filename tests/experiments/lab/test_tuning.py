@@ -31,6 +31,8 @@ from transformer.training.meter import Diverged
 
 BASE = "configs/quantities.py"
 REFERENCE = "narrow"
+PRIMARY = "test/loss"
+MATTERS = 0.01
 MAIN_METRICS = ["test/loss"]
 BEST = {"narrow": (1e-3, 1.0), "wide": (8e-3, 0.8)}
 
