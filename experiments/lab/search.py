@@ -34,7 +34,7 @@ class Search:
             else:
                 self.space[key] = optuna.distributions.FloatDistribution(low, high, log=True)
         self.study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
-        if all(self.space[key]._contains(value) for key, (value, _) in keys.items()):
+        if all(self.space[key].low <= value <= self.space[key].high for key, (value, _) in keys.items()):
             self.study.enqueue_trial({key: value for key, (value, _) in keys.items()})
 
     def __call__(self, tried: Mapping[tuple[float, ...], float]) -> list[tuple[float, ...]]:
