@@ -67,6 +67,7 @@ def sweep(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> i
         raise UserError(
             f"none of the {len(question.configs) * count} runs in {str(workdir)!r} has finished, nothing to report"
         )
+    until = growth(arguments.until, arguments.most_seeds, count)
     execute = executor(arguments, workdir)
     may = None if arguments.report_only else execute
     old = begun(workdir, Path(arguments.experiment).stem, question)
@@ -97,7 +98,7 @@ def sweep(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> i
         "matters": question.matters,
         "main_metrics": question.metrics,
         "seeds": list(seeds),
-        "until": growth(arguments.until, arguments.most_seeds, count),
+        "until": until,
         "looks": [],
     }
     plan = claim(workdir, plan, configs, old)
