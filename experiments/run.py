@@ -101,7 +101,8 @@ def sweep(arguments: argparse.Namespace, module: ModuleType, workdir: Path) -> i
         "until": until,
         "looks": [],
     }
-    plan = claim(workdir, plan, configs, old)
+    how = "report" if arguments.report_only else "price" if arguments.dry_run else "train"
+    plan = claim(workdir, plan, configs, old, how)
     kind = case_runs.CaseRun if hasattr(module, "cases") else None
     while True:
         runs = planned(arguments.experiment, configs, variants, plan["seeds"], workdir, kind)

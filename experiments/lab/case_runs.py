@@ -7,14 +7,15 @@ difference in it that matters.
 """
 
 import dataclasses
+import json
 import time
 from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 from experiments.lab.provenance import provenance
 from experiments.lab.questions import Question, build, load
-from experiments.lab.shared import code, key, take
-from experiments.lab.single import Run
+from experiments.lab.shared import take
+from experiments.lab.single import Run, check_finite
 from transformer.config import Config, differences, to_dict
 
 
@@ -22,24 +23,31 @@ from transformer.config import Config, differences, to_dict
 class CaseRun(Run):
     """One case with one seed."""
 
+    @property
+    def arguments(self) -> str:
+        """Those of the case, which its config need not tell."""
+        return json.dumps([self.variant, load(self.experiment).cases()[self.variant]], sort_keys=True, default=str)
+
     def run(self) -> dict[str, Any]:
         if (found := take(self)) is not None:
             return found
+        known = self.known_by()
         module, began = load(self.experiment), time.monotonic()
         found = module.measure_case(**module.cases()[self.variant], seed=self.seed)
+        check_finite(found["metrics"])
         return {
             "variant": self.variant,
             "seed": self.seed,
             "notes": [],
+            "parameters": None,
             **found,
             "seconds_per_step": None,
             "train_seconds": time.monotonic() - began,
             "resumed": False,
             "difference": self.difference,
             "config": to_dict(self.config),
-            "key": key(self),
-            "code": code(),
             "fingerprint": None,
+            **known,
             **provenance(),
         }
 
@@ -56,4 +64,14 @@ def asked(module: ModuleType) -> Question:
     changed = {name: {key: new for key, (_, new) in differences(base, own).items()} for name, own in of.items()}
     configs = build(cast(Any, SimpleNamespace(variants=lambda base: changed, REFERENCE=module.REFERENCE)), base)
     metrics = getattr(module, "MAIN_METRICS", [module.PRIMARY])
-    return Question(base, f"case {module.REFERENCE}", {}, changed, configs, module.PRIMARY, module.MATTERS, metrics)
+    return Question(
+        base,
+        f"case {module.REFERENCE}",
+        {},
+        changed,
+        configs,
+        module.REFERENCE,
+        module.PRIMARY,
+        module.MATTERS,
+        metrics,
+    )

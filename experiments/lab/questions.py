@@ -133,6 +133,7 @@ class Question:
     settings: dict[str, Any]
     variants: dict[str, dict[str, Any]]
     configs: dict[str, Config]
+    reference: str
     primary: str
     matters: float
     metrics: list[str]
@@ -164,7 +165,17 @@ def asked(module: ModuleType, arguments: argparse.Namespace) -> Question:
             f"{primary!r} cannot be judged on {origin!r}: name what is, and how much of it matters, such as "
             f"--primary {usual[0]} --matters {0.5 if describe(usual[0]).noise == 'hundred' else 0.01}"
         )
-    return Question(base, origin, settings, module.variants(base), build(module, base), primary, matters, list(metrics))
+    return Question(
+        base,
+        origin,
+        settings,
+        module.variants(base),
+        build(module, base),
+        module.REFERENCE,
+        primary,
+        matters,
+        list(metrics),
+    )
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

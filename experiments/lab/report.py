@@ -99,7 +99,9 @@ def _warnings(sweep: Sweep) -> list[str]:
     for what, named in {
         "commits": {f"`{run.get('commit')}`" for run in runs},
         "versions": set(releases),
+        "code": {f"`{(run.get('code') or 'unknown')[:8]}`" for run in runs},
         "data": {f"`{run.get('fingerprint')}`" for run in runs},
+        "devices": {f"`{run.get('device')}`" for run in runs},
     }.items():
         if len(named) > 1:
             listed = "; ".join(sorted(named))
@@ -186,7 +188,7 @@ def _sizes(sweep: Sweep) -> list[Block]:
         whole = [run for run in runs if not run.get("resumed")]  # a resumed run knows only the time of its last part
         steps = [1000 * run["seconds_per_step"] for run in whole if run.get("seconds_per_step")]
         rows.append([
-            _named(sweep, variant), f"{runs[0]['parameters']:,}" if runs else "–",
+            _named(sweep, variant), f"{runs[0]['parameters']:,}" if runs and runs[0]["parameters"] is not None else "–",
             f"{runs[0]['config']['steps']:,}" if runs else "–",
             f"{runs[0]['flops'] / 1e9:,.0f}" if runs and runs[0].get("flops") else "–",
             f"{median(steps):.1f}" if steps else "–",

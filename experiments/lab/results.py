@@ -93,7 +93,7 @@ def read(workdir: Path) -> Sweep:
     results, errors, damaged = {}, {}, set()
     for variant, seed in itertools.product(plan["variants"], plan["seeds"]):
         folder = workdir / "runs" / variant / f"seed{seed}"
-        result, error = outcome(folder, ("metrics", "config", "parameters"))
+        result, error = outcome(folder)
         if result is not None:
             results[variant, seed] = result
         elif error is not None:
@@ -117,7 +117,9 @@ def read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
-def outcome(folder: Path, keys: Sequence[str] = ("metrics", "config")) -> tuple[dict[str, Any] | None, str | None]:
+def outcome(
+    folder: Path, keys: Sequence[str] = ("metrics", "config", "parameters")
+) -> tuple[dict[str, Any] | None, str | None]:
     """What a task left in its folder: (result, None), (None, why there is none) or, where it has not ended, two None.
 
     A result that was cut off, lacks one of `keys` or holds a metric that is no number is none, and is told.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RESULTS = ("*/runs/*/seed*/result.json", "*/tuning/*/*/seed*/result.json")
 LIBRARIES = ("jax", "flax", "optax", "numpy", "tokenizers")  # whose versions count as code
+LAB = ("budgets", "case_runs", "measures", "recall", "single")  # what trains or measures here
 NOTE = "This run was trained as {place}, beside this sweep's folder: its checkpoints are there.\n"
 
 
@@ -44,9 +45,9 @@ def identity(config: Config) -> str:
 def code() -> str:
     """A digest of all code that trains and measures, and of its libraries' versions. Comments and formatting do not
     count."""
-    package = Path(transformer.__file__).parent
+    package, lab = Path(transformer.__file__).parent, Path(__file__).parent
     versions = [importlib.metadata.version(name) for name in LIBRARIES]
-    return _digest([*sorted(package.rglob("*.py")), Path(__file__).with_name("measures.py")], *versions)
+    return _digest([*sorted(package.rglob("*.py")), *(lab / f"{name}.py" for name in LAB)], *versions)
 
 
 @functools.cache
@@ -55,8 +56,10 @@ def _own(experiment: str, plugins: tuple[str, ...], trial: bool) -> str:
     module = load(experiment)
     own = any(hasattr(module, name) for name in ("train", "restore", "measure_case", *(() if trial else ("measure",))))
     specs = [importlib.util.find_spec(name) for name in plugins]
-    files = [spec.origin for spec in specs if spec and spec.origin] + [module.__file__] * own
-    return _digest([Path(file) for file in files if file])
+    files = [Path(spec.origin) for spec in specs if spec and spec.origin] + [Path(str(module.__file__))] * own
+    for spec in specs:  # a plugin that is a package
+        files += [p for folder in (spec and spec.submodule_search_locations) or () for p in Path(folder).rglob("*.py")]
+    return _digest(sorted(set(files)))
 
 
 def _digest(files: Iterable[Path], *more: str) -> str:
@@ -69,7 +72,7 @@ def _digest(files: Iterable[Path], *more: str) -> str:
 def key(run: "Run") -> str:
     """By what a run is known. Trials of a tuning are measured otherwise than whole runs."""
     own = _own(run.experiment, run.config.plugins, run.trial)
-    parts = (identity(run.config), code(), own, str(run.trial))
+    parts = (identity(run.config), code(), own, str(run.trial), run.arguments)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -125,7 +128,7 @@ def take(run: "Run") -> dict[str, Any] | None:
                 shutil.copyfile(folder / name, run.folder / name)
         origin = found.get("shared_from") or place(folder)
         (run.folder / "shared_from.txt").write_text(NOTE.format(place=origin), encoding="utf-8")
-        own = {"variant": run.variant, "difference": run.difference, "resumed": False, "shared_from": origin}
+        own = {"variant": run.variant, "difference": run.difference, "shared_from": origin}
         return found | own
     return None
 

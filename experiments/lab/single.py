@@ -38,6 +38,19 @@ class Run:
         return f"{self.variant}{at} seed {self.seed}"
 
     @property
+    def arguments(self) -> str:
+        """What makes the run, besides its config."""
+        return ""
+
+    def known_by(self) -> dict[str, str]:
+        """The key and the code of the run, taken before it begins. Code that changed while it was stopped is told, and
+        is that of no other run."""
+        path, now = self.folder / "code.txt", code()
+        began = path.read_text(encoding="utf-8") if path.exists() else now
+        path.write_text(began, encoding="utf-8")
+        return {"key": key(self), "code": now if began == now else f"{began} and {now}"}
+
+    @property
     def diverged(self) -> bool:
         """Whether it was seen to diverge, which it would again: its failure.json says so, of the same config."""
         try:
@@ -71,8 +84,9 @@ class Run:
         (self.folder / "failure.json").unlink(missing_ok=True)
         if (found := take(self)) is not None:
             return found | {"config": to_dict(self.config)}
+        known = self.known_by()
         try:
-            return self._run()
+            return self._run() | known
         except (UserError, Diverged) as error:
             diverged = error if isinstance(error, Diverged) else error.__cause__
             if isinstance(diverged, Diverged):
@@ -81,8 +95,6 @@ class Run:
             raise
 
     def _run(self) -> dict[str, Any]:
-        from transformer.training.meter import Diverged
-
         module = load(self.experiment)
         resumed = (self.folder / "metrics.jsonl").exists()
         began = time.monotonic()
@@ -100,10 +112,7 @@ class Run:
             for name in ("loss", "validation_loss")
         }
         measured = self._measured(module, trained, curves["validation_loss"])
-        for name, value in {**measured["metrics"], "the validation loss": measured["validation"]}.items():
-            if value is not None and not math.isfinite(value):
-                why = f"{name} is {value}: the run diverged, so lower optimizer.learning_rate"
-                raise UserError(why) from Diverged(why, self.config.steps)
+        check_finite({**measured["metrics"], "the validation loss": measured["validation"]}, self.config.steps)
 
         import jax
 
@@ -131,8 +140,6 @@ class Run:
             "resumed": resumed,
             "difference": self.difference,
             "config": to_dict(self.config),
-            "key": key(self),
-            "code": code(),
             "fingerprint": json.loads(data.read_text()).get("fingerprint") if data.exists() else None,
             **provenance(),
         }
@@ -150,6 +157,16 @@ class Run:
         if "validation" not in measured:
             measured |= {"validation": _validation(trained, curve)}
         return measured | {"metrics": {"validation/loss": measured["validation"]}} if self.trial else measured
+
+
+def check_finite(metrics: dict[str, float | None], step: int = 0) -> None:
+    """UserError, of `Diverged`: one of the metrics is no finite number."""
+    from transformer.training.meter import Diverged
+
+    for name, value in metrics.items():
+        if value is not None and not math.isfinite(value):
+            why = f"{name} is {value}: the run diverged, so lower optimizer.learning_rate"
+            raise UserError(why) from Diverged(why, step)
 
 
 def _validation(trained: Any, curve: list[list[float]]) -> float | None:

@@ -89,10 +89,11 @@ def mean_interval(values: Sequence[float], scale: str = "plain") -> Interval:
     if not array.size or not np.isfinite(array).all():
         raise UserError(f"{list(values)} has no mean: train at least one seed to its end first")
     forward, back = SCALES[scale]
+    if (array == array[0]).all():  # also where all are beyond the ends of the scale
+        bound = float(array[0]) if array.size > 1 else None
+        return Interval(float(array[0]), bound, bound, int(array.size))
     on_scale = forward(array)
     mean = float(on_scale.mean())
-    if array.size == 1:
-        return Interval(float(back(mean)), None, None, 1)
     half = float(stats.t.ppf(1 - ALPHA / 2, array.size - 1)) * float(on_scale.std(ddof=1)) / math.sqrt(array.size)
     return Interval(float(back(mean)), float(back(mean - half)), float(back(mean + half)), int(array.size))
 
@@ -103,7 +104,7 @@ def next_look(earlier: Sequence[Look], seeds: Sequence[int], most: int | None) -
     Of a sweep that grows to at most `most` seeds it spends in proportion to the seeds that came (Lan & DeMets 1983, a
     linear function). Without a plan the first look spends FIRST of all, and each later one half of what is left.
     """
-    left = ALPHA - sum(look.alpha for look in earlier)
+    left = max(0.0, ALPHA - sum(look.alpha for look in earlier))
     known = len(earlier[-1].seeds) if earlier else 0
     if most is None:
         share = 0.5 if earlier else FIRST
@@ -124,14 +125,16 @@ def differences(
         apart: variants whose noise is not that of the others, such as one with a run that failed.
     """
     rows = {name: row for name, row in rows.items() if all(values.get(variant) for variant in row)}
+    level = looks[-1].alpha / max(len(rows), 1)
     pooled = {name: row for name, row in rows.items() if not apart & set(row)}
     found: dict[str, Difference] = {}
     if pooled:
+        parted = len(pooled) / len(rows)  # of alpha: the rest is for the rows that are apart
+        looks = [look._replace(alpha=look.alpha * parted) for look in looks]
         variants = list(
             dict.fromkeys([v for row in pooled.values() for v in row] + [v for v in values if v not in apart])
         )
         found = _pooled({v: values[v] for v in variants if values[v]}, pooled, looks)
-    level = looks[-1].alpha / max(len(rows), 1)
     return {name: found.get(name) or _welch(values, row, level) for name, row in rows.items()}
 
 
@@ -163,6 +166,7 @@ def _pooled(values: Values, rows: Rows, looks: Sequence[Look]) -> dict[str, Diff
             continue
         half = 0.0 if error[place] < ROUNDING else float(critical * error[place])
         p = float((drawn >= abs(mean) / error[place]).mean()) if half else float(mean == 0)
+        p = min(1.0, p * ALPHA / looks[-1].alpha)
         found[name] = Difference(mean, mean - half, mean + half, p, n, visible=float(seen[place] * form.spread(y)))
     return found
 
@@ -217,9 +221,10 @@ def _form(cells: tuple[tuple[int, int], ...], matrix: tuple[tuple[float, ...], .
 def _drawn(
     forms: tuple[tuple[tuple[int, int], ...], ...], matrix: tuple[tuple[float, ...], ...], alphas: tuple[float, ...]
 ) -> tuple[float, np.ndarray, float, np.ndarray]:
-    """From sweeps without a difference, seen at each of the looks: the critical value of the last look, the largest |t|
-    of each sweep there [R], the excess of a variance that equal ones rarely have, and for each contrast the true
-    difference, in standard deviations of a run, that the last look finds with POWER [m].
+    """From sweeps without a difference, seen at each of the looks: the critical value of the last look; the largest |t|
+    of each sweep there [R], or 0 of those that claimed something before; the excess of a variance that equal ones
+    rarely have; and for each contrast the true difference, in standard deviations of a run, that the last look finds
+    with POWER [m].
 
     Each look claims as often as its alpha says among the sweeps that claimed nothing before.
     """
@@ -233,7 +238,7 @@ def _drawn(
         if form is None or not form.freedom:
             continue
         estimate, error, excess = form.fit(noise[:, [cells.index(cell) for cell in places]])
-        largest = (np.abs(estimate) / error).max(1)
+        largest = np.where(quiet, (np.abs(estimate) / error).max(1), 0.0)
         allowed = math.floor(alpha * DRAWS)
         ranked = np.sort(largest[quiet])
         critical = float(ranked[-allowed - 1]) if 0 < allowed < len(ranked) else math.inf
@@ -247,7 +252,7 @@ def _welch(values: Values, row: Mapping[str, float], level: float) -> Difference
     own = [(coefficient, np.array(list(values[v].values()))) for v, coefficient in row.items() if coefficient]
     mean = float(sum(c * x.mean() for c, x in own))
     n = min(x.size for _, x in own)
-    if n < 2:
+    if n < 2 or level <= 0:
         return Difference(mean, None, None, None, n, True)
     parts = [(c**2 * float(x.var(ddof=1)) / x.size, x.size - 1) for c, x in own]
     variance = sum(part for part, _ in parts)

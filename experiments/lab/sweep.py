@@ -4,6 +4,7 @@ sweep.json says what the sweep is; before its first run (as after --dry-run) it 
 """
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from experiments.lab.pilots import step_prices
 from experiments.lab.progress import Progress
 from experiments.lab.questions import Question
 from experiments.lab.results import outcome, read_plan
-from experiments.lab.shared import offered
+from experiments.lab.shared import identity, offered
 from experiments.lab.single import Cost, Run
 from experiments.lab.workers import write_json
 from transformer.config import Config, differences, from_stored, is_runtime
@@ -39,6 +40,11 @@ def begun(workdir: Path, experiment: str, question: Question) -> dict[str, Any] 
         raise UserError(
             f"{str(workdir)!r} holds the experiment {old['experiment']!r}, not {experiment!r}: choose another --workdir"
         )
+    if old["reference"] != question.reference or set(old["variants"]) - set(question.variants):
+        raise UserError(
+            f"{str(workdir)!r} holds a sweep of other variants than these, or with another reference: these are named "
+            "before, so choose another --workdir"
+        )
     if (old["primary"], old["matters"]) != (question.primary, question.matters):
         raise UserError(
             f"{str(workdir)!r} holds a sweep that is judged by {old['primary']}, of which {old['matters']:g} matters, "
@@ -51,9 +57,10 @@ def begun(workdir: Path, experiment: str, question: Question) -> dict[str, Any] 
 
 
 def claim(
-    workdir: Path, plan: dict[str, Any], configs: dict[str, Config], old: dict[str, Any] | None
+    workdir: Path, plan: dict[str, Any], configs: dict[str, Config], old: dict[str, Any] | None, how: str = "train"
 ) -> dict[str, Any]:
-    """Writes sweep.json, joined with that of the sweep that has begun. UserError: a run there is another one."""
+    """Writes sweep.json, joined with that of the sweep that has begun; to "report" that one, or to "price" more seeds,
+    changes nothing of it. UserError: a run there is another one."""
     if old:
         if plan["until"] and old.get("until") and plan["until"] != old["until"]:
             raise UserError(
@@ -63,9 +70,11 @@ def claim(
         seeds = sorted({*old["seeds"], *plan["seeds"]})
         kept = {"until": plan["until"] or old.get("until"), "looks": old.get("looks", [])}
         plan = plan | kept | {"created": old["created"], "seeds": seeds}
+        plan = old if how == "report" else plan
     for variant, config in configs.items():
         check_runs((workdir / "runs" / variant).glob("seed*"), variant, config)
-    write_json(workdir / "sweep.json", plan)
+    if not old or how == "train":
+        write_json(workdir / "sweep.json", plan)
     return plan
 
 
@@ -139,6 +148,8 @@ def equal_budgets(
         configs = {name: with_steps(config, kept["steps"][name]) for name, config in configs.items()}
     elif execute is None:
         raise UserError(f"{str(workdir)!r} holds no sweep of equal {budget}: leave out --report-only to measure them")
+    elif (kept := _measured(workdir, budget, configs)) is not None:
+        configs = {name: with_steps(config, kept[name]) for name, config in configs.items()}
     else:
         print(f"measuring the steps of each variant for a budget of equal {budget}", file=sys.stderr, flush=True)
         runs = planned(experiment, configs, {name: {} for name in configs}, [0], workdir)
@@ -148,8 +159,21 @@ def equal_budgets(
                 f"no {budget} a step could be measured of {', '.join(sorted(lost))}: they failed, or have too few "
                 "--steps: mend that, or use another --budget"
             )
+        of = {name: identity(config) for name, config in configs.items()}
         configs = equalise(configs, reference, budget, prices)
+        steps = {name: config.steps for name, config in configs.items()}
+        write_json(
+            workdir / "budget.json", {"kind": budget, "of": of, "steps": steps}
+        )  # a tuning comes before the sweep
     return configs, {"kind": budget, "steps": {name: config.steps for name, config in configs.items()}}
+
+
+def _measured(workdir: Path, budget: str, configs: dict[str, Config]) -> dict[str, int] | None:
+    """The steps that an earlier command measured for these variants, before it was stopped in their tuning."""
+    path = workdir / "budget.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = kept.get("kind") == budget and kept["of"] == {name: identity(config) for name, config in configs.items()}
+    return kept["steps"] if same else None
 
 
 def train(runs: Sequence[Run], workdir: Path, execute: Execute, cost: Cost | None = None, what: str = "") -> None:

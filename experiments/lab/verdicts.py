@@ -6,15 +6,14 @@ it, and the smallest effect that matters, before anything is run.
 
 import itertools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 from experiments.lab.measures import describe
 from experiments.lab.results import Sweep
 from experiments.lab.statistics import ALPHA, FIRST, SCALES, Difference, Look, Rows, Values, differences
-
-BOUNDS = ("low", "high", "visible")  # of a difference, where it has any
 
 
 class Judged(NamedTuple):
@@ -40,8 +39,13 @@ def _verdict(sweep: Sweep, variant: str, judged: Judged) -> Judged:
     d, better, matters = judged.difference, describe(sweep.primary).better, sweep.matters
     broken = [v for v in (variant, sweep.reference) if sweep.failures(v)]
     why = "; ".join(f"{len(sweep.failures(v))} of {len(sweep.plan['seeds'])} runs of {v} failed" for v in broken)
+    if sweep.reference in broken:
+        return judged._replace(verdict="undecided", why=why)
     if d.low is None or d.high is None:
-        return judged._replace(verdict="undecided", why=why or "one seed shows no spread")
+        spent = len(sweep.plan["seeds"]) > 1 and "earlier looks have spent the 5 % of false claims"
+        return judged._replace(verdict="undecided", why=why or spent or "one seed shows no spread")
+    if nothing_right(sweep, variant) and nothing_right(sweep, sweep.reference):
+        return judged._replace(verdict="undecided", why="neither gets anything right")
     if -matters < d.low and d.high < matters:
         verdict = "equivalent"
     elif d.low > 0 or d.high < 0:
@@ -50,8 +54,6 @@ def _verdict(sweep: Sweep, variant: str, judged: Judged) -> Judged:
         verdict = "undecided"
     if (verdict == "equivalent" and broken) or (verdict == "better" and variant in broken):
         verdict = "undecided"
-    if verdict == "worse" and sweep.reference in broken:
-        verdict = "undecided"  # a reference with a run that failed is not better than anything
     return judged._replace(verdict=verdict, why=why)
 
 
@@ -72,6 +74,7 @@ def effects(sweep: Sweep, metric: str) -> tuple[dict[str, Judged], str]:
             own = [v for v in parts if parts[v][place] == name]
             pairs = {v: "-".join([*parts[v][:place], base[place], *parts[v][place + 1 :]]) for v in own}
             title = f"{name} instead of {base[place]}"
+            title += f" (part {place + 1})" if title in main else ""
             main[title] = {v: 1 / len(own) for v in own} | {other: -1 / len(own) for other in pairs.values()}
             home = "-".join([*base[:place], name, *base[place + 1 :]])
             for v in own:
@@ -98,17 +101,40 @@ def _compared(sweep: Sweep, metric: str, rows: Rows) -> dict[str, Judged]:
     apart = frozenset(v for v in sweep.variants if sweep.failures(v))
     looks = sweep.looks or [Look(tuple(sweep.plan["seeds"]), ALPHA * FIRST)]
 
-    def natural(x: float) -> float:
-        return float(scale.back(level + x) - scale.back(level))
+    def natural(x: float, at: float = level) -> float:
+        return float(scale.back(at + x) - scale.back(at))
 
+    # The level of the reference is not known either, and near the end of a scale it matters: the outer bounds count.
+    ends = [level + sign * _uncertain(values, sweep.reference, apart) for sign in (-1, 0, 1)]
     found = {}
     for name, d in differences(values, rows, looks, apart).items():
         shared = set.intersection(*(set(values[v]) for v in rows[name]))
         dots = {seed: sum(c * values[v][seed] for v, c in rows[name].items()) for seed in sorted(shared)}
-        bounds: dict[str, Any] = {k: natural(x) for k, x in d._asdict().items() if k in BOUNDS and x is not None}
-        moved = d._replace(mean=natural(d.mean), **bounds)
+        moved = d._replace(mean=natural(d.mean))
+        if d.low is not None and d.high is not None:
+            moved = moved._replace(
+                low=min(natural(d.low, at) for at in ends), high=max(natural(d.high, at) for at in ends)
+            )
+        if d.visible is not None:
+            moved = moved._replace(visible=max(abs(natural(x)) for x in (-d.visible, d.visible)))
         found[name] = Judged(moved, {seed: natural(x) for seed, x in dots.items()})
     return found
+
+
+def _uncertain(values: Values, reference: str, apart: frozenset[str]) -> float:
+    """Half the 95 % interval of the reference's mean, with the spread of runs pooled over the variants."""
+    own = [np.array(list(v.values())) for name, v in values.items() if v and (name not in apart or name == reference)]
+    freedom = sum(x.size - 1 for x in own)
+    if not freedom:
+        return 0.0
+    spread = np.sqrt(sum(((x - x.mean()) ** 2).sum() for x in own) / freedom)
+    return float(stats.t.ppf(1 - ALPHA / 2, freedom) * spread / np.sqrt(len(values[reference])))
+
+
+def nothing_right(sweep: Sweep, variant: str) -> bool:
+    """Whether all runs of a variant have the worst value that a share can have."""
+    described, values = describe(sweep.primary), sweep.values(variant, sweep.primary).values()
+    return described.noise in ("logit", "hundred") and described.better > 0 and not any(values)
 
 
 def on_scale(sweep: Sweep, metric: str) -> Values:
@@ -118,11 +144,10 @@ def on_scale(sweep: Sweep, metric: str) -> Values:
     known = [value for own in found.values() for value in own.values()]
     if not known:
         return found
-    worst = worst_case(sweep, metric, known)
+    lost = worst_case(sweep, metric, known)
     for variant in sweep.variants:
-        found[variant] |= (
-            dict.fromkeys(sweep.failures(variant), worst) if found[variant] or sweep.failures(variant) else {}
-        )
+        if found[variant] or not sweep.of(variant):  # a variant whose finished runs give no value has none
+            found[variant] |= dict.fromkeys(sweep.failures(variant), lost)
     return {v: {seed: float(scale.forward(value)) for seed, value in sorted(own.items())} for v, own in found.items()}
 
 

@@ -291,3 +291,36 @@ def test_two_sweeps_in_one_workdir_are_refused(tmp_path: Path, capsys: pytest.Ca
     with only_process_in(tmp_path), pytest.raises(SystemExit):
         _sweep(tmp_path)
     assert "another process is at work" in capsys.readouterr().err
+
+
+def test_what_only_asks_binds_nobody(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A report, or the price of more seeds, leaves the sweep as it was begun."""
+    workdir = shutil.copytree(whole, tmp_path / "copy")
+    before = (workdir / "sweep.json").read_text()
+    assert _sweep(workdir, "--report-only") == 0, "of its two seeds, not of the three that are usual"
+    assert (workdir / "sweep.json").read_text() == before
+    monkeypatch.setattr(run.workers, "run_all", lambda tasks, jobs, watcher: None)
+    _sweep(workdir, "--seeds=9", "--dry-run")
+    assert (workdir / "sweep.json").read_text() == before
+
+
+def test_another_reference_or_metric_is_refused(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = tmp_path / "fake_question.py"
+    for old, new, said in (
+        ('REFERENCE = "sinusoidal-full"', 'REFERENCE = "none-full"', "with another reference: these are named before"),
+        ("MATTERS = 0.01", "MATTERS = 0.05", "judged by test/exact_match, of which 0.01 matters, not by"),
+    ):
+        changed.write_text(Path(FAKE).read_text().replace(old, new))
+        with pytest.raises(SystemExit):
+            run.main([str(changed), f"--workdir={whole}", "--steps=100", "--report-only"])
+        assert said in capsys.readouterr().err
+
+
+def test_a_sweep_that_was_enlarged_is_a_second_look(whole: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(whole, tmp_path / "copy")
+    assert _sweep(workdir, "--seeds=3") == 0
+    looks = json.loads((workdir / "sweep.json").read_text())["looks"]
+    assert [len(look["seeds"]) for look in looks] == [2, 3]
+    assert "Look 2 at this sweep" in (workdir / "report.md").read_text()

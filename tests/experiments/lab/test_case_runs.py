@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 from experiments import run
+from experiments.lab import shared
+from experiments.lab.case_runs import CaseRun
+from transformer.config import Config
 
 HERE = Path(__file__).parent
 
@@ -89,3 +92,23 @@ def test_an_experiment_of_another_form_is_refused(
     with pytest.raises(SystemExit, match="2"):
         command()
     assert message in capsys.readouterr().err
+
+
+def test_a_case_is_known_by_its_arguments_too(tmp_path: Path) -> None:
+    """Two cases may stand for one config, such as ours and a peer's."""
+    path = tmp_path / "fake_cases.py"
+    text = (HERE / "fake_cases.py").read_text()
+    path.write_text(text.replace('{"model.num_layers": len(word), "steps": 7}', '{"steps": 7}'))
+    ours, peer = (
+        CaseRun(str(path), word, 0, Config(), {}, tmp_path / "out" / word) for word in ("one", "three")
+    )  # fmt: skip
+    assert shared.key(ours) == shared.key(CaseRun(str(path), "one", 0, Config(), {}, tmp_path / "elsewhere"))
+    assert shared.key(ours) != shared.key(peer)
+
+
+def test_a_case_that_is_no_number_failed(command: Callable[..., int], tmp_path: Path) -> None:
+    path = tmp_path / "fake_cases.py"
+    path.write_text(path.read_text().replace("noise}, ", 'noise * (float("nan") if seed else 1)}, '))
+    assert command("--seeds=2", "--jobs=1") == 1
+    assert "test/accuracy is nan" in (tmp_path / "out/runs/one/seed1/error.txt").read_text()
+    assert "no verdict" not in (tmp_path / "out/report.md").read_text(), "the sweep has ended"

@@ -182,8 +182,30 @@ def test_runs_that_begin_from_another_are_not_shared(tmp_path: Path, monkeypatch
     monkeypatch.setattr(shared, "code", lambda: "c")
     other = tmp_path / "first/runs/a/seed0"
     other.mkdir(parents=True)
-    (other / "result.json").write_text('{"metrics": {}, "config": {}, "key": "k", "code": "c"}')
+    (other / "result.json").write_text('{"metrics": {}, "config": {}, "parameters": 1, "key": "k", "code": "c"}')
     for config, expected in ((Config(), (other,)), (override(Config(), {"init_from": "runs/x"}), ())):
         task = Run(str(FAKE), "a", 0, config, {}, tmp_path / "second/runs/a/seed0")
         assert shared.offered([task], tmp_path / "second")[0].candidates == expected
     assert shared.offered([task], tmp_path / "first")[0].candidates == (), "its own are no other sweep's"
+
+
+def test_code_that_changes_while_a_run_is_stopped_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a run is that of neither code, so no other sweep takes it."""
+    run_of = Run(str(FAKE), "learned-full", 0, Config(), {}, tmp_path)
+    before = run_of.known_by()
+    assert before == {"key": shared.key(run_of), "code": shared.code()}
+    monkeypatch.setattr("experiments.lab.single.code", lambda: "changed")
+    assert run_of.known_by()["code"] == f"{before['code']} and changed"
+
+
+def test_all_files_of_a_plugin_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "plug_of_many"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "part.py").write_text("x = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before = shared._own.__wrapped__(str(FAKE), ("plug_of_many",), False)
+    (package / "part.py").write_text("x = 1  # as before\n")
+    assert shared._own.__wrapped__(str(FAKE), ("plug_of_many",), False) == before
+    (package / "part.py").write_text("x = 2\n")
+    assert shared._own.__wrapped__(str(FAKE), ("plug_of_many",), False) != before

@@ -71,6 +71,39 @@ def test_a_variant_with_a_failure_is_never_better() -> None:
     assert found["same"].verdict == "equivalent", "the noise of a failure is not that of the others"
 
 
+def test_a_reference_that_never_ran_makes_nothing_better() -> None:
+    found = judge(_sweep({"base": [None] * 4, "b": BASE, "c": BETTER}), METRIC)
+    assert {judged.verdict for judged in found.values()} <= {"undecided"}
+
+
+def test_a_variant_without_values_is_not_given_the_worst() -> None:
+    sweep = _sweep({"base": BASE, "mute": [0.5, None, 0.5, 0.5]})
+    for run in sweep.of("mute"):
+        run["metrics"][METRIC] = None
+    assert "mute" not in judge(sweep, METRIC)
+
+
+def test_what_nobody_has_learned_is_not_equivalent() -> None:
+    judged = judge(_sweep({"base": [0.0] * 4, "same": [0.0] * 4}), METRIC)["same"]
+    assert (judged.verdict, judged.why) == ("undecided", "neither gets anything right")
+
+
+def test_equivalence_near_a_ceiling_allows_for_the_level() -> None:
+    """Of a true difference of all that matters, from 97 to 99 %, where the level moves points more than it does."""
+    rng, wrong, covered, sweeps = np.random.default_rng(1), 0, 0, 300
+    low, high = np.log(0.97 / 0.03), np.log(0.99 / 0.01)
+    names = ["base", "a", "b", "c", "d", "e"]
+    for _ in range(sweeps):
+        table = np.full((6, 3), low) + 0.3 * rng.standard_normal((6, 3))
+        table[1] += high - low
+        shares = 1 / (1 + np.exp(-table))
+        judged = judge(_sweep(dict(zip(names, shares.tolist(), strict=True))), METRIC)["a"]
+        wrong += judged.verdict == "equivalent"
+        covered += judged.difference.low <= 0.02 <= judged.difference.high
+    assert wrong / sweeps <= 0.05
+    assert covered / sweeps >= 0.9
+
+
 def test_a_reference_with_a_failure_is_not_called_better() -> None:
     found = judge(_sweep({"base": [0.9, None, 0.91, 0.9], "low": [0.1, 0.11, 0.12, 0.11]}), METRIC)
     assert found["low"].verdict == "undecided"
@@ -102,9 +135,8 @@ def test_other_metrics_have_no_verdict() -> None:
 def test_no_interval_leaves_what_is_possible() -> None:
     base, near = [0.99, 0.97, 0.999], [1.0, 0.98, 0.96]
     found = judge(_sweep({"base": base, "near": near, "zero": [0.0, 0.0, 0.01]}), METRIC)
-    level = float(np.mean(base))
     for judged in found.values():
-        assert -1 <= level + judged.difference.low - 0.02 <= level + judged.difference.high - 0.02 <= 1
+        assert -1 <= judged.difference.low <= judged.difference.mean <= judged.difference.high <= 1
     assert found["zero"].verdict == "worse"
 
 
@@ -136,6 +168,16 @@ def test_where_parts_interact_simple_effects_are_given() -> None:
     }
     assert found["b instead of a, with x"].difference.mean < 0 < found["b instead of a, with y"].difference.mean
     assert "interact" in said
+
+
+def test_parts_of_the_same_names_keep_their_effects() -> None:
+    table = {"off-off": GRID["a-x"], "on-off": GRID["b-x"], "off-on": GRID["a-y"], "on-on": GRID["b-y"]}
+    found, _ = effects(_sweep(table), METRIC)
+    assert list(found) == ["on instead of off", "on instead of off (part 2)"]
+
+
+def test_one_seed_shows_no_effects() -> None:
+    assert effects(_sweep({v: own[:1] for v, own in GRID.items()}), METRIC) == ({}, "")
 
 
 def test_names_that_are_no_grid_have_no_effects() -> None:
