@@ -133,7 +133,7 @@ def test_a_sweep_of_equal_seconds(
         'REFERENCE = "sinusoidal-full"', 'REFERENCE = "sinusoidal-full+"'))  # fmt: skip
     with pytest.raises(SystemExit):
         run.main([str(other), *arguments[1:]])
-    assert "holds seconds of other variants than these" in capsys.readouterr().err
+    assert "holds a sweep of other variants than these" in capsys.readouterr().err
 
 
 def test_ctrl_c_amid_the_pilots_is_one_sentence(
