@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import transformer
 from experiments.lab.questions import load
@@ -24,8 +24,7 @@ from experiments.lab.results import outcome
 from transformer.config import Config, flatten, from_stored, is_runtime
 from transformer.errors import UserError
 
-if TYPE_CHECKING:
-    from experiments.lab.single import Run
+Run = Any  # a `single.Run`, which takes what is shared here
 
 RESULTS = ("*/runs/*/seed*/result.json", "*/tuning/*/*/seed*/result.json")
 LIBRARIES = ("jax", "flax", "optax", "numpy", "tokenizers")  # whose versions count as code
@@ -69,14 +68,14 @@ def _digest(files: Iterable[Path], *more: str) -> str:
     return digest.hexdigest()
 
 
-def key(run: "Run") -> str:
+def key(run: Run) -> str:
     """By what a run is known. Trials of a tuning are measured otherwise than whole runs."""
     own = _own(run.experiment, run.config.plugins, run.trial)
     parts = (identity(run.config), code(), own, str(run.trial), run.arguments)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
-def offered(runs: Sequence["Run"], workdir: Path) -> list["Run"]:
+def offered(runs: Sequence[Run], workdir: Path) -> list[Run]:
     """The runs, each with the folders of its `candidates`: runs of other sweeps with its key, where it has not begun.
 
     A line says where one was trained by other code only. Runs that begin from another's parameters are not shared, as
@@ -117,7 +116,7 @@ def place(folder: Path) -> str:
     return "/".join(parts[-5:] if parts[-4] == "tuning" else (parts[-4], *parts[-2:]))
 
 
-def take(run: "Run") -> dict[str, Any] | None:
+def take(run: Run) -> dict[str, Any] | None:
     """Copies the result of the first candidate that was trained on the same data; None: there is none."""
     for folder in run.candidates:
         found, _ = outcome(folder)
@@ -133,7 +132,7 @@ def take(run: "Run") -> dict[str, Any] | None:
     return None
 
 
-def fingerprint(run: "Run") -> str | None:
+def fingerprint(run: Run) -> str | None:
     """Of the data as they are now; None of a question that trains by itself."""
     if any(hasattr(load(run.experiment), name) for name in ("train", "measure_case")):
         return None

@@ -118,7 +118,7 @@ def rates(
     xlabel: str,
     ylabel: str,
 ) -> Figure:
-    """Loss against a tuned value on a logarithmic axis; what was chosen is ringed, what diverged crossed at the top.
+    """Loss against a tuned value, on logarithmic axes; what was chosen is ringed, what diverged crossed at the top.
     Losses far above what was chosen leave the axis.
 
     Args:
@@ -142,8 +142,14 @@ def rates(
                       transform=axes.get_xaxis_transform())  # fmt: skip
     least = np.array([np.nanmin(mean) for _, (mean, *_) in tried.values() if np.isfinite(mean).any()])
     if least.size:
-        span = np.ptp(least) + 0.03 * abs(least.min())
-        axes.set_ylim(least.min() - 0.5 * span, min(axes.get_ylim()[1], least.min() + 4 * span))
+        if least.min() > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
+            axes.set_ylim(least.min() / 1.3, min(axes.get_ylim()[1], 4 * least.max()))
+        else:
+            span = np.ptp(least) + 0.03 * abs(least.min())
+            axes.set_ylim(least.min() - 0.5 * span, min(axes.get_ylim()[1], least.min() + 4 * span))
     if any(diverged.values()):
         axes.text(0, 1.02, "diverged", color=SOFT, fontsize=9, transform=axes.transAxes)
     _decades(axes)
