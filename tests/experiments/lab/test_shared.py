@@ -146,7 +146,7 @@ def test_a_run_of_the_library_is_shared_on_the_same_data_only(tmp_path: Path, tr
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(
             '"""Is it so?\n\nHypothesis: yes."""\nBASE = "configs/quantities.py"\nREFERENCE = "same"\n'
-            'PRIMARY = "test/exact_match"\nMATTERS = 0.02\n'
+            'PRIMARY = "test/loss"\nMATTERS = 0.01\n'
             'def variants(base):\n    return {"same": {}}\n'
         )
     data = tmp_path / "data"
