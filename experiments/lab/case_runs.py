@@ -14,7 +14,6 @@ from typing import Any, cast
 
 from experiments.lab.provenance import provenance
 from experiments.lab.questions import Question, build, load
-from experiments.lab.shared import take
 from experiments.lab.single import Run, check_finite
 from transformer.config import Config, differences, to_dict
 
@@ -28,10 +27,7 @@ class CaseRun(Run):
         """Those of the case, which its config need not tell."""
         return json.dumps([self.variant, load(self.experiment).cases()[self.variant]], sort_keys=True, default=str)
 
-    def run(self) -> dict[str, Any]:
-        if (found := take(self)) is not None:
-            return found
-        known = self.known_by()
+    def _run(self) -> dict[str, Any]:
         module, began = load(self.experiment), time.monotonic()
         found = module.measure_case(**module.cases()[self.variant], seed=self.seed)
         check_finite(found["metrics"])
@@ -47,7 +43,6 @@ class CaseRun(Run):
             "difference": self.difference,
             "config": to_dict(self.config),
             "fingerprint": None,
-            **known,
             **provenance(),
         }
 

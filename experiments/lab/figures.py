@@ -85,7 +85,6 @@ def learning(sweep: Sweep, folder: Path) -> list[Block]:
 COSTS = {  # of a run -> axis
     "flops": "training FLOPs of a run",
     "parameters": "parameters",
-    "bytes": "memory of a run (bytes)",
     "train_seconds": "training time of a run (s)",
 }
 

@@ -76,7 +76,9 @@ def parser() -> argparse.ArgumentParser:
         help="add seeds until each variant has its verdict, or an interval that reaches no further to either side than "
         "this, in the report's unit; looks are planned, and share out the 5 %% of false claims",
     )  # fmt: skip
-    p.add_argument("--most-seeds", type=_positive, help=f"where --until ends (default: {GROWTH} times as many)")
+    p.add_argument(
+        "--most-seeds", type=_positive, metavar="N", help=f"where --until ends (default: {GROWTH} times as many)"
+    )
     p.add_argument("--primary", metavar="METRIC", help="the metric of the verdicts, in place of the experiment's")
     p.add_argument("--matters", type=_width, metavar="SIZE", help="the smallest difference in it that matters")
     p.add_argument("--report-only", action="store_true", help="train nothing, report what is finished")

@@ -165,7 +165,7 @@ def _table(table: Table) -> str:
         body += f'<tr><th scope="row">{_cell(first, {})}</th>{cells}</tr>\n'
     kind = ("text " if table.text else "") + ("sortable" if any(table.header) and len(table.rows) > 1 else "")
     return (
-        f'{caption}<div class="scroll" tabindex="0"><table{_class(kind.strip())}{label}><thead><tr>{head}</tr></thead>'
+        f'{caption}<div class="scroll" tabindex="0"><table{_class(kind.strip())}{label}>{head}'
         f"<tbody>\n{body}</tbody></table></div>"
     )
 

@@ -46,7 +46,8 @@ class Run:
         """The key and the code of the run, taken before it begins. Code that changed while it was stopped is told, and
         is that of no other run."""
         path, now = self.folder / "code.txt", code()
-        began = path.read_text(encoding="utf-8") if path.exists() else now
+        goes_on = path.exists() and (self.folder / "metrics.jsonl").exists()  # else nothing was trained yet
+        began = path.read_text(encoding="utf-8") if goes_on else now
         path.write_text(began, encoding="utf-8")
         return {"key": key(self), "code": now if began == now else f"{began} and {now}"}
 

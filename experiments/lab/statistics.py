@@ -121,9 +121,11 @@ def differences(
     Args:
         values: finite values on their scale.
         rows: which combinations of variants to estimate; a row whose variants have no values is left out.
-        looks: all looks so far, the last one being this.
+        looks: all looks so far, the last one being this; values of other seeds than its own do not count.
         apart: variants whose noise is not that of the others, such as one with a run that failed.
     """
+    now = set(looks[-1].seeds)
+    values = {variant: {s: x for s, x in own.items() if s in now} for variant, own in values.items()}
     rows = {name: row for name, row in rows.items() if all(values.get(variant) for variant in row)}
     level = looks[-1].alpha / max(len(rows), 1)
     pooled = {name: row for name, row in rows.items() if not apart & set(row)}
@@ -140,10 +142,8 @@ def differences(
 
 def _pooled(values: Values, rows: Rows, looks: Sequence[Look]) -> dict[str, Difference]:
     variants = list(values)
-    places = {seed: i for i, seed in enumerate(dict.fromkeys(s for look in looks for s in look.seeds))}
-    cells = [(v, seed) for v in variants for seed in values[v] if seed in places]
-    if not cells:
-        return {}
+    places = {seed: i for i, seed in enumerate(looks[-1].seeds)}
+    cells = [(v, seed) for v in variants for seed in values[v]]
     matrix = tuple(tuple(row.get(v, 0.0) for v in variants) for row in rows.values())
     forms = tuple(
         tuple((variants.index(v), places[seed]) for v, seed in cells if seed in set(look.seeds)) for look in looks
@@ -151,7 +151,7 @@ def _pooled(values: Values, rows: Rows, looks: Sequence[Look]) -> dict[str, Diff
     form = _form(forms[-1], matrix)
     if form is None:
         return {}
-    y = np.array([[values[v][seed] for v, seed in cells if seed in set(looks[-1].seeds)]])
+    y = np.array([[values[v][seed] for v, seed in cells]])
     estimate, error, odd = (part[0] for part in form.fit(y))
     found = {}
     critical, drawn, oddest, seen = _drawn(forms, matrix, tuple(look.alpha for look in looks))
@@ -159,7 +159,7 @@ def _pooled(values: Values, rows: Rows, looks: Sequence[Look]) -> dict[str, Diff
         level = looks[-1].alpha / len(rows)
         return {name: _welch(values, row, level) for name, row in rows.items()}
     for place, (name, row) in enumerate(rows.items()):
-        n = min(sum(seed in looks[-1].seeds for seed in values[v]) for v in row)
+        n = min(len(values[v]) for v in row)
         mean = 0.0 if abs(estimate[place]) < ROUNDING else float(estimate[place])
         if not form.freedom or not math.isfinite(critical):
             found[name] = Difference(mean, None, None, None, n)

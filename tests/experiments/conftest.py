@@ -1,9 +1,12 @@
 """Sweeps of tests stand beside each other, and share no runs unless a test asks for that."""
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from experiments import run
 from experiments.lab import shared
 
 
@@ -12,3 +15,14 @@ def _alone() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shared, "RESULTS", ())
         yield
+
+
+@pytest.fixture
+def command_of(tmp_path: Path) -> Callable[[str], Callable[..., int]]:
+    """Of a made-up experiment in `lab/`: the command that runs a copy of it, in a folder where it may find files."""
+
+    def copied(name: str) -> Callable[..., int]:
+        path = shutil.copy(Path(__file__).parent / "lab" / name, tmp_path / name)
+        return lambda *options: run.main([str(path), f"--workdir={tmp_path / 'out'}", *options])
+
+    return copied

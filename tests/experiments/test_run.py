@@ -324,3 +324,33 @@ def test_a_sweep_that_was_enlarged_is_a_second_look(whole: Path, tmp_path: Path)
     looks = json.loads((workdir / "sweep.json").read_text())["looks"]
     assert [len(look["seeds"]) for look in looks] == [2, 3]
     assert "Look 2 at this sweep" in (workdir / "report.md").read_text()
+
+
+def test_a_sweep_grows_by_looks_that_were_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    growing = ("--seeds=2", "--until=0.001", "--most-seeds=4")
+    assert _sweep(tmp_path, *growing) == 0
+    plan = json.loads((tmp_path / "sweep.json").read_text())
+    assert plan["seeds"] == [0, 1, 2, 3]
+    assert [(len(look["seeds"]), look["alpha"]) for look in plan["looks"]] == [
+        (2, pytest.approx(0.025)), (3, pytest.approx(0.0125)), (4, pytest.approx(0.0125))
+    ]  # fmt: skip
+    assert {row["status"] for row in _rows(tmp_path)} == {"finished"}
+    assert "Look 3 at this sweep, with 4 seeds" in (tmp_path / "report.md").read_text()
+    with pytest.raises(SystemExit):
+        _sweep(tmp_path, "--seeds=2", "--until=0.5", "--most-seeds=9")
+    assert "grows until 0.001 with at most 4 seeds" in capsys.readouterr().err
+
+
+def test_what_cannot_be_judged_is_told_before_anything_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more, said in (
+        (["--base=configs/multi30k.py"], "such as --primary test/bleu --matters 0.5"),
+        (["--primary=test/bleu"], "--primary METRIC and --matters SIZE belong together"),
+        (["--primary=test/entropy", "--matters=1"], "'test/entropy' cannot be judged on 'configs/quantities.py'"),
+        (["--matters=0"], "'0' is not a number above 0"),
+        (["--most-seeds=9"], "--most-seeds 9 is for a sweep that grows"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run.main(["heads", f"--workdir={tmp_path}", *more])
+        assert stopped.value.code == 2
+        assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("*/"))

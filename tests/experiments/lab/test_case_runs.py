@@ -2,14 +2,12 @@
 
 import csv
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments import run
-from experiments.lab import shared
+from experiments.lab import shared, workers
 from experiments.lab.case_runs import CaseRun
 from transformer.config import Config
 
@@ -17,15 +15,10 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Runs a copy of the fake cases, whose folder holds `broken` where one of them shall fail."""
-    shutil.copy(HERE / "fake_cases.py", tmp_path / "fake_cases.py")
-    monkeypatch.setattr(run.workers, "POLL_SECONDS", 0.1)
-
-    def start(*options: str) -> int:
-        return run.main([str(tmp_path / "fake_cases.py"), f"--workdir={tmp_path / 'out'}", *options])
-
-    return start
+def command(command_of: Callable[[str], Callable[..., int]], monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Of the fake cases, whose folder holds `broken` where one of them shall fail."""
+    monkeypatch.setattr(workers, "POLL_SECONDS", 0.1)
+    return command_of("fake_cases.py")
 
 
 def test_cases_with_seeds_are_a_sweep(

@@ -3,26 +3,18 @@
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from experiments import run
-
 HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., int]:
-    """Runs a copy of the fake measurement, whose folder holds `stop` where it shall be interrupted."""
-    shutil.copy(HERE / "fake_measurement.py", tmp_path / "fake_measurement.py")
-
-    def start(*options: str) -> int:
-        return run.main([str(tmp_path / "fake_measurement.py"), f"--workdir={tmp_path / 'out'}", *options])
-
-    return start
+def command(command_of: Callable[[str], Callable[..., int]]) -> Callable[..., int]:
+    """Of the fake measurement, whose folder holds `stop` where it shall be interrupted."""
+    return command_of("fake_measurement.py")
 
 
 def test_cases_are_measured_and_reported(

@@ -279,6 +279,7 @@ def test_the_page_needs_nothing_but_itself(written: Path) -> None:
     assert links.loads
     assert all(link.startswith("data:image/svg+xml;base64,") for link in links.loads)
     assert "aria-sort" in text
+    assert "<tr><thead>" not in text, "a table has one head"
     for part in ("prefers-color-scheme: dark", "@media print", '<table class="sortable"', 'class="spark"', "<details>"):
         assert part in text, part
     for part in ("url(", "@import", "http:", "https:"):

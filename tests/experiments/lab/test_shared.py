@@ -192,10 +192,14 @@ def test_runs_that_begin_from_another_are_not_shared(tmp_path: Path, monkeypatch
 def test_code_that_changes_while_a_run_is_stopped_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a run is that of neither code, so no other sweep takes it."""
     run_of = Run(str(FAKE), "learned-full", 0, Config(), {}, tmp_path)
+    run_of.known_by()
+    (tmp_path / "metrics.jsonl").touch()
     before = run_of.known_by()
     assert before == {"key": shared.key(run_of), "code": shared.code()}
     monkeypatch.setattr("experiments.lab.single.code", lambda: "changed")
     assert run_of.known_by()["code"] == f"{before['code']} and changed"
+    (tmp_path / "metrics.jsonl").unlink()
+    assert run_of.known_by()["code"] == "changed", "nothing was trained by the code before"
 
 
 def test_all_files_of_a_plugin_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
