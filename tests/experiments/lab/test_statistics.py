@@ -238,6 +238,22 @@ def test_a_variant_set_apart_does_not_change_the_others() -> None:
     assert differences(values, ROWS, _first(4))["a"].odd, "without that its spread would be taken for that of all"
 
 
+def test_rows_apart_have_their_part_of_the_false_claims() -> None:
+    table = _noise(np.random.default_rng(10), [1.0] * 6, 4, 0.0)
+    values, (look,) = _values(table), _first(4)
+    found = differences(values, ROWS, [look], frozenset({"e"}))
+    del values["e"]
+    alone = differences(values, {v: ROWS[v] for v in "abcd"}, [look._replace(alpha=look.alpha * 4 / 5)])
+    assert {v: found[v] for v in "abcd"} == alone
+
+
+def test_seeds_that_the_look_has_not_seen_do_not_count() -> None:
+    table = _noise(np.random.default_rng(11), [1.0] * 6, 4, 0.0)
+    for apart in (frozenset[str](), frozenset({"e"})):
+        before = differences(_values(table[:, :3]), ROWS, _first(3), apart)
+        assert differences(_values(table + np.array([0, 0, 0, 99])), ROWS, _first(3), apart) == before
+
+
 def test_one_seed_gives_no_interval_and_equal_runs_no_width() -> None:
     one = differences(_values(np.arange(6.0)[:, None]), ROWS, _first(1))["b"]
     assert (one.mean, one.low, one.p) == (2.0, None, None)

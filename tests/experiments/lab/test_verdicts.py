@@ -71,6 +71,14 @@ def test_a_variant_with_a_failure_is_never_better() -> None:
     assert found["same"].verdict == "equivalent", "the noise of a failure is not that of the others"
 
 
+def test_nor_where_the_worst_there_is_would_leave_it_better() -> None:
+    """Of a metric without an end, a failure counts as the worst of the others."""
+    table = {"base": [1.0, 1.1, 0.9, 1.0, 1.05, 0.95], "lucky": [100.0, 101.0, 99.0, 100.0, None, 102.0]}
+    judged = judge(_sweep(table, "test/speed"), "test/speed")["lucky"]
+    assert judged.difference.low > 0
+    assert judged.verdict == "undecided"
+
+
 def test_a_reference_that_never_ran_makes_nothing_better() -> None:
     found = judge(_sweep({"base": [None] * 4, "b": BASE, "c": BETTER}), METRIC)
     assert {judged.verdict for judged in found.values()} <= {"undecided"}
