@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, add_example, array_feature, at_once, of_arrays, of_texts, prepared
 from transformer.data.sources import load_source, parallel, series
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 from transformer.errors import UserError
 
 ROWS = {

@@ -261,7 +261,7 @@ def test_a_dataset_by_name_in_a_read_only_cache(room: Path, monkeypatch: pytest.
     monkeypatch.setattr(named.tfds, "builder", lambda name, data_dir: Named(name, data_dir))
     monkeypatch.setattr(named, "prepare", prepare)
     monkeypatch.setattr(named, "from_builder", lambda name, builder, fingerprint: builder)
-    monkeypatch.setattr(named, "surveyed", lambda builder, data: builder.data_path)
+    monkeypatch.setattr(named, "surveyed", lambda source, builder, data: builder.data_path)
     there = room / "cache" / "tfds" / "there" / "1.0.0"
     there.mkdir(parents=True)
     set_mode(room / "cache", 0o555)

@@ -268,7 +268,10 @@ def test_the_same_corpus_in_another_process() -> None:
 def test_quantities_are_prepared_without_tensorflow(corpus: dict[str, list[dict]], tmp_path: Path) -> None:
     source = load_source(DataConfig(name="quantities", cache=str(tmp_path)))
     assert source.fingerprint == hashlib.sha256(json.dumps(corpus, sort_keys=True).encode()).hexdigest()
-    assert source.builder.info.metadata["versions"]["babel"] == importlib.metadata.version("babel")
+    (folder,) = (tmp_path / "prepared" / "quantities").glob("*/quantities/1.0.0")
+    assert json.loads((folder / "metadata.json").read_text())["versions"]["babel"] == importlib.metadata.version(
+        "babel"
+    )
     assert {split: len(source.split(split)) for split in source.splits} == quantities.SIZES
     read = [(e["en"], e["de"], e["quantities"]) for e in source.split("longer")]
     expected = [(e["en"], e["de"], e["quantities"]) for e in corpus["longer"]]
@@ -369,7 +372,9 @@ def test_docstrings_are_prepared_without_tensorflow(
     source = load_source(DataConfig(name="docstrings", cache=str(tmp_path)))
     rows = {split: [(row.package, row.text) for row in rows] for split, rows in installed.splits.items()}
     assert source.fingerprint == hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
-    assert source.builder.info.metadata["versions"]["flax"] == importlib.metadata.version("flax")
+    (folder,) = (tmp_path / "prepared" / "docstrings").glob("*/docstrings/1.0.0")
+    versions = json.loads((folder / "metadata.json").read_text())["versions"]
+    assert versions["flax"] == importlib.metadata.version("flax")
     read = [(example["package"], example["text"]) for example in source.split("test")]
     assert sorted(read) == sorted(rows["test"])
     assert "tensorflow" not in sys.modules

@@ -21,7 +21,8 @@ from PIL import Image
 from transformer.config import Config, DataConfig, load_file, override
 from transformer.data.builder import array_feature, of_arrays, of_texts, prepare, prepared, quiet
 from transformer.data.sources import SOURCES, load_source, named, survey
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 from transformer.data.sources.survey import surveyed
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
@@ -148,7 +149,8 @@ def toy(folder: Path, examples: list[dict[str, Any]], **changes: str) -> Source:
     data = DataConfig(cache=str(folder), **{"source": "", "target": "text"} | changes)
     splits = {"train": examples.__iter__, "test": examples[:3].__iter__}
     fields = [field for field in examples[0] if field != "label"]
-    return surveyed(from_builder("toy", prepared(of_texts("toy", fields, splits, "ab"), data), ""), data)
+    builder = prepared(of_texts("toy", fields, splits, "ab"), data)
+    return surveyed(from_builder("toy", builder, ""), builder, data)
 
 
 def texts_of(source: Source, split: str, field: str = "text") -> list[str]:
@@ -206,7 +208,7 @@ def test_images_are_kept_by_their_pixels_and_normalised_without_them(tmp_path: P
     }
     data = DataConfig(cache=str(tmp_path))
     builder = prepared(of_arrays("toy", features, {"train": examples.__iter__}), data)
-    source = surveyed(from_builder("toy", builder, ""), data)
+    source = surveyed(from_builder("toy", builder, ""), builder, data)
     train, validation = ([example["image"] for example in source.split(name)] for name in ("train", "validation"))
     assert not {image.tobytes() for image in train} & {image.tobytes() for image in validation}
     assert 4 < len(validation) < 40

@@ -21,7 +21,8 @@ from transformer.data.batches.augmentation import augmented_audio, longest_augme
 from transformer.data.batches.recordings import SpeechBatches, read_frames
 from transformer.data.builder import array_feature, of_arrays, prepared
 from transformer.data.sources import load_source, recordings
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError

@@ -11,7 +11,8 @@ from transformer.config import DataConfig
 from transformer.data.batches.series import SeriesBatches
 from transformer.data.builder import of_arrays, prepared
 from transformer.data.sources import load_source, series
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 from transformer.errors import UserError
 
 OF_ETT = series.ETT_ROWS

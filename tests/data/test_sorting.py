@@ -12,7 +12,7 @@ from transformer.config import DataConfig
 from transformer.data import sorting
 from transformer.data.builder import of_texts, prepared, quiet
 from transformer.data.sources import load_source
-from transformer.data.sources.source import from_builder
+from transformer.data.sources.built import from_builder
 
 ROW = sorting.RECORD_BYTES + 50
 

@@ -133,8 +133,10 @@ def names_of(features: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str,
 
 
 def signed(digest: str, names: Mapping[str, Any]) -> str:
-    """A digest with names: FORM and the SHA-256 (hex) of both. Without names, the digest as it is."""
-    return FORM + hashlib.sha256(_json([digest, names]).encode()).hexdigest() if names else digest
+    """A digest with names: the form of the digest, or FORM, and the SHA-256 (hex) of both. Without names, the digest as
+    it is."""
+    form = digest[: digest.find(":") + 1] or FORM
+    return form + hashlib.sha256(_json([digest, names]).encode()).hexdigest() if names else digest
 
 
 # --- TFDS

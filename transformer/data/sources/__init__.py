@@ -11,7 +11,8 @@ from collections.abc import Callable
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, prepared
 from transformer.data.sources import images, multi30k, named, parallel, recordings, series, text_files
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 
 
 def _builtin(name: str, data: DataConfig) -> Dataset:

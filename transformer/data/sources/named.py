@@ -17,7 +17,8 @@ import tensorflow_datasets as tfds
 from transformer.config import DataConfig
 from transformer.data.builder import prepare, quiet
 from transformer.data.caching import cache_root, locked, remove, writable
-from transformer.data.sources.source import Source, from_builder
+from transformer.data.sources.built import from_builder
+from transformer.data.sources.source import Source
 from transformer.data.sources.survey import surveyed
 from transformer.errors import UserError
 
@@ -64,7 +65,7 @@ def load(data: DataConfig, own: Iterable[str]) -> Source:
                 f'({_brief(error)}): prepare it where that works, with file_format="array_record", and name its '
                 "folder in data.dir."
             ) from error
-    return surveyed(from_builder(data.name, builder, fingerprint=""), data)
+    return surveyed(from_builder(data.name, builder, fingerprint=""), builder, data)
 
 
 def _prepare(name: str, builder: tfds.core.DatasetBuilder) -> tfds.core.DatasetBuilder:

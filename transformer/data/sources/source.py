@@ -1,18 +1,16 @@
-"""A source: a TFDS builder prepared as ArrayRecord files, with random access and without TensorFlow."""
+"""A source: prepared examples with random access, whatever they are stored as."""
 
 import dataclasses
 import difflib
-import functools
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
-from transformer.data.builder import FORM, quiet, signed
-from transformer.data.sources.images import decoders
+from transformer.data.builder import signed
+from transformer.data.store import Texts
 from transformer.errors import UserError
 
 SPLIT_ORDER = ("train", "validation", "test")
@@ -21,20 +19,27 @@ SPLIT_ORDER = ("train", "validation", "test")
 READ_TOGETHER = 100  # examples; each may hold an image or a recording of a megabyte
 
 
+class Records(Protocol):
+    """The stored examples of a split."""
+
+    def __len__(self) -> int: ...
+
+    def many(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """The examples of these numbers, read together."""
+        ...
+
+    def texts(self, name: str) -> Texts | None:
+        """The memory-mapped column of a text field; None where there is none."""
+        ...
+
+
 class Examples(Sequence[dict[str, Any]]):
     """The examples of one split, with random access: texts as str, other scalars as NumPy scalars, arrays unchanged.
     With `chosen`, only the records of these numbers."""
 
-    def __init__(
-        self,
-        records: Any,
-        texts: Mapping[str, tuple[str, ...]],
-        others: Mapping[str, tuple[str, ...]],
-        chosen: np.ndarray | None = None,
-    ) -> None:
+    def __init__(self, records: Records, chosen: np.ndarray | None = None) -> None:
         self._records = records
-        self._texts = texts
-        self._others = others
+        self._whole = chosen is None
         self._chosen: Sequence[int] | np.ndarray = range(len(records)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -46,30 +51,20 @@ class Examples(Sequence[dict[str, Any]]):
         position = operator.index(index)
         if not -len(self) <= position < len(self):
             raise IndexError(f"example {position} of {len(self)}")
-        return self._example(self._records[int(self._chosen[position % len(self)])])
+        return self.many([position % len(self)])[0]
 
     def many(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """The examples at `indices`, read together: about three times as fast as one by one."""
-        records = self._records.__getitems__([int(self._chosen[i]) for i in indices]) if len(indices) else []
-        return [self._example(record) for record in records]
+        return self._records.many([int(self._chosen[i]) for i in indices])
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self), READ_TOGETHER):
             yield from self.many(range(start, min(start + READ_TOGETHER, len(self))))
 
-    def _example(self, record: Any) -> dict[str, Any]:
-        example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
-        example.update({name: _leaf(record, path) for name, path in self._others.items()})
-        return example
-
-
-def _leaf(record: Any, path: tuple[str, ...]) -> Any:
-    return functools.reduce(operator.getitem, path, record)
-
-
-def _text(value: Any) -> str:
-    value = value.item() if isinstance(value, np.ndarray) else value
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else str(value)
+    def texts(self, name: str) -> Texts | None:
+        """The texts of a field as one memory-mapped column, in the order of the examples; None where they are not
+        stored so."""
+        return self._records.texts(name) if self._whole else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +83,7 @@ class Source:
     """
 
     name: str
-    builder: tfds.core.DatasetBuilder
+    read: Callable[[str], Records]  # returns the records of a stored split
     fields: tuple[str, ...]
     splits: tuple[str, ...]
     fingerprint: str
@@ -108,18 +103,8 @@ class Source:
         """The examples of a split. UserError: it does not exist, or its files cannot be read without TensorFlow."""
         if name not in self.splits:
             raise UserError(f"{self.name} has no split {name!r}: {choose(name, self.splits)}.")
-        texts, others = field_paths(self.builder)
         stored, chosen = self.parts.get(name, (name, None))
-        try:
-            with quiet():
-                pixels = decoders(self.name, self.builder)
-                records = self.builder.as_data_source(split=stored, decoders=pixels)
-        except NotImplementedError as error:
-            raise UserError(
-                f"{self.name} in {self.builder.data_dir} is not stored as ArrayRecord: prepare it again with "
-                'download_and_prepare(file_format="array_record").'
-            ) from error
-        return Examples(records, texts, others, chosen)
+        return Examples(self.read(stored), chosen)
 
     def validating(self, split: str) -> "Source":
         """The source with another split, `data.validation`, in the place of `validation`; "" leaves it as it is.
@@ -164,9 +149,14 @@ class Source:
 
 def comparable(old: str, new: str) -> bool:
     """Whether different fingerprints mean different data, `old` being a stored one: not where an older version computed
-    it in another form. (Those covered no names of classes, and of TFDS datasets at first a hundred examples a
-    split.)"""
-    return old.startswith(FORM) or not new.startswith(FORM)
+    it in another form, of a lower number. (The first, without a number, covered no names of classes, and of TFDS
+    datasets at first a hundred examples a split; the second, the rows of text files one by one.)"""
+    return _form(old) >= _form(new)
+
+
+def _form(fingerprint: str) -> int:
+    number, colon, _ = fingerprint.partition(":")
+    return int(number) if colon and number.isdecimal() else 1
 
 
 def check_classes(source: Source, split: str, labels: np.ndarray, trained: np.ndarray) -> None:
@@ -191,59 +181,6 @@ def choose(wrong: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(wrong, names, n=1)
     listed = ", ".join(names)
     return f"did you mean {near[0]!r} (of {listed})" if near else f"choose one of {listed}"
-
-
-# --- From a builder
-
-
-def field_paths(builder: tfds.core.DatasetBuilder) -> tuple[dict[str, tuple[str, ...]], dict[str, tuple[str, ...]]]:
-    """Paths of the text fields, and of the other scalars and arrays, by the shortest unique name."""
-    texts: list[tuple[str, ...]] = []
-    others: list[tuple[str, ...]] = []
-
-    def walk(feature: Any, path: tuple[str, ...]) -> None:
-        if isinstance(feature, tfds.features.FeaturesDict):  # Translation is one
-            for name in feature:
-                walk(feature[name], (*path, name))
-        elif path and isinstance(feature, tfds.features.Tensor) and feature.shape == ():
-            is_text = isinstance(feature, tfds.features.Text) or tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
-            (texts if is_text else others).append(path)
-        elif path and _is_array(feature):
-            others.append(path)
-
-    walk(builder.info.features, ())
-    leaves = [path[-1] for path in texts + others]
-    named = {path: path[-1] if leaves.count(path[-1]) == 1 else "/".join(path) for path in texts + others}
-    return {named[path]: path for path in texts}, {named[path]: path for path in others}
-
-
-def features_of(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-    """Name of a field -> its feature."""
-    texts, others = field_paths(builder)
-    return {name: _leaf(builder.info.features, path) for name, path in (texts | others).items()}
-
-
-def _is_array(feature: Any) -> bool:
-    numbers = type(feature) is tfds.features.Tensor and not tfds.core.utils.dtype_utils.is_string(feature.np_dtype)
-    return isinstance(feature, tfds.features.Image) or (numbers and feature.shape != ())
-
-
-def from_builder(
-    name: str,
-    builder: tfds.core.DatasetBuilder,
-    fingerprint: str,
-    facts: Mapping[str, Any] | None = None,
-    aliases: Mapping[str, str] | None = None,
-) -> Source:
-    """The source of a prepared builder. UserError: it has neither a text nor an array field."""
-    texts, others = field_paths(builder)
-    arrays = [field for field, path in others.items() if _is_array(_leaf(builder.info.features, path))]
-    if not texts and not arrays:
-        raise UserError(f"{name} has no text field and no array: choose a dataset of texts, images or recordings.")
-    splits = [split for split, info in builder.info.splits.items() if info.num_examples]
-    classes = getattr(dict(builder.info.features).get("label"), "names", None)
-    facts = ({"classes": list(classes)} if classes else {}) | dict(facts or {})
-    return Source(name, builder, tuple(texts), ordered(splits), fingerprint, aliases or {}, tuple(arrays), facts)
 
 
 def ordered(splits: Iterable[str]) -> tuple[str, ...]:

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data import builder
 from transformer.data.builder import FORM, add_example, names_of
 from transformer.data.caching import Key, cache_root, cached
 from transformer.data.sources import images
+from transformer.data.sources.built import features_of
 from transformer.data.sources.images import moments, value_counts
-from transformer.data.sources.source import Source, features_of, ordered
+from transformer.data.sources.source import Source, ordered
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -28,16 +30,16 @@ logger = logging.getLogger(__name__)
 VALIDATION_SHARE, VALIDATION_MOST = 0.05, 10_000  # of the examples of train
 
 
-def surveyed(source: Source, data: DataConfig) -> Source:
-    """The source with the fingerprint of every example of every split, and facts of its images, if any.
+def surveyed(source: Source, made: tfds.core.DatasetBuilder, data: DataConfig) -> Source:
+    """The source of a builder with the fingerprint of every example of every split, and facts of its images, if any.
 
     Where it has `train` and no `validation`, that is a part of `train`: VALIDATION_SHARE of the examples, or about
     VALIDATION_MOST, chosen by a hash of the first text field that the config names, or else of the arrays. So an
     example stays in its part wherever it stands, and equal ones are in the same part. All examples are read once; the
     result is cached as long as the prepared files do not change. UserError: no part of `train` can be chosen.
     """
-    info = source.builder.info
-    stats = [(path.name, path.stat()) for path in sorted(Path(source.builder.data_path).iterdir())]
+    info = made.info
+    stats = [(path.name, path.stat()) for path in sorted(Path(made.data_path).iterdir())]
     files = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
     shards = {name: split.shard_lengths for name, split in info.splits.items()}
     cut = {"train", "validation"} & set(source.splits) == {"train"} and data.validation in ("", "validation")
@@ -50,9 +52,9 @@ def surveyed(source: Source, data: DataConfig) -> Source:
 
     def make(folder: Path) -> None:
         logger.info("reading all examples of %s for their fingerprint, once", source.name)
-        found = _read(source, by, min(VALIDATION_SHARE, VALIDATION_MOST / training) if cut else -1.0)
+        found = _read(source, made, by, min(VALIDATION_SHARE, VALIDATION_MOST / training) if cut else -1.0)
         if cut and not len(found.kept):  # of a few examples, those with the lowest hash
-            found = _read(source, by, found.lowest)
+            found = _read(source, made, by, found.lowest)
         if cut and len(found.kept) == training:
             raise UserError(
                 f"{source.name} has no split 'validation', and too few examples in train to keep some for it: name "
@@ -83,10 +85,10 @@ class _Survey(NamedTuple):
     lowest: float  # the lowest hash of train
 
 
-def _read(source: Source, by: Sequence[str], limit: float) -> _Survey:
+def _read(source: Source, made: tfds.core.DatasetBuilder, by: Sequence[str], limit: float) -> _Survey:
     """Reads all examples. Those of train whose fields `by` have a hash of at most `limit` are kept for validation; the
     facts are of the others."""
-    digest = hashlib.sha256(json.dumps([source.builder.info.full_name, source.fields, source.arrays]).encode())
+    digest = hashlib.sha256(json.dumps([made.info.full_name, source.fields, source.arrays]).encode())
     counts: dict[int, np.ndarray] = {}  # by the number of channels
     kept, lowest = array.array("q"), 1.0
     for name in source.splits:
@@ -104,7 +106,7 @@ def _read(source: Source, by: Sequence[str], limit: float) -> _Survey:
             elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
                 added = value_counts(image)
                 counts[len(added)] = counts.get(len(added), 0) + added
-    digest.update(json.dumps([names_of(features_of(source.builder), {}), kept.tolist()], sort_keys=True).encode())
+    digest.update(json.dumps([names_of(features_of(made), {}), kept.tolist()], sort_keys=True).encode())
     facts = moments(*counts.values()) if len(counts) == 1 else {}
     return _Survey(FORM + digest.hexdigest(), facts, np.array(kept, np.int64), lowest)
 
