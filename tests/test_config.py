@@ -4,6 +4,8 @@ import ast
 import dataclasses
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from transformer import config as module
 from transformer.config import (
     RUNTIME,
     Config,
+    DataConfig,
     defaults,
     differences,
     flatten,
@@ -30,6 +33,8 @@ from transformer.config import (
 )
 from transformer.errors import UserError
 
+ROOT = Path(__file__).parent.parent
+
 KEYS = list(flatten(Config()))
 NAN, INFINITE = float("nan"), float("inf")
 
@@ -39,18 +44,42 @@ def test_every_key_is_commented_or_plain() -> None:
     text = Path(module.__file__).read_text()
     lines = text.splitlines()
     plain = {"warmup_steps", "b1", "b2", "eps"}
-    groups = {field.name for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.default)}
+    whole = (*dataclasses.fields(Config), *dataclasses.fields(DataConfig))
+    groups = {field.name for field in whole if dataclasses.is_dataclass(field.default)}
     classes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name != "UserError"]
     seen = 0
     for node in classes:
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                if node.name == "Config" and item.target.id in groups:
+                if node.name in ("Config", "DataConfig") and item.target.id in groups:
                     continue
                 seen += 1
                 if item.target.id not in plain:
                     assert re.search(r"  # \S", lines[item.lineno - 1]), f"{node.name}.{item.target.id}"
     assert seen == len(KEYS) + 3, "the `extra` of three groups is empty"
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.files=a.csv", ("a.csv",)),
+        ("data.files=train=a.csv,test=b c/*.csv", ("train=a.csv", "test=b c/*.csv")),
+        ("data.files=('a,b.csv',)", ("a,b.csv",)),
+        ("data.files='a,b.csv',", ("a,b.csv",)),
+        ("model.attention=full,window:4", ("full", "window:4")),
+        ("data.columns.series=x", ("x",)),
+        ("data.columns.text=body", "body"),
+        ("data.buckets=(16,64,256)", (16, 64, 256)),
+    ],
+)
+def test_several_texts_are_typed_with_commas(typed: str, value: object) -> None:
+    code = (
+        "from transformer import command_line\nfrom transformer.config import flatten\ncommand_line.define_config()\n"
+        f"command_line.run(lambda: print(flatten(command_line.config_from_flags())[{typed.partition('=')[0]!r}]))"
+    )
+    command = [sys.executable, "-c", code, f"--config={ROOT / 'configs/quantities.py'}", f"--config.{typed}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert ended.stdout.strip() == str(value), ended.stderr
 
 
 def test_the_names_that_people_type() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from absl import app, flags, logging
 
-from transformer.config import Config, MeshConfig, check_key, from_config_dict, load_file
+from transformer.config import Config, MeshConfig, check_key, from_config_dict, is_texts, load_file
 from transformer.data.caching import DEFAULT, writable
 from transformer.errors import Stopped, UserError
 from transformer.paths import expanded, for_checkpoints, local
@@ -134,8 +134,10 @@ def _parse(argv: list[str]) -> list[str]:
                 if ":" in path:
                     raise UserError(f"--config={match[1]!r} has a colon, at which ml_collections cuts it: rename it")
                 argv[i] = f"--config={path}"
-            elif match := re.fullmatch(r"--?(?:no)?config\.([^=]+)(=.*)?", argument):
-                check_key(match[1])
+            elif match := re.fullmatch(r"--?(?:no)?config\.([^=]+)(?:=(.*))?", argument):
+                several = is_texts(check_key(match[1]))
+                if several and match[2] and match[2][0] not in "([\"'":  # as people write them, not as Python does
+                    argv[i] = f"--config.{match[1]}={tuple(match[2].split(','))!r}"
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"{rest[1]!r} is not a flag: write --name=value, and see --help")

@@ -65,9 +65,30 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ColumnsConfig:
+    """Columns of the user's own files, by what they hold. "" = the column of that name, where there is one. Those of a
+    file without a header are numbered from 1; one inside of another is written with a point: "translation.en"."""
+
+    text: str = ""  # of a language model or a classifier
+    source: str = ""  # to translate or to summarise
+    target: str = ""  # its translation or its summary
+    label: str = ""  # the class
+    reference: str = ""  # further references of a summary: a list of texts
+    image: str = ""  # path of an image, relative to the file that names it
+    audio: str = ""  # path of a recording, likewise
+    time: str = ""  # of a series; "" = the first column that holds dates
+    series: tuple[str, ...] = ()  # variables of a series; () = all columns of numbers
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
     name: str = "quantities"  # a row of transformer.data.sources.SOURCES, or the name of any TFDS dataset
     dir: str = ""  # folder of the raw files or of prepared TFDS datasets; "" = generated or downloaded
+    files: tuple[str, ...] = ()  # own files, folders or globs; "train=a.csv", "test=b.csv" say the split
+    mix: tuple[str, ...] = ()  # in place of files, a mixture with weights: "books/*.txt=0.7", "wiki.jsonl=0.3"
+    columns: ColumnsConfig = ColumnsConfig()
+    split: str = ""  # "hash:90/5/5", "sizes:80%/10%/10%", "sizes:9000/500/500"; "" = by the files' names, or hash
+    documents: str = "line"  # an example of a text file: "line", or the whole "file"
     cache: str = ""  # where prepared data, vocabularies and tokens are kept; "" = ~/.cache/transformer
     validation: str = ""  # the split to validate on; "" = `validation`, which TFDS datasets without one cut from train
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
@@ -142,6 +163,7 @@ RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", 
 # Paths: `~` is expanded where a config is made, so that a run records the folder. FOLDERS hold checkpoints or a cache.
 PATHS = ("data.dir", "data.source", "data.target", "data.tokenizer")
 FOLDERS = ("init_from", "data.cache")
+MAY_BE_EMPTY = ("plugins", "data.files", "data.mix", "data.columns.series")  # of the keys that are tuples
 
 # Removed keys, and what to do instead. They are dropped from stored configs of runs and sweeps.
 RETIRED = {"mesh.strategy": "what is split follows from mesh.fsdp and mesh.tensor, so leave it out"}
@@ -210,6 +232,12 @@ def override(config: Config, changes: dict[str, Any]) -> Config:
             node = node[parent]
         node[last] = value
     return from_dict(values)
+
+
+def is_texts(key: str) -> bool:
+    """Whether a dotted key holds several texts."""
+    value = flatten(Config()).get(key)
+    return isinstance(value, tuple) and (key in MAY_BE_EMPTY or isinstance(value[0], str))
 
 
 def check_key(key: str) -> str:
@@ -298,7 +326,11 @@ def _convert(value: Any, kind: Any, key: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         value = [value] if isinstance(value, item) else value
-        if isinstance(value, (list, tuple)) and (value or key == "plugins") and all(isinstance(v, item) for v in value):
+        if (
+            isinstance(value, (list, tuple))
+            and (value or key in MAY_BE_EMPTY)
+            and all(isinstance(v, item) for v in value)
+        ):
             return tuple(value)
         raise UserError(f"config key {key!r} takes a tuple of {item.__name__}, not {value!r}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
