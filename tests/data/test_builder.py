@@ -1,5 +1,6 @@
 """One builder for all data of our own: what it stores, the digests that runs have stored, and the facts of a source."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, add_example, array_feature, at_once, of_arrays, of_texts, prepared
-from transformer.data.sources import load_source, parallel, series
+from transformer.data.sources import load_source, series
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
+from transformer.data.sources.table.splits import Rule
 from transformer.errors import UserError
 
 ROWS = {
@@ -102,16 +104,6 @@ def test_the_digest_of_arrays(tmp_path: Path) -> None:
     assert source.fingerprint == f"2:{expected.hexdigest()}"
 
 
-def test_the_digest_of_parallel_text(tmp_path: Path) -> None:
-    text = '["files", ["en", "de"], false]'
-    for split in ("train", "validation", "test"):
-        lines = {language: [f"{split} {language} ü {i}" for i in range(3)] for language in ("en", "de")}
-        for language in lines:
-            (tmp_path / f"{split}.{language}").write_text("\n".join(lines[language]) + "\n")
-        text += "".join(json.dumps([split, en, de]) for en, de in zip(*lines.values(), strict=True))
-    assert load_source(config(tmp_path, "files")).fingerprint == f"2:{sha256(text)}"
-
-
 # --- What a digest tells apart
 
 
@@ -195,9 +187,9 @@ def test_another_rule_of_splitting_is_other_data(tmp_path: Path, monkeypatch: py
     (tmp_path / "all").write_text("".join(f"line {i}\n" for i in range(300)))
     data = config(tmp_path, "files", dir="", source="", target=str(tmp_path / "all"))
     plain = load_source(data).fingerprint
-    rule = parallel.TextFiles._split_of
-    monkeypatch.setattr(parallel.TextFiles, "_split_of", lambda self, part, lines: rule(self, part, (lines[0] + ".",)))
-    assert load_source(data).fingerprint != plain
+    rule = Rule.hashed
+    monkeypatch.setattr(Rule, "hashed", lambda self, text: rule(self, text + "."))
+    assert load_source(dataclasses.replace(data, cache=str(tmp_path / "other"))).fingerprint != plain
 
 
 def test_renamed_labels_and_columns_are_other_data(tmp_path: Path) -> None:

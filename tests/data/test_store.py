@@ -1,5 +1,7 @@
 """The store: what is written is read, by example and as memory-mapped columns; the fingerprint tells stores apart."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,25 @@ def test_the_fingerprint_is_of_every_value_and_its_place(tmp_path: Path) -> None
     ]
     found = {written(tmp_path / f"x{i}", splits, **about).fingerprint for i, (splits, about) in enumerate(others)}
     assert len({plain.fingerprint, *found}) == 1 + len(others)
+
+
+def test_the_fingerprint_is_what_runs_have_stored(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    writer = StoreWriter(tmp_path / "s", {"text": TEXT, "label": INTEGER}, ["train", "test"])
+    writer.add("train", {"text": ["ü", "b"], "label": [1, 0]})
+    names = {"classes": ["a", "b"]}
+
+    def sha256(content: bytes) -> str:
+        return hashlib.sha256(content).hexdigest()
+
+    numbers = np.array([2, 3, 1, 0], "<i8").tobytes()
+    train = [
+        ["train", "text", "text", [], [sha256("üb".encode()), sha256(numbers[:16])]],
+        ["train", "label", "int64", [], [sha256(numbers[16:])]],
+    ]
+    test = [["test", "text", "text", [], [sha256(b"")] * 2], ["test", "label", "int64", [], [sha256(b"")]]]
+    text = json.dumps([[*train, *test], {"train": [], "test": []}, names], sort_keys=True)
+    assert writer.close(names=names) == f"3:{sha256(text.encode())}"
 
 
 def test_members_of_a_mixture_are_in_the_fingerprint(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_labelled_lines(tmp_path: Path) -> None:
         ("", "a\t1\n", r"train\.tsv is empty"),
         ("a\t1\nno label\n", "a\t1\n", r"train\.tsv has no text and label in line 2: write the text, a tab"),
         ("a\t1\n\t1\n", "a\t1\n", "no text and label in line 2"),
-        ("a\t1\nb\t0\n", "a\t1\nb\t2\n", r"dev\.tsv has the class '2', of which train\.tsv has no example"),
+        ("a\t1\nb\t0\n", "a\t1\nb\t2\n", r"dev\.tsv has the class '2' in line 2, of which train has no"),
         (b"a\t1\n\xff\t1\n", "a\t1\n", r"train\.tsv is not valid UTF-8 in line 2"),
         (gzip.compress(b"a\t1\n" * 99, mtime=0)[:-9], "a\t1\n", r"train\.tsv is a damaged gzip file"),
         ("\n\n", "a\t1\n", r"train\.tsv has no text and label: write"),
@@ -220,8 +220,8 @@ def test_the_same_text_in_another_form(tmp_path: Path, content: bytes) -> None:
         (LINES.encode("utf-32"), "is UTF-32, not UTF-8"),
         (LINES.encode("utf-16-le"), r"has a NUL character in line 1, which is in no text: .*UTF-16LE"),
         (b"a\n" * 30 + b"b\0\n", "has a NUL character in line 31"),
-        (b"PK\x03\x04" + bytes(99), "is a zip archive: unpack it, or compress it by gzip, bzip2 or xz"),
-        (b"(\xb5/\xfd" + bytes(99), "is a zstd archive: unpack it"),
+        (b"PK\x03\x04" + bytes(99), "is a zip archive: unpack it, or compress it by gzip, bzip2, xz or zstd"),
+        (b"(\xb5/\xfd" + bytes(99), "is a damaged zstd file"),
         (bz2.compress(LINES.encode())[:-9], "is a damaged bzip2 file"),
         (lzma.compress(LINES.encode())[:-9], "is a damaged xz file"),
         (gzip.compress(LINES.encode(), mtime=0) + b"junk", "is a damaged gzip file"),
@@ -240,7 +240,9 @@ def test_json_is_not_read_as_it_stands_in_silence(tmp_path: Path, caplog: pytest
     content = "".join(f'{{"text": "line {i}"}}\n' for i in range(9))
     for name in ("a.jsonl", "a.json", "a.jsonl.gz"):
         (tmp_path / name).write_bytes(gzip.compress(content.encode()) if name.endswith(".gz") else content.encode())
-        with pytest.raises(UserError, match=f"{name} is JSON, which would be read as it stands: write its texts"):
+        with pytest.raises(
+            UserError, match=f"{name} is JSON, which would be read as it stands: read it with data.name=table"
+        ):
             load_source(config(tmp_path, "text", dir="", target=str(tmp_path / name)))
     (tmp_path / "input.txt").write_text(content)
     load_source(config(tmp_path, "text"))

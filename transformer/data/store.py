@@ -56,30 +56,34 @@ class StoreWriter:
     """Writes a store into an empty folder, some examples at a time, in constant memory."""
 
     def __init__(self, folder: Path, columns: Mapping[str, Kind], splits: Sequence[str]) -> None:
-        self.counts = dict.fromkeys(splits, 0)
-        self._folder, self._columns = folder, dict(columns)
+        self._folder, self._columns, self._splits = folder, dict(columns), tuple(splits)
         self._written = {
             (split, name): _Written(folder, split, name, columns[name]) for split in splits for name in columns
         }
         self._members: dict[str, list[int]] = {split: [] for split in splits}
 
-    def add(self, split: str, values: Mapping[str, Sequence[Any]]) -> None:
-        """Appends examples to a split; `values`: column -> the value of each example."""
-        counts = {len(values[name]) for name in self._columns}
-        if len(counts) != 1:
-            raise ValueError(f"columns of different lengths: {sorted(counts)}")
-        for name in self._columns:
-            self._written[split, name].add([self._columns[name].to_bytes(value) for value in values[name]])
-        self.counts[split] += counts.pop()
+    @property
+    def counts(self) -> dict[str, int]:
+        """The examples of each split, by their first column."""
+        first = next(iter(self._columns))
+        return {split: self._written[split, first].count for split in self._splits}
+
+    def add(self, split: str, values: Mapping[str, Any]) -> None:
+        """Appends values to columns of a split. In the end, all columns have as many."""
+        for name, column in values.items():
+            kind = self._columns[name]
+            if kind.varies or kind.shape:
+                self._written[split, name].add([kind.to_bytes(value) for value in column])
+            else:
+                self._written[split, name].add_numbers(np.ascontiguousarray(column, kind.dtype))
 
     def extend(self, split: str, column: str, content: bytes) -> None:
         """Appends bytes to the value that `close_value` ends: a text that is too long to be held at once."""
         self._written[split, column].extend(content)
 
     def close_value(self, split: str, column: str) -> None:
-        """Ends a value of `extend`. A store that is written so has this one column."""
+        """Ends a value of `extend`."""
         self._written[split, column].close_value()
-        self.counts[split] += 1
 
     def end_member(self) -> None:
         """Says that what follows is of another member of a mixture."""
@@ -89,6 +93,11 @@ class StoreWriter:
     def close(self, **about: Any) -> str:
         """Finishes the files, and returns the fingerprint of every example of every split in order. `about`: plain JSON
         that `Store.about` returns; its `names` give the values a meaning (classes), and are part of the fingerprint."""
+        wrong = {
+            place: written.count for place, written in self._written.items() if written.count != self.counts[place[0]]
+        }
+        if wrong:
+            raise ValueError(f"columns of different lengths: {wrong}, and {self.counts}")
         digests = [
             [split, name, self._columns[name].dtype, self._columns[name].shape, written.close()]
             for (split, name), written in self._written.items()
@@ -105,16 +114,21 @@ class _Written:
     """One column of a split that is being written."""
 
     def __init__(self, folder: Path, split: str, name: str, kind: Kind) -> None:
-        self._end = 0
+        self._end, self.count = 0, 0
         self._values = _Hashed(folder / f"{split}.{name}.values")
         self._ends = _Hashed(folder / f"{split}.{name}.ends") if kind.varies else None
 
     def add(self, contents: list[bytes]) -> None:
         self._values.write(b"".join(contents))
+        self.count += len(contents)
         if self._ends is not None and contents:
             ends = self._end + np.cumsum([len(content) for content in contents], dtype=np.int64)
             self._ends.write(ends.tobytes())
             self._end = int(ends[-1])
+
+    def add_numbers(self, numbers: np.ndarray) -> None:
+        self._values.write(numbers.tobytes())
+        self.count += len(numbers)
 
     def extend(self, content: bytes) -> None:
         self._values.write(content)
@@ -123,6 +137,7 @@ class _Written:
     def close_value(self) -> None:
         assert self._ends is not None
         self._ends.write(np.int64(self._end).tobytes())
+        self.count += 1
 
     def close(self) -> list[str]:
         return [file.close() for file in (self._values, self._ends) if file is not None]

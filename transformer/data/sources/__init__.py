@@ -1,7 +1,8 @@
 """SOURCES, by name, and `load_source`, which prepares them.
 
-A row maps the `data` part of a config to a description of the dataset (data/builder.py); None means the TFDS dataset of
-that name. Names that are no row are looked up among the datasets of TFDS.
+A row maps the `data` part of a config to the source of the user's own files, or to a description of a dataset that TFDS
+stores (data/builder.py); None means the TFDS dataset of that name. Names that are no row are looked up among the
+datasets of TFDS.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ from collections.abc import Callable
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, prepared
-from transformer.data.sources import images, multi30k, named, parallel, recordings, series, text_files
+from transformer.data.sources import images, multi30k, named, parallel, recordings, series, table, text_files
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
 
@@ -24,7 +25,8 @@ def _builtin(name: str, data: DataConfig) -> Dataset:
     return {module.__name__.rpartition(".")[2]: module for module in modules}[name].dataset()
 
 
-SOURCES: dict[str, Callable[[DataConfig], Dataset | None]] = {
+SOURCES: dict[str, Callable[[DataConfig], Dataset | Source | None]] = {
+    "table": table.table,
     "quantities": functools.partial(_builtin, "quantities"),
     "docstrings": functools.partial(_builtin, "docstrings"),
     "multi30k": multi30k.captions,
@@ -55,9 +57,10 @@ def load_source(data: DataConfig) -> Source:
     dataset = describe(data) if describe else None
     if dataset is None:
         source = named.load(data, SOURCES)
+    elif isinstance(dataset, Source):
+        source = dataclasses.replace(dataset, contiguous=data.name in CONTIGUOUS)
     else:
         builder = prepared(dataset, data)
         fingerprint = builder.info.metadata["fingerprint"]
         source = from_builder(data.name, builder, fingerprint, dataset.facts, dataset.aliases)
-        source = dataclasses.replace(source, contiguous=data.name in CONTIGUOUS)
     return source.validating(data.validation)

@@ -6,11 +6,10 @@ import urllib.request
 from pathlib import Path
 
 from transformer.config import DataConfig
-from transformer.data.builder import Dataset
 from transformer.data.caching import cache_root, locked, usable, writing
 from transformer.data.sources.files import existing
-from transformer.data.sources.parallel import TextFiles, languages_of, parallel_text
-from transformer.data.sources.source import choose
+from transformer.data.sources.parallel import languages_of, parallel_text
+from transformer.data.sources.source import Source, choose
 from transformer.errors import UserError
 
 URL = "https://raw.githubusercontent.com/multi30k/dataset/master/data/task1/raw/"
@@ -27,7 +26,7 @@ SHA256 = {
 }
 
 
-def captions(data: DataConfig) -> Dataset:
+def captions(data: DataConfig) -> Source:
     """Captions of Flickr30k images (Elliott et al., 2016): 29,000, 1,014 and 1,000 (test_2016_flickr) sentences.
 
     Read from `data.dir`, in the layout of the dataset's repository or with its files directly in the folder, plain or
@@ -46,7 +45,7 @@ def captions(data: DataConfig) -> Dataset:
         return _downloaded(data, f"{stem}.{language}.gz")
 
     splits = {split: {language: path(stem, language) for language in languages} for split, stem in STEMS.items()}
-    return parallel_text(data.name, TextFiles(splits))
+    return parallel_text(data.name, splits, data)
 
 
 def _downloaded(data: DataConfig, name: str) -> Path:

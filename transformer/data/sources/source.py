@@ -92,6 +92,7 @@ class Source:
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # Of splits that are not stored under their own name: the stored split, and the numbers of its examples (None: all).
     parts: Mapping[str, tuple[str, np.ndarray | None]] = dataclasses.field(default_factory=dict)
+    mix: Mapping[str, float] = dataclasses.field(default_factory=dict)  # member of a mixture -> its weight
     contiguous: bool = False  # one long text, read in rows of consecutive tokens by a language model
 
     @property

@@ -38,16 +38,17 @@ class StoredRecords:
 
 
 def from_store(name: str, store: Store, decoders: Decoders | None = None, **options: Any) -> Source:
-    """The source of a store; `options`: `aliases` and `contiguous` of Source. Its facts are the store's own. Splits
-    without an example are left out."""
+    """The source of a store; `options`: `aliases` and `parts` of Source. Its facts are the store's own. Splits without
+    an example are left out."""
     decoders = decoders or {}
+    parts = options.get("parts", {})
     texts = [column for column, kind in store.columns.items() if kind == TEXT and column not in decoders]
     arrays = [column for column, kind in store.columns.items() if kind.shape or column in decoders]
     return Source(
         name,
         functools.partial(StoredRecords, store, decoders),
         tuple(texts),
-        ordered(split for split, count in store.counts.items() if count),
+        ordered([*(split for split, count in store.counts.items() if count), *parts]),
         store.fingerprint,
         arrays=tuple(arrays),
         facts=store.about.get("facts", {}),

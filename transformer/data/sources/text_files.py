@@ -3,14 +3,17 @@
 import functools
 import json
 import logging
-import unicodedata
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformer.config import DataConfig
-from transformer.data.builder import Dataset, of_texts
-from transformer.data.sources.files import is_json, lines_of, read_text, refuse_json
+from transformer.data.sources.files import raw_lines, refuse_json
+from transformer.data.sources.source import Source
+from transformer.data.sources.table import Part, Rows, Table
+from transformer.data.sources.table.one_text import one_text
+from transformer.data.sources.table.paths import expanded
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -18,12 +21,6 @@ logger = logging.getLogger(__name__)
 FILES = {"train": "train", "validation": "dev", "test": "test"}
 SST2_CLASSES = {"0": "negative", "1": "positive"}
 HEADERS = {"label", "labels", "class", "classes", "category", "sentiment", "polarity", "target"}  # names of a column
-
-
-def _texts(
-    data: DataConfig, fields: Sequence[str], rows: Mapping[str, Sequence[Mapping[str, Any]]], **options: Any
-) -> Dataset:
-    return of_texts(data.name, fields, {split: functools.partial(iter, rows[split]) for split in rows}, **options)
 
 
 def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
@@ -38,54 +35,46 @@ def _paths(data: DataConfig, ending: str) -> Mapping[str, Path]:
     return paths
 
 
-def sst2(data: DataConfig) -> Dataset:
+def sst2(data: DataConfig) -> Source:
     """The Stanford Sentiment Treebank with two classes (Socher et al., 2013): each line is a sentence, a tab and 0 or
     1.
 
     Fields: text, label. Other labels also work: the classes are the sorted labels of train.tsv. The fact `labels` maps
     a label of the files to the index of its class. A first line that names its columns (`HEADERS`) is left out.
     """
-    read: dict[str, list[tuple[str, str]]] = {}
-    for split, path in _paths(data, ".tsv").items():
-        read[split] = _labelled_lines(path)
-        unseen = {label for _, label in read[split]} - {label for _, label in read["train"]}
-        if unseen:
-            raise UserError(
-                f"{path} has the class {min(unseen)!r}, of which train.tsv has no example: add some, or take it out."
-            )
-    labels = sorted({label for _, label in read["train"]})
-    splits = {
-        split: [{"text": text, "label": labels.index(label)} for text, label in rows] for split, rows in read.items()
-    }
-    classes = [SST2_CLASSES.get(label, label) for label in labels]
-    facts = {"labels": {label: number for number, label in enumerate(labels)}}
-    return _texts(data, ("text",), splits, classes=classes, facts=facts)
+    parts = [
+        Part((path,), functools.partial(_labelled_lines, path), split=split)
+        for split, path in _paths(data, ".tsv").items()
+    ]
+    code = (sys.modules[__name__],)
+    return Table(data.name, tuple(parts), ("text",), labelled=True, code=code, class_names=_names).prepare(data)
 
 
-def _labelled_lines(path: Path) -> list[tuple[str, str]]:
+def _names(labels: list[str]) -> list[str]:
+    return [SST2_CLASSES.get(label, label) for label in labels]
+
+
+def _labelled_lines(path: Path, told: Callable[[int], Any]) -> Iterator[Rows]:
     """Texts and labels of a file, without its header. UserErrors: a line without one of them, more than two columns
-    under a header, labels before the texts, labels that differ in case only, no line at all."""
-    rows = [_labelled(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
-    labels = [label for _, label in rows]
+    under a header, labels before the texts, no line at all."""
+    lines = [line for _, some in raw_lines(path, told) for line in map(str.strip, some)]
+    rows = [(number, *_labelled(path, number, line)) for number, line in enumerate(lines, start=1) if line]
+    labels = [label for _, _, label in rows]
     if rows and labels[0].casefold() in HEADERS and labels.count(labels[0]) == 1:
-        if "\t" in rows[0][0]:
-            columns = ", ".join([*rows[0][0].split("\t"), labels[0]])
+        if "\t" in rows[0][1]:
+            columns = ", ".join([*rows[0][1].split("\t"), labels[0]])
             raise UserError(f"{path} has the columns {columns}: keep two of them, the text and the label.")
         logger.warning("line 1 of %s is left out: it names the columns", path)
         rows, labels = rows[1:], labels[1:]
     if not rows:
         raise UserError(f"{path} has no text and label: write the text, a tab and the label.")
-    if len(set(labels)) > len({text for text, _ in rows}):
+    if len(set(labels)) > len({text for _, text, _ in rows}):
         raise UserError(f"{path} has more labels than texts: write the text first, then a tab and the label.")
-    tabs = {text.count("\t") for text, _ in rows}
+    tabs = {text.count("\t") for _, text, _ in rows}
     if len(rows) > 1 and len(tabs) == 1 and min(tabs):
         logger.warning("%s has %d columns, and all but the last are read as the text", path, min(tabs) + 2)
-    spelled: dict[str, str] = {}
-    for label in labels:
-        other = spelled.setdefault(unicodedata.normalize("NFC", label).casefold(), label)
-        if other != label:
-            raise UserError(f"{path} has the classes {other!r} and {label!r}, which are alike: write one of them.")
-    return rows
+    numbers, texts, _ = zip(*rows, strict=True)
+    yield Rows(numbers, {"text": texts, "label": labels})
 
 
 def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
@@ -95,14 +84,24 @@ def _labelled(path: Path, number: int, line: str) -> tuple[str, str]:
     return text.strip(), label.strip()
 
 
-def scitldr(data: DataConfig) -> Dataset:
+def scitldr(data: DataConfig) -> Source:
     """SciTLDR (Cachola et al., 2020): abstracts of papers and one-sentence summaries, in JSON lines. Fields: abstract,
     summary (the first reference) and references (all of them, one per line), for evaluation."""
-    splits = {
-        split: [_abstract(path, number, line) for number, line in enumerate(lines_of(path), start=1) if line]
+    parts = [
+        Part((path,), functools.partial(_read, path, _abstract), split=split)
         for split, path in _paths(data, ".jsonl").items()
-    }
-    return _texts(data, ("abstract", "summary", "references"), splits)
+    ]
+    fields = ("abstract", "summary", "references")
+    return Table(data.name, tuple(parts), fields, code=(sys.modules[__name__],)).prepare(data)
+
+
+def _read(path: Path, row_of: Callable[[Path, int, str], dict[str, Any]], told: Callable[[int], Any]) -> Iterator[Rows]:
+    """The rows of a file of lines, each read by `row_of`."""
+    for first, lines in raw_lines(path, told):
+        rows = {number: row_of(path, number, line) for number, line in enumerate(map(str.strip, lines), first) if line}
+        for numbers in filter(None, [list(rows)]):
+            names = rows[numbers[0]]
+            yield Rows(numbers, {name: [row[name] for row in rows.values()] for name in names})
 
 
 def _abstract(path: Path, number: int, line: str) -> dict[str, str]:
@@ -144,25 +143,24 @@ def _one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def text(data: DataConfig) -> Dataset:
-    """One text file as one document: the file `data.target`, or input.txt in `data.dir`. Field: text.
+def text(data: DataConfig) -> Source:
+    """Text files as one document: those of `data.files`, one after another, or the file `data.target`, or input.txt in
+    `data.dir`. Field: text.
 
-    Its lines end with line feeds, whatever they end with in the file, as in Python's text mode. The first 90 % of its
-    characters are `train` and the last 10 % `validation`, as nanoGPT splits tinyshakespeare. There is no third part:
-    `test` is the same as `validation`, so nothing may be selected on it.
+    Lines end with line feeds, whatever they end with in the file, as in Python's text mode. The first 90 % of the
+    characters are `train` and the last 10 % `validation`, as nanoGPT splits tinyshakespeare; `data.split` may name
+    other sizes in percent. With two of them there is no third part: `test` is the same as `validation`, so nothing may
+    be selected on it.
     """
-    path = (Path(data.dir) / "input.txt" if data.dir else Path(data.target)).expanduser()
-    if not path.is_file():
-        raise UserError(
-            f"There is no text file {path}: name one in data.target, or a folder with input.txt in data.dir."
-        )
-    refuse_json(path)
-    whole = read_text(path).replace("\r\n", "\n").replace("\r", "\n")
-    if is_json(whole.partition("\n")[0]):
-        logger.warning("%s begins with a JSON object, and is read as it stands", path)
-    if len(whole) < 20:
-        raise UserError(f"{path} has only {len(whole)} characters: give a longer text.")
-    cut = int(len(whole) * 0.9)
-    parts = {"train": whole[:cut], "validation": whole[cut:], "test": whole[cut:]}
-    rows = {split: [{"text": part}] for split, part in parts.items()}
-    return _texts(data, ("text",), rows, aliases={data.target: "text"})
+    if data.files:
+        paths = [file.path for file in expanded(data.files, data.dir, "data.files")]
+    else:
+        path = (Path(data.dir) / "input.txt" if data.dir else Path(data.target)).expanduser()
+        if not path.is_file():
+            raise UserError(
+                f"There is no text file {path}: name one in data.target or data.files, or a folder with input.txt in "
+                "data.dir."
+            )
+        refuse_json(path)
+        paths = [path]
+    return one_text(data, paths)
