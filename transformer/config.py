@@ -93,7 +93,7 @@ class DataConfig:
     validation: str = ""  # the split to validate on; "" = `validation`, which TFDS datasets without one cut from train
     source: str = "en"  # field (language) to translate from; for `files` it may be the path of a text file
     target: str = "de"  # field (language) to translate into; the only text field of a language model
-    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a .json file that was saved
+    tokenizer: str = "bpe"  # a row of transformer.data.tokenizers.TOKENIZERS, or a tokenizer.json, vocab.txt or folder
     vocab_size: int = 8000  # most pieces, special tokens included
     max_len: int = 256  # tokens of a sequence, special tokens included; context of a language model
     too_long: str = ""  # beyond max_len, in all splits: "drop", "cut", "chunk", "refuse"; "": see batches/too_long.py

@@ -15,6 +15,7 @@ from typing import Any
 from transformer.config import Config, OptimizerConfig, check_key, differences, is_runtime, to_dict
 from transformer.data.sources.source import comparable
 from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers.training import is_path, read
 from transformer.errors import UserError
 from transformer.plugins import check_named
 from transformer.runs import read_config
@@ -79,8 +80,8 @@ def tokenizer_of(workdir: Path, config: Config, make: Callable[[], Tokenizer]) -
             f"{str(workdir)!r} was trained with another tokenizer than {str(path) if there else 'its data'!r} gives "
             "now: bring that one back, or choose another --workdir"
         )
-    ready = there and named.suffix == ".json" and named.exists() and not config.init_from
-    if ready and Tokenizer.load(named).fingerprint != own.fingerprint:
+    ready = there and is_path(config.data.tokenizer) and named.exists() and not config.init_from
+    if ready and read(named).fingerprint != own.fingerprint:
         raise UserError(
             f"data.tokenizer={config.data.tokenizer} holds another tokenizer than {str(workdir)!r} was trained with: "
             f"name {str(path)!r}, or choose another --workdir"
@@ -133,7 +134,7 @@ def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
     """Whether both values are paths of files whose content is compared by the fingerprint of the data or the
     tokenizer."""
     if key == "data.tokenizer":
-        return all(path.endswith(".json") for path in pair) and Path(pair[1]).is_file()
+        return all(map(is_path, pair)) and Path(pair[1]).exists()
     return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
 
 

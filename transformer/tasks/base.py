@@ -113,7 +113,8 @@ class Task(abc.ABC):
 
     def _common(self) -> dict[str, Any]:
         """The arguments of every kind of batches."""
-        return {"seed": self.config.seed, "data": self.config.data}
+        common = {"seed": self.config.seed, "data": self.config.data}
+        return common if self._tokenizer is None else common | {"ends": self._tokenizer.ends}
 
     def _tokens(self, source: Source, split: str) -> dict[str, Any]:
         return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)

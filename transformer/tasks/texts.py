@@ -15,7 +15,7 @@ from transformer.data.batches.pairs import PairBatches
 from transformer.data.batches.recordings import SpeechBatches
 from transformer.data.sources import CONTIGUOUS
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import MASK, Tokenizer, holes
+from transformer.data.tokenizers import MASK, holes
 from transformer.model.tokens import Tokens
 from transformer.tasks.base import Batch, Beginning, TokenTask, WritingTask, frames, heard, packed, padded, tokens_of
 
@@ -46,7 +46,7 @@ class Translation(WritingTask):
 
     def prompt(self, ids: list[int]) -> list[int]:
         most = self.config.data.max_len - 1 if self.config.data.too_long == "cut" else None
-        return [*ids[:most], Tokenizer.eos_id]
+        return [*ids[:most], self.tokenizer.eos_id]
 
     def room(self, width: int) -> int:
         """The most tokens that an output may have, for padded inputs of this width."""
@@ -57,7 +57,7 @@ class Translation(WritingTask):
         rows, width = inputs.shape[:2]
         most = self.room(width) if self.limit is None else min(self.room(width), self.limit)
         state = self.model.apply(params, inputs, Tokens(lengths=lengths), most, method="start")
-        first = jnp.full(rows, Tokenizer.bos_id)
+        first = jnp.full(rows, self.tokenizer.bos_id)
         return Beginning(self._step(params), state, first, jnp.zeros(rows, jnp.int32), most, self.limit)
 
 
@@ -139,7 +139,7 @@ class LanguageModel(WritingTask):
         return kind("target_inputs", rows=rows, length=length)
 
     def prompt(self, ids: list[int]) -> list[int]:
-        return ids if self.config.data.name in CONTIGUOUS else [Tokenizer.bos_id, *ids]
+        return ids if self.config.data.name in CONTIGUOUS else [self.tokenizer.bos_id, *ids]
 
     def begin(self, params: Any, inputs: Int[Array, "B S"], lengths: Int[Array, " B"]) -> Beginning:
         """Starts with the last token of each prompt; at most `data.max_len` tokens, or what a learned position table

@@ -7,11 +7,15 @@ import jax
 import numpy as np
 
 from transformer.config import Config
+from transformer.data.tokenizers import TRAINED
 from transformer.tasks import task_class
 
 
 class _Vocabulary:
     """Replaces the tokenizer, which does not exist before training."""
+
+    ends = TRAINED
+    pad_id, bos_id, eos_id = ends
 
     def __init__(self, config: Config):
         self.vocab_size = config.model.vocab_size or config.data.vocab_size

@@ -16,6 +16,7 @@ import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.too_long import TooLong
+from transformer.data.tokenizers import TRAINED, Ends
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,14 +32,14 @@ EVALUATION = 2**64 - 2
 class Batches(abc.ABC):
     """Batches of one split. Subclasses plan the steps of an epoch (`_epoch`) and build a batch from rows (`_make`). A
     row is a number, -1 for padding; a plan is a list of (width, rows), one entry per step; where examples have sides, a
-    width is one number for each."""
+    width is one number for each. `ends`: the ids that are added to texts."""
 
     too_long: TooLong | None = None  # what is done with examples beyond data.max_len; None: all have one size
     cut_to: int | None = None  # tokens of a text that are left where it is cut; None: none is cut
 
-    def __init__(self, *, data: DataConfig, seed: int) -> None:
+    def __init__(self, *, data: DataConfig, seed: int, ends: Ends = TRAINED) -> None:
         _check(data)
-        self.seed = seed
+        self.seed, self.ends = seed, ends
         self.data = data
         self._shards, self._of = [0], 1
         # Two epochs, as a prefetching thread may be one ahead.

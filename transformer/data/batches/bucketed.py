@@ -38,7 +38,7 @@ class BucketedBatches(Batches):
         data: DataConfig,
         widths: list[Widths] | None = None,
         told: TooLong | None = None,
-        **others: int,
+        **others: Any,
     ) -> None:
         super().__init__(data=data, **others)
         self._buckets = widths_needed(data)

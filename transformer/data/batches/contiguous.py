@@ -20,7 +20,7 @@ class ContiguousBatches(Batches):
     documents are concatenated. Keys: target_inputs, targets [B, L], L = max_len; target_lengths [B].
     """
 
-    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: Any) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         self.too_long = decide(self._tokens.lengths, data, ("chunk",), "texts that are read in rows")
@@ -69,9 +69,9 @@ class ContiguousBatches(Batches):
         place = rows[:, None] + np.arange(width)
         inside = (rows[:, None] >= 0) & (place < self._targets)
         safe = np.where(inside, place, 0)
-        flat = self._tokens.flat
+        flat, pad = self._tokens.flat, self.ends.pad
         return {
-            "target_inputs": np.where(inside, flat[safe], 0).astype(np.int32),
-            "targets": np.where(inside, flat[np.minimum(safe + 1, max(self._targets, 0))], 0).astype(np.int32),
+            "target_inputs": np.where(inside, flat[safe], pad).astype(np.int32),
+            "targets": np.where(inside, flat[np.minimum(safe + 1, max(self._targets, 0))], pad).astype(np.int32),
             "target_lengths": inside.sum(axis=1).astype(np.int32),
         }

@@ -54,19 +54,17 @@ class MaskedBatches(Corrupted, Packed):
 
     added = 2  # BOS and EOS
 
-    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: Any) -> None:
         self._mask_id = tokenizer.mask_id  # first, since it may raise UserError
-        self._pieces = (tokenizer.first_piece, tokenizer.vocab_size)
+        self._pieces = tokenizer.ordinary_ids
         super().__init__(tokens, data=data, **others)
 
     def _corrupted(self, width: int, rows: np.ndarray, epoch: int) -> Batch:
         filled = self._filled(rows)
-        batch = {
-            key: np.zeros((len(rows), width), np.int32)
-            for key in ("inputs", "targets", "target_weights", "input_positions", "input_segments")
-        }
+        numbers = "target_weights input_positions input_segments"
+        batch = self._blank((len(rows), width), "inputs targets", numbers)
         inside = self._tokens.flat[filled.begin + np.clip(filled.place - 1, 0, filled.tokens - 1)]
-        ends = np.where(filled.place == 0, Tokenizer.bos_id, Tokenizer.eos_id)
+        ends = np.where(filled.place == 0, self.ends.bos, self.ends.eos)
         is_token = (filled.place > 0) & (filled.place <= filled.tokens)
         batch["targets"][filled.where] = np.where(is_token, inside, ends)
         batch["input_positions"][filled.where] = filled.position
@@ -87,8 +85,7 @@ class MaskedBatches(Corrupted, Packed):
         chosen = tokens & (lot < _part(self.data.corruption))
         if not chosen.any():
             chosen[np.argmin(np.where(tokens, lot, np.uint64(2**64 - 1)))] = True
-        first, end = self._pieces
-        random = (piece % np.uint64(end - first)).astype(np.int32) + first
+        random = self._pieces[piece % np.uint64(len(self._pieces))]
         replaced = np.where(kind < _part(0.8), self._mask_id, np.where(kind < _part(0.9), random, original))
         return chosen, np.where(chosen, replaced, original)
 
@@ -114,7 +111,7 @@ class SpanBatches(Corrupted, BucketedBatches):
 
     noun = "chunks"
 
-    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: int) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: Any) -> None:
         (self._tokens,) = tokens.values()
         self._holes = np.array(tokenizer.hole_ids, np.int32)
         if len(self._holes) < holes_needed(data):
@@ -144,13 +141,13 @@ class SpanBatches(Corrupted, BucketedBatches):
         return self._documents
 
     def _corrupted(self, width: Widths, rows: np.ndarray, epoch: int) -> Batch:
-        sides = [np.zeros((len(rows), each), np.int32) for each in width]
+        sides = [np.full((len(rows), each), self.ends.pad, np.int32) for each in width]
         lengths = np.zeros((2, len(rows)), np.int64)
         for index, row in enumerate(rows.tolist()):
             if row >= 0:
                 for side, text in enumerate(self._spans_of(row, epoch)):
                     sides[side][index, : len(text)], lengths[side, index] = text, len(text)
-        return pair_batch(sides[0], lengths[0], sides[1], lengths[1], rows)
+        return pair_batch(sides[0], lengths[0], sides[1], lengths[1], rows, self.ends)
 
     def _spans_of(self, row: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of a chunk: the visible and the hidden tokens, both with the hole pieces."""

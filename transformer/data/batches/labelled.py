@@ -9,7 +9,6 @@ from transformer.config import DataConfig
 from transformer.data.batches.base import Batch
 from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.tokens import Tokens, gather
-from transformer.data.tokenizers import Tokenizer
 
 
 class LabelledBatches(BucketedBatches):
@@ -31,12 +30,12 @@ class LabelledBatches(BucketedBatches):
 
     def _make(self, width: Widths, rows: np.ndarray) -> Batch:
         room = min(*width, self.data.max_len) - 2
-        text, lengths = gather(self._tokens, rows, room, room)
+        text, lengths = gather(self._tokens, rows, room, room, self.ends.pad)
         real = np.flatnonzero(rows >= 0)
-        inputs = np.zeros((len(rows), *width), np.int32)
+        inputs = np.full((len(rows), *width), self.ends.pad, np.int32)
         inputs[:, 1 : room + 1] = text
-        inputs[real, 0] = Tokenizer.bos_id
-        inputs[real, lengths[real] + 1] = Tokenizer.eos_id
+        inputs[real, 0] = self.ends.bos
+        inputs[real, lengths[real] + 1] = self.ends.eos
         return {
             "inputs": inputs,
             "input_lengths": np.where(rows >= 0, lengths + 2, 0).astype(np.int32),

@@ -9,7 +9,6 @@ from transformer.config import DataConfig
 from transformer.data.batches.base import PACKING, Batch, Batches, cut, permutation, philox
 from transformer.data.batches.tokens import Tokens
 from transformer.data.batches.too_long import decide
-from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
 
@@ -24,7 +23,7 @@ class Packed(Batches):
 
     added: int
 
-    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: int) -> None:
+    def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: Any) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         whole = np.where(self._tokens.lengths, self._tokens.lengths + self.added, 0)
@@ -82,6 +81,11 @@ class Packed(Batches):
         for rows in cut(np.arange(len(self._first) - 1), self._rows_of(self.data.max_len)):
             yield self._local(self.data.max_len, rows)
 
+    def _blank(self, shape: tuple[int, int], tokens: str, numbers: str) -> Batch:
+        """Arrays of padding for the keys of tokens, and of 0 for the others."""
+        padding = {key: np.full(shape, self.ends.pad, np.int32) for key in tokens.split()}
+        return padding | {key: np.zeros(shape, np.int32) for key in numbers.split()}
+
     def _filled(self, rows: np.ndarray) -> "Filled":
         """The positions of the tokens of these rows, and the documents that they belong to."""
         first = self._first[np.maximum(rows, 0)]
@@ -123,13 +127,10 @@ class PackedBatches(Packed):
     def _make(self, width: int, rows: np.ndarray) -> Batch:
         filled, flat = self._filled(rows), self._tokens.flat
         place, begin, end = filled.place, filled.begin, filled.tokens
-        batch = {
-            key: np.zeros((len(rows), width), np.int32)
-            for key in ("target_inputs", "targets", "target_positions", "target_segments")
-        }
+        batch = self._blank((len(rows), width), "target_inputs targets", "target_positions target_segments")
         before, after = flat[begin + np.maximum(place - 1, 0)], flat[begin + np.minimum(place, end - 1)]
-        batch["target_inputs"][filled.where] = np.where(place == 0, Tokenizer.bos_id, before)
-        batch["targets"][filled.where] = np.where(place == end, Tokenizer.eos_id, after)
+        batch["target_inputs"][filled.where] = np.where(place == 0, self.ends.bos, before)
+        batch["targets"][filled.where] = np.where(place == end, self.ends.eos, after)
         batch["target_positions"][filled.where] = filled.position
         batch["target_segments"][filled.where] = filled.segment
         return batch

@@ -10,7 +10,7 @@ from transformer.data.batches.base import Batch
 from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.targets import decoder_arrays
 from transformer.data.batches.tokens import Tokens, gather
-from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers import TRAINED, Ends
 
 
 class PairBatches(BucketedBatches):
@@ -30,21 +30,26 @@ class PairBatches(BucketedBatches):
             self.cut_to = data.max_len - 1
 
     def _make(self, width: Widths, rows: np.ndarray) -> Batch:
-        source, source_lengths = gather(self._source, rows, width[0], self.cut_to)
-        target, target_lengths = gather(self._target, rows, width[1], self.cut_to)
-        return pair_batch(source, source_lengths, target, target_lengths, rows)
+        source, source_lengths = gather(self._source, rows, width[0], self.cut_to, self.ends.pad)
+        target, target_lengths = gather(self._target, rows, width[1], self.cut_to, self.ends.pad)
+        return pair_batch(source, source_lengths, target, target_lengths, rows, self.ends)
 
 
 def pair_batch(
-    source: np.ndarray, source_lengths: np.ndarray, target: np.ndarray, target_lengths: np.ndarray, rows: np.ndarray
+    source: np.ndarray,
+    source_lengths: np.ndarray,
+    target: np.ndarray,
+    target_lengths: np.ndarray,
+    rows: np.ndarray,
+    ends: Ends = TRAINED,
 ) -> Batch:
     """The batch of padded texts [B, S] and [B, L], each shorter than its width. EOS is appended to each, and BOS is put
     before the decoder's inputs. `source` is modified in place."""
     real = rows >= 0
-    source[np.flatnonzero(real), source_lengths[real]] = Tokenizer.eos_id
+    source[np.flatnonzero(real), source_lengths[real]] = ends.eos
     return {
         "inputs": source,
         "input_lengths": (source_lengths + real).astype(np.int32),
-        **decoder_arrays(target, target_lengths, rows),
+        **decoder_arrays(target, target_lengths, rows, ends),
         "example_ids": rows.astype(np.int32),
     }

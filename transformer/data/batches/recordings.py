@@ -88,7 +88,7 @@ class SpeechBatches(BucketedBatches):
             frames = [log_mel.normalised(own[:most]) if len(own) > most else own for own in frames]
         batch = _padded(frames, width[0]) | {"example_ids": rows.astype(np.int32)}
         if self._texts is not None:
-            return batch | target_arrays(self._texts, rows, self._target_width)
+            return batch | target_arrays(self._texts, rows, self._target_width, self.ends)
         return batch | {"labels": np.where(rows >= 0, labels[rows], 0).astype(np.int32)}
 
 

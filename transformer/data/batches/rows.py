@@ -19,7 +19,7 @@ class RowBatches(Batches):
 
     noun = "examples"
 
-    def __init__(self, count: int, width: int, data: DataConfig, **others: int) -> None:
+    def __init__(self, count: int, width: int, data: DataConfig, **others: Any) -> None:
         refuse_rule(data, self.noun)
         super().__init__(data=data, **others)
         self._count, self._width = count, width

@@ -86,14 +86,16 @@ def read_labels(source: Source, split: str, data: DataConfig) -> np.ndarray:
     return labels
 
 
-def gather(tokens: Tokens, rows: np.ndarray, width: int, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Padded token ids [B, width] of the texts `rows`, of each the first `most`, and their lengths [B]; a row of -1 is
-    empty."""
+def gather(
+    tokens: Tokens, rows: np.ndarray, width: int, most: int | None = None, pad: int = Tokenizer.pad_id
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids [B, width] of the texts `rows`, padded with `pad`, of each the first `most`, and their lengths [B]; a
+    row of -1 is empty."""
     starts = tokens.offsets[np.maximum(rows, 0)]
     lengths = np.where(rows >= 0, tokens.lengths[np.maximum(rows, 0)], 0)
     lengths = lengths if most is None else np.minimum(lengths, most)
     column = np.arange(width)
     inside = column < lengths[:, None]
-    matrix = np.full((len(rows), width), Tokenizer.pad_id, np.int32)
+    matrix = np.full((len(rows), width), pad, np.int32)
     matrix[inside] = tokens.flat[(starts[:, None] + column)[inside]]
     return matrix, lengths

@@ -1,5 +1,6 @@
 """Text to token ids and back: TOKENIZERS, by name, and the class that wraps them all. `bpe`, `characters`, `bytes`,
-`unigram` and `sentencepiece_bpe` are lossless on any text; `wordpiece` and `words` are not."""
+`unigram` and `sentencepiece_bpe` are lossless on any text; `wordpiece` and `words` are not. A pretrained tokenizer is
+used as it is (`pretrained`)."""
 
 import difflib
 import functools
@@ -8,12 +9,15 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from transformer.data.caching import writing
 from transformer.data.tokenizers.letters import Bytes, Characters
+from transformer.data.tokenizers.pretrained import BERT, Pretrained, bert_state, read_settings, roles
 from transformer.data.tokenizers.subwords import ByteLevelBPE, SentencePieceBPE, Unigram
-from transformer.data.tokenizers.words import BERT_UNKNOWN, WordPiece, Words, read_vocab_txt
+from transformer.data.tokenizers.words import WordPiece, Words
 from transformer.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +38,18 @@ TOKENIZERS: dict[str, Any] = {
     "characters": Characters,
     "bytes": Bytes,
 }
+PRETRAINED = "pretrained"  # the kind of a tokenizer that was not trained here
+
+
+class Ends(NamedTuple):
+    """The ids that batches add to texts."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+TRAINED = Ends(0, 1, 2)  # of a tokenizer that was trained here
 
 
 def holes(count: int) -> tuple[str, ...]:
@@ -42,25 +58,25 @@ def holes(count: int) -> tuple[str, ...]:
 
 
 class Tokenizer:
-    """Text to token ids and back; ids 0, 1 and 2 are padding, begin and end of sequence.
+    """Text to token ids and back; ids 0, 1 and 2 are padding, begin and end of sequence (`TRAINED`), except for a
+    pretrained tokenizer, whose ids are those of its file; some of the three may be one.
 
     `decode(encode(text)) == text` for every string of Unicode scalar values, if its kind is lossless (a lone surrogate
     is no such value: UserError). No string in a text is read as a special token. Further special tokens, such as MASK
     and `holes(n)`, are reserved in training and have the ids from 3: `specials` maps names to ids.
     """
 
-    pad_id = 0
-    bos_id = 1
-    eos_id = 2
+    pad_id, bos_id, eos_id = TRAINED
 
     def __init__(self, kind: str, pieces: Any, specials: Mapping[str, int]) -> None:
         self.kind = kind
         self.vocab_size: int = pieces.vocab_size
         self._pieces = pieces
         self.specials = dict(specials)
-        self._special_ids = frozenset(specials.values())
+        self._special_ids = frozenset(specials.values()) | getattr(pieces, "special_ids", frozenset())
         # Equal to the class attributes, except for the vocabulary of a pretrained model.
-        self.pad_id, self.bos_id, self.eos_id = (specials[name] for name in SPECIALS)
+        self.ends = Ends(*(specials[name] for name in SPECIALS))
+        self.pad_id, self.bos_id, self.eos_id = self.ends
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: str = "bpe", extra: Sequence[str] = ()) -> "Self":
@@ -82,19 +98,28 @@ class Tokenizer:
         """BERT's own WordPiece vocabulary, for its weights: all ids are those of the file, special tokens included.
         `normal`: further options of `tokenizers.normalizers.BertNormalizer`.
 
-        `bos_id` is [CLS], `eos_id` [SEP] and `mask_id` [MASK]. Batches assume the ids 0, 1 and 2 of a trained tokenizer
-        and cannot use this one: see `encode_with_ends`.
+        `bos_id` is [CLS], `eos_id` [SEP] and `mask_id` [MASK].
         """
-        roles = dict(zip((*SPECIALS, MASK), ("[PAD]", "[CLS]", "[SEP]", "[MASK]"), strict=True))
-        vocab = read_vocab_txt(Path(path), roles.values())
-        pieces = WordPiece.of(vocab, BERT_UNKNOWN, lowercase=lowercase, **normal)
-        return cls("wordpiece", pieces, {role: vocab[name] for role, name in roles.items()})
+        return cls.pretrained(bert_state(Path(path), lowercase=lowercase, **normal), BERT, str(path))
+
+    @classmethod
+    def pretrained(cls, state: Mapping[str, Any], settings: Mapping[str, Any], source: str) -> "Self":
+        """A tokenizer of the `tokenizers` library (its JSON) with its own special tokens, whose roles `settings` or
+        well-known names say. UserError: it has no token that ends a text; `source` names the file."""
+        found = roles(state, settings, source)
+        specials = dict(zip(SPECIALS, found[:3], strict=True))
+        specials |= {} if found.mask is None else {MASK: found.mask}
+        specials |= dict(zip(holes(len(found.holes)), found.holes, strict=True))
+        return cls(PRETRAINED, Pretrained(state, specials.values()), specials)
 
     @property
     def mask_id(self) -> int:
         """The id of the mask piece. UserError: none was reserved."""
         if MASK not in self.specials:
-            raise UserError("The tokenizer has no mask piece: train one with extra=(MASK,), or delete tokenizer.json.")
+            raise UserError(
+                "The tokenizer has no mask piece: train one with extra=(MASK,), or, where it is pretrained, name its "
+                "mask_token in tokenizer_config.json."
+            )
         return self.specials[MASK]
 
     @functools.cached_property
@@ -105,9 +130,15 @@ class Tokenizer:
 
     @property
     def first_piece(self) -> int:
-        """The first id that is no special token; all ids from there to `vocab_size` are none (except with a
-        vocab.txt)."""
+        """The first id that is no special token, of a tokenizer that was trained here; all ids from there to
+        `vocab_size` are none. See `ordinary_ids`."""
         return len(self.specials)
+
+    @functools.cached_property
+    def ordinary_ids(self) -> np.ndarray:
+        """The ids that are no special token, in order, int32; of a pretrained tokenizer without the unknown piece."""
+        others = {*self._special_ids, getattr(self._pieces, "unknown_id", None)}
+        return np.array([i for i in range(self.vocab_size) if i not in others], np.int32)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens."""
@@ -153,22 +184,25 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Self":
-        """Reads what `save` wrote, of any kind. UserError: no such file, or not a tokenizer of ours."""
+        """Reads what `save` wrote, of any kind, or a tokenizer.json of the `tokenizers` library with its own special
+        tokens, whose roles the files beside it may say. UserError: no such file, or not a tokenizer."""
         try:
             read = json.loads(Path(path).read_text(encoding="utf-8"))
-            if "kind" in read:
-                kind, specials, state = read["kind"], read["specials"], read["state"]
-            else:
-                kind, specials, state = "bpe", _leading_specials(read), read
-            if list(specials)[: len(SPECIALS)] == list(SPECIALS):
-                return cls(kind, TOKENIZERS[kind].from_state(state, tuple(specials)), specials)
+            kind = read.get("kind", "bpe")
+            specials, state = (read["specials"], read["state"]) if "kind" in read else (_leading_specials(read), read)
+            if list(specials)[: len(SPECIALS)] != list(SPECIALS):
+                return cls.pretrained(read, read_settings(Path(path).parent), os.fspath(path))
+            if kind == PRETRAINED:
+                return cls(kind, Pretrained(state, specials.values()), specials)
+            return cls(kind, TOKENIZERS[kind].from_state(state, tuple(specials)), specials)
         except FileNotFoundError:
             raise UserError(
                 f"There is no tokenizer at {os.fspath(path)}: name the file that Tokenizer.save wrote."
             ) from None
+        except UserError:
+            raise
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{os.fspath(path)} is no tokenizer file ({error}): delete it to train another.") from error
-        raise UserError(f"{os.fspath(path)} is a tokenizer with other special tokens: use one that save() wrote.")
 
     @property
     def fingerprint(self) -> str:
@@ -177,8 +211,10 @@ class Tokenizer:
 
 
 def _leading_specials(state: dict[str, Any]) -> dict[str, int]:
-    """The special tokens of a byte-level BPE: the first pieces, as long as their names hold a space."""
-    by_id = {number: piece for piece, number in state["model"]["vocab"].items()}
+    """The special tokens of a byte-level BPE that was trained here: the first pieces, as long as their names hold a
+    space."""
+    pieces = state["model"]["vocab"]
+    by_id = {number: piece for piece, number in pieces.items()} if isinstance(pieces, dict) else {}
     specials: dict[str, int] = {}
     while " " in by_id.get(len(specials), ""):
         specials[by_id[len(specials)]] = len(specials)
