@@ -42,7 +42,7 @@ def check(workdir: Path, config: Config, change: Sequence[str] = ()) -> Config |
     changed = {
         key: pair
         for key, pair in differences(old, config).items()
-        if not is_runtime(key) and not _only_moved(key, pair, old)
+        if not is_runtime(key) and not _only_moved(key, pair, old) and not _follows(key, pair)
     }
     possible = [key for key, pair in changed.items() if key in CHANGEABLE and (all(pair) or key not in NEVER_EMPTY)]
     if set(changed) - (set(possible) & set(change)):
@@ -135,7 +135,18 @@ def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
     tokenizer."""
     if key == "data.tokenizer":
         return all(map(is_path, pair)) and Path(pair[1]).exists()
+    if key in ("data.files", "data.mix"):
+        return all(pair) and [_weight(each) for each in pair[0]] == [_weight(each) for each in pair[1]]
     return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
+
+
+def _weight(entry: str) -> str:
+    return entry.rpartition("=")[2] if "=" in entry else ""
+
+
+def _follows(key: str, pair: tuple[Any, Any]) -> bool:
+    """Whether a key is left to the data, whose fingerprint is compared: the number of classes."""
+    return key == "model.num_classes" and not pair[1]
 
 
 def _written(workdir: Path) -> dict[str, Any]:

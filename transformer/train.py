@@ -66,6 +66,7 @@ def train(
 class _Ready(NamedTuple):
     """What each process makes by itself before the first step."""
 
+    config: Config  # with what follows from the data
     old: Config | None  # of the run in the workdir
     source: "Source"
     tokenizer: "Tokenizer | None"
@@ -91,6 +92,7 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
         check_named(runs.read_config(Path(config.init_from)), config.plugins, config.init_from, train=True)
     source = load_source(config.data)
     resuming.check_data(workdir, config, source.fingerprint)
+    config = kind.completed(config, source)
     tokenizer = None
     if kind.reads_text:
         fields, extra = kind.fields(config, source), kind.extra_pieces(config)
@@ -113,7 +115,7 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
             f"the validation part of {config.data.name!r} holds no example that fits into data.max_len="
             f"{config.data.max_len}: raise it, or give other examples"
         )
-    return _Ready(old, source, tokenizer, task, layout, training, validation)
+    return _Ready(config, old, source, tokenizer, task, layout, training, validation)
 
 
 def _train(
@@ -137,7 +139,7 @@ def _train(
     began = time.monotonic()
     first = jax.process_index() == 0
     with together(stop):
-        old, source, tokenizer, task, layout, training, validation = _make_ready(config, workdir, change)
+        config, old, source, tokenizer, task, layout, training, validation = _make_ready(config, workdir, change)
     given = {key: value for key, value in flatten(config).items() if key not in ("data.dir", "data.cache")}
     given |= {"--change": list(change), "--profile_steps": profile_steps}
     learned = {"tokenizer": getattr(tokenizer, "fingerprint", None), "data": source.fingerprint}

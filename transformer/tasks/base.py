@@ -55,7 +55,10 @@ class Task(abc.ABC):
         if config.model.inputs != self.inputs:
             raise UserError(f"task {name} needs model.inputs={self.inputs!r}, not {config.model.inputs!r}")
         if self.has_classes and config.model.num_classes < 2:
-            raise UserError(f"task {name} needs model.num_classes of 2 or more, not {config.model.num_classes}")
+            raise UserError(
+                f"task {name} needs model.num_classes of 2 or more, not {config.model.num_classes}; only training "
+                "takes it from the data where it is 0"
+            )
         if not self.has_classes and config.model.num_classes:
             raise UserError(f"task {name} has no classes: leave out model.num_classes={config.model.num_classes}")
         self.config = config
@@ -89,6 +92,13 @@ class Task(abc.ABC):
         assert self._tokenizer is not None, "a task that reads or writes text has one"
         return self._tokenizer
 
+    @classmethod
+    def completed(cls, config: Config, source: Source) -> Config:
+        """The config with what is 0 in it and follows from the data: the number of classes."""
+        if not cls.has_classes or config.model.num_classes:
+            return config
+        return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=len(source.classes)))
+
     @staticmethod
     def fields(config: Config, source: Source) -> tuple[str, ...]:
         """The text fields that the task reads; its tokenizer is trained on them."""
@@ -104,7 +114,8 @@ class Task(abc.ABC):
         if self.has_classes and len(source.classes) != self.model_config.num_classes:
             found = f"{len(source.classes)} classes" if source.classes else "no classes"
             raise UserError(
-                f"{source.name} has {found}, and model.num_classes={self.model_config.num_classes}: change either"
+                f"{source.name} has {found}, and model.num_classes={self.model_config.num_classes}: leave it out, "
+                "as it follows from the data, or choose other data"
             )
 
     @abc.abstractmethod
