@@ -178,15 +178,15 @@ class Preparation:
     def _write_labels(self) -> dict[str, Any]:
         """Writes the index of the class of each row, and returns the facts: names of classes, and label -> index."""
         trained = {label for split, label in self._first if split == "train"}
-        for (_, label), where in self._first.items():
-            if label not in trained and not self._table.known_classes:
-                raise UserError(f"{where}, of which train has no example: add some, or take it out.")
         rows = len(self._labels["train"])
         if len(trained) > max(20, MOST_CLASSES * rows):
             raise UserError(
                 f"{self._table.parts[0].name} has {len(trained)} classes in {rows} rows of train: name the column of "
                 "the class in data.columns.label."
             )
+        for (_, label), where in self._first.items():
+            if label not in trained and not self._table.known_classes:
+                raise UserError(f"{where}, of which train has no example: add some, or take it out.")
         labels, names = self._named(trained)
         index = {label: number for number, label in enumerate(labels)}
         order = np.array([index[label] for label in self._classes], np.int64)

@@ -39,7 +39,7 @@ def text_roles(roles: Mapping[str, str], files: Sequence[File], given: ColumnsCo
             raise UserError(
                 f"{files[0].path} has the columns {', '.join(columns_of(files[0]))}, and none is called text, or "
                 "source and target: name it in data.columns.text, or them in data.columns.source and "
-                "data.columns.target."
+                "data.columns.target; without a header, by their numbers from 1."
             )
         roles["text"] = others[0]
     for one, other in (("source", "target"), ("target", "source")):
@@ -51,6 +51,10 @@ def text_roles(roles: Mapping[str, str], files: Sequence[File], given: ColumnsCo
                 f"{files[0].path} has a {one} and no {other} (its columns are {', '.join(columns_of(files[0]))}): name "
                 f"it in data.columns.{other}."
             )
+    twice = [role for role in roles if list(roles.values()).count(roles[role]) > 1]
+    if twice:
+        both = " and ".join(f"data.columns.{role}" for role in twice)
+        raise UserError(f"{both} name one column of {files[0].path}, {roles[twice[0]]!r}: name two.")
     return roles
 
 
