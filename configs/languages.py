@@ -31,7 +31,6 @@ def get_config() -> ConfigDict:
     config.model.d_model = 64
     config.model.d_ff = 256
     config.model.num_heads = 4
-    config.model.num_classes = 32
     config.model.norm = "pre"
     config.model.dropout = 0.1
     config.optimizer.schedule = "cosine"

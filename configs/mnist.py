@@ -27,7 +27,6 @@ def get_config() -> ConfigDict:
     config.model.inputs = "image"
     config.model.image_size = (28, 28)
     config.model.patch_size = 7
-    config.model.num_classes = 10
     config.model.positions = "learned"
     config.model.max_positions = 16
     config.model.num_layers = 4

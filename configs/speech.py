@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.model.family = "encoder_only"
     config.model.inputs = "frames"
     config.model.channels = 40
-    config.model.num_classes = 10
     config.model.num_layers = 3
     config.model.d_model = 96
     config.model.d_ff = 192

@@ -26,7 +26,6 @@ def get_config() -> ConfigDict:
     config.model.d_model = 128
     config.model.d_ff = 128
     config.model.num_heads = 4
-    config.model.num_classes = 2
     config.model.norm = "pre"
     config.model.positions = "none"
     config.model.dropout = 0.5

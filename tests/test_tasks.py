@@ -123,10 +123,10 @@ KINDS: dict[str, tuple[Callable[[Path], dict[str, Any]], dict[str, Any], str]] =
                                 "data.tokenizer": "characters", "data.max_len": 64, "data.buckets": (64,)},
                 DECODER, "loss"),
     "masked_language_model": (monolingual, ENCODER, "loss"),
-    "text_classification": (labelled, ENCODER | {"model.num_classes": 2}, "loss"),
-    "image_classification": (images, ENCODER | {"model.inputs": "image", "model.num_classes": 10,
+    "text_classification": (labelled, ENCODER, "loss"),
+    "image_classification": (images, ENCODER | {"model.inputs": "image", 
                                                 "model.patch_size": 7, "data.batch_tokens": 64}, "loss"),
-    "speech_classification": (tones, ENCODER | SOUND | {"model.num_classes": 10, "data.augment": True}, "loss"),
+    "speech_classification": (tones, ENCODER | SOUND | {"data.augment": True}, "loss"),
     "forecasting": (waves, {"model.family": "forecaster", "model.inputs": "series", "model.patch_stride": 2,
                             "data.batch_tokens": 16}, "loss"),
 }  # fmt: skip
@@ -415,7 +415,7 @@ def test_a_run_of_scanned_layers_writes_what_one_of_single_layers_does(tmp_path:
     [
         ("translation", {"model.family": "decoder_only"}, "needs model.family='encoder_decoder' or 'recurrent_enc"),
         ("translation", {"model.num_classes": 3}, "has no classes: leave out model.num_classes=3"),
-        ("text_classification", {"model.num_classes": 0}, "needs model.num_classes of 2 or more, not 0"),
+        ("text_classification", {"model.num_classes": 1}, "needs model.num_classes of 2 or more, not 1"),
         ("text_classification", {"model.num_classes": 3}, "sst2 has 2 classes, and model.num_classes=3"),
         ("image_classification", {"model.inputs": "tokens"}, "needs model.inputs='image', not 'tokens'"),
         ("image_classification", {"model.image_size": (14, 14)}, r"28 x 28 .*model.image_size=\(28, 28\)"),

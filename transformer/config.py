@@ -46,7 +46,7 @@ class ModelConfig:
     output_transform: bool = False  # dense, activation and norm before the logits (BERT's masked language model)
     output_scale: float = 1.0  # the logits are multiplied by it (T5, tied: d_model ** -0.5)
     pooling: str = "mean"  # how an encoder's outputs become one vector: a row of transformer.model.families.POOLINGS
-    num_classes: int = 0  # outputs of the head: classes, or the steps of a forecast (from data.horizon); 0 = no head
+    num_classes: int = 0  # outputs of the head: classes (0 = those of the data), or steps of a forecast (data.horizon)
     image_size: tuple[int, ...] = (28, 28)  # height and width of images
     channels: int = 1  # of images and frames (mel bands); variables of a series are forecast one by one
     patch_size: int = 4  # side of an image's patches, or length of a series' patches

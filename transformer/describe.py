@@ -79,7 +79,7 @@ def step_figures(config: Config) -> dict[str, Any]:
     if task.reads_text:
         figures |= {"vocabulary": model.vocab_size}
     if task.has_classes:
-        figures |= {"classes": model.num_classes}
+        figures |= {"classes": config.model.num_classes or f"those of the data, counted here as {model.num_classes}"}
     return (
         figures
         | {

@@ -21,9 +21,15 @@ class _Vocabulary:
         self.vocab_size = config.model.vocab_size or config.data.vocab_size
 
 
+FEWEST_CLASSES = 2  # counted where the number of classes follows from data that are not read
+
+
 def task_of(config: Config) -> Any:
-    """The task of a config, without data."""
-    return task_class(config.task)(config, cast(Any, _Vocabulary(config)))
+    """The task of a config, without data; with FEWEST_CLASSES where their number follows from the data."""
+    kind = task_class(config.task)
+    if kind.has_classes and not config.model.num_classes:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=FEWEST_CLASSES))
+    return kind(config, cast(Any, _Vocabulary(config)))
 
 
 def longest_batch(config: Config) -> tuple[int, int]:
