@@ -230,6 +230,26 @@ def test_splits_by_sizes_in_order(tmp_path: Path, rule: str, sizes: list[int]) -
     assert found == [text for text, _ in ROWS][: sum(sizes)]
 
 
+@pytest.mark.parametrize("count", [6, 13, 30])
+def test_a_few_texts_are_in_every_split(tmp_path: Path, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    for i in range(count):
+        (tmp_path / f"{i:02d}.txt").write_text(f"text {i}\n")
+    source = opened(tmp_path, "*.txt", documents="file")
+    assert [len(source.split(split)) for split in SPLITS] == [
+        count - 2 * max(1, round(count / 20)),
+        *[max(1, round(count / 20))] * 2,
+    ]
+    assert "those with the lowest hashes are held out" in caplog.text
+    assert len(everything(source)) == count
+    (tmp_path / "train").mkdir()
+    (tmp_path / "test").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / split / "a.txt").write_text("".join(f"line {i} of {split}\n" for i in range(count)))
+    said = opened(tmp_path, "train", "test")
+    assert len(said.split("validation")) >= 1
+    assert len(said.split("test")) == count
+
+
 @given(st.integers(1, 98), st.integers(0, 40))
 def test_shares_of_a_hash(train: int, validation: int) -> None:
     validation = min(validation, 100 - train)

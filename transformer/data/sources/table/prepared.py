@@ -24,6 +24,7 @@ from transformer.errors import UserError
 logger = logging.getLogger(__name__)
 
 LABEL = "label"
+FEW = 1_000  # rows, of which a hash may leave a split without any
 MOST_CLASSES = 0.5  # of the rows of train may have classes of their own; with more, the column is no class
 
 
@@ -90,6 +91,13 @@ class Preparation:
         self._keeps = table.rule.kind == "files" and not any(part.split == "validation" for part in table.parts)
         said = [*(part.split for part in table.parts), *(["validation"] if self._keeps else [])]
         self._splits = ordered(said) if table.rule.kind == "files" else table.rule.splits
+        self._hash = Rule("hash", (100 - KEPT, KEPT)) if self._keeps else table.rule
+        self._ranked: dict[str, str] = {}  # the splits of a few texts
+        self._folder = folder
+        self._begin()
+
+    def _begin(self) -> None:
+        table, folder = self._table, self._folder
         columns = dict.fromkeys(table.texts, TEXT) | ({LABEL: INTEGER} if table.labelled else {})
         self._writer = StoreWriter(folder, columns, self._splits)
         self._classes: dict[Any, int] = {}  # label -> its number in the order in which they are found
@@ -99,6 +107,28 @@ class Preparation:
     def run(self) -> None:
         table = self._table
         self._counts = table.rule.counts(self._total()) if table.rule.kind == "percent" else table.rule.shares
+        self._read_all()
+        total = sum(self._writer.counts.values())
+        if (table.rule.kind == "hash" or self._keeps) and not all(self._writer.counts.values()) and total < FEW:
+            texts = [text for part in table.parts for rows in self._hashed_rows(part) for text in rows]
+            if len(set(texts)) >= 2 * len(self._hash.splits):
+                logger.warning(
+                    "%s has only %d texts: those with the lowest hashes are held out", table.name, len(texts)
+                )
+                self._ranked = self._hash.ranked(texts)
+                self._begin()
+                self._read_all()
+        facts = self._write_labels() if table.labelled else {}
+        self._check_counts()
+        self._writer.close(facts=facts, names=facts)
+
+    def _hashed_rows(self, part: Part) -> Iterator[Sequence[str]]:
+        """The texts by whose hash rows are split."""
+        if not self._keeps or part.split == "train":
+            yield from (self._kept(rows).values[self._table.texts[0]] for rows in part.read(lambda count: None))
+
+    def _read_all(self) -> None:
+        table = self._table
         self._row = 0
         with self._progress(f"reading {table.name}") as bar:
             for number, part in enumerate(table.parts):
@@ -106,9 +136,6 @@ class Preparation:
                 following = table.parts[number + 1 : number + 2]
                 if table.weights and (not following or following[0].member != part.member):
                     self._writer.end_member()
-        facts = self._write_labels() if table.labelled else {}
-        self._check_counts()
-        self._writer.close(facts=facts, names=facts)
 
     def _progress(self, said: str) -> "tqdm[Any]":
         total = sum(path.stat().st_size for part in self._table.parts for path in part.paths)
@@ -156,10 +183,14 @@ class Preparation:
         elif rule.kind == "files" and not (self._keeps and part.split == "train"):
             yield part.split, 0, count
         else:
-            by = Rule("hash", (100 - KEPT, KEPT)) if rule.kind == "files" else rule
-            splits = [by.hashed(text) for text in rows.values[self._table.texts[0]]]
+            splits = [self._split_of(text) for text in rows.values[self._table.texts[0]]]
             for split in dict.fromkeys(splits):
                 yield split, [number for number, own in enumerate(splits) if own == split], None
+
+    def _split_of(self, text: str) -> str:
+        return (
+            self._ranked.get(unicodedata.normalize("NFC", text), "train") if self._ranked else self._hash.hashed(text)
+        )
 
     def _add(self, split: str, part: Part, rows: Rows, start: Any, stop: Any) -> None:
         def chosen(values: Sequence[Any]) -> Sequence[Any]:

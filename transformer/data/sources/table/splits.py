@@ -3,7 +3,7 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from transformer.data.sources.source import SPLIT_ORDER
@@ -26,15 +26,25 @@ class Rule(NamedTuple):
 
     def hashed(self, text: str) -> str:
         """The split of a text by its hash, however its accents are written, so that the same text is never in two."""
-        digest = hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()
         shares = [round(share) for share in self.shares]
         step = 5 if not any(share % 5 for share in shares) else 1
-        place = int.from_bytes(digest[:8], "big") % (100 // step) * step
+        place = _number(text) % (100 // step) * step
         for split, share in zip(self.splits[1:], shares[1:], strict=True):
             if place < share:
                 return split
             place -= share
         return "train"
+
+    def ranked(self, texts: Iterable[str]) -> dict[str, str]:
+        """The split of each text, where they are so few that `hashed` leaves a split without any: the texts of the
+        lowest hashes are of the later splits, at least one of each."""
+        order = sorted({unicodedata.normalize("NFC", text) for text in texts}, key=_number)
+        found, first = dict.fromkeys(order, "train"), 0
+        for split, share in zip(self.splits[1:], self.shares[1:], strict=True):
+            count = max(1, round(share / 100 * len(order)))
+            found |= dict.fromkeys(order[first : first + count], split)
+            first += count
+        return found
 
     def counts(self, total: int) -> tuple[int, ...]:
         """How many of `total` rows each split has, in order."""
@@ -42,6 +52,11 @@ class Rule(NamedTuple):
             return tuple(int(share) for share in self.shares)
         ends = [int(total * sum(self.shares[: number + 1]) / 100) for number in range(len(self.shares))]
         return tuple(end - start for start, end in zip([0, *ends], ends, strict=False))
+
+
+def _number(text: str) -> int:
+    digest = hashlib.sha256(unicodedata.normalize("NFC", text).encode()).digest()
+    return int.from_bytes(digest[:8], "big")
 
 
 BY_FILES, BY_HASH = Rule("files"), Rule("hash")
