@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from transformer.config import DataConfig
 from transformer.data.sources import load_source
-from transformer.data.tokenizers import MASK, SPECIALS, TOKENIZERS, Tokenizer, holes, subwords, training
+from transformer.data.tokenizers import MASK, SPECIALS, TOKENIZERS, Tokenizer, holes, sample, subwords
 from transformer.data.tokenizers.letters import BYTES
 from transformer.data.tokenizers.subwords import ByteLevelBPE
 from transformer.data.tokenizers.training import load_or_train
@@ -134,8 +134,8 @@ def test_cache_key(tmp_path: Path) -> None:
 
 def test_large_corpora_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = corpus(tmp_path)
-    monkeypatch.setattr(training, "MAX_TRAINING_EXAMPLES", 10)
-    assert len(list(training._texts(load_source(data), ("en", "de")))) == 20
+    monkeypatch.setattr(sample, "MOST_EXAMPLES", 10)
+    assert len(list(sample.texts_of(load_source(data), ("en", "de")))) == 20
 
 
 # --- Every kind

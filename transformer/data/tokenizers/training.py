@@ -5,7 +5,7 @@ embedding."""
 import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -13,13 +13,11 @@ from transformer.config import DataConfig
 from transformer.data import tokenizers
 from transformer.data.caching import Key, cache_root, cached
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import MASK, PRETRAINED, TOKENIZERS, Tokenizer, kind_class, pretrained
+from transformer.data.tokenizers import MASK, PRETRAINED, TOKENIZERS, Tokenizer, kind_class, pretrained, sample
+from transformer.data.tokenizers.sample import texts_of
 from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-# For larger corpora, an evenly spaced sample is as good.
-MAX_TRAINING_EXAMPLES = 1_000_000
 
 
 def code() -> tuple[ModuleType, ...]:
@@ -45,11 +43,13 @@ def load_or_train(
         fields = source.chosen_fields(data)
     names = tuple(dict.fromkeys(source.field(name) for name in fields))
     inputs = [source.fingerprint, names, data.tokenizer, data.vocab_size, list(extra)]
-    key = Key(cache_root(data) / "tokenizers", inputs, (*code(), sys.modules[__name__]), ("tokenizers", "regex"))
+    key = Key(
+        cache_root(data) / "tokenizers", inputs, (*code(), sample, sys.modules[__name__]), ("tokenizers", "regex")
+    )
 
     def make(folder: Path) -> None:
         start = time.perf_counter()
-        tokenizer = Tokenizer.train(_texts(source, names), data.vocab_size, data.tokenizer, extra)
+        tokenizer = Tokenizer.train(texts_of(source, names), data.vocab_size, data.tokenizer, extra)
         tokenizer.save(folder / "tokenizer.json")
         seconds = time.perf_counter() - start
         logger.info("trained a tokenizer of %d pieces in %.1f s", tokenizer.vocab_size, seconds)
@@ -90,12 +90,3 @@ def _ready(path: str, extra: Sequence[str]) -> Tokenizer:
             way = f"it ends before <extra_id_{len(tokenizer.hole_ids)}>, so lower data.max_len or data.corruption"
         raise UserError(f"data.tokenizer={path} has no {missing[0]}, which the task needs: {way}.")
     return tokenizer
-
-
-def _texts(source: Source, fields: Sequence[str]) -> Iterator[str]:
-    examples = source.split("train")
-    stride = -(-len(examples) // MAX_TRAINING_EXAMPLES)
-    for index in range(0, len(examples), max(stride, 1)):
-        example = examples[index]
-        for field in fields:
-            yield example[field]
