@@ -27,9 +27,14 @@ class Command(NamedTuple):
     printed: str
 
 
-def commands() -> Iterator[Command]:
-    """The commands of the page, in order."""
-    for match in BLOCK.finditer(PAGE.read_text()):
+def commands_of(page: str) -> dict[str, list[Command]]:
+    """The commands under each title of the page, in order."""
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
+    return {section.partition("\n")[0]: list(_commands(section)) for section in sections}
+
+
+def _commands(section: str) -> Iterator[Command]:
+    for match in BLOCK.finditer(section):
         echo, bar, command = match["command"].rpartition(" | ")
         given = shlex.split(echo)[1] + "\n" if bar else ""
         yield Command(given, shlex.split(command), match["printed"])

@@ -94,9 +94,15 @@ class Task(abc.ABC):
 
     @classmethod
     def completed(cls, config: Config, source: Source) -> Config:
-        """The config with what is 0 in it and follows from the data: the number of classes."""
+        """The config with what is 0 in it and follows from the data: the number of classes. UserError: there are
+        none."""
         if not cls.has_classes or config.model.num_classes:
             return config
+        if not source.classes:
+            raise UserError(
+                f"{source.name} has no classes, which task {config.task!r} needs: name their column in "
+                "data.columns.label, or choose a data.name that has some"
+            )
         return dataclasses.replace(config, model=dataclasses.replace(config.model, num_classes=len(source.classes)))
 
     @staticmethod
