@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "evaluation": ("writing", "tasks", "data", "training.sharding", "training.step"),
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
     "runs": ("paths", "plugins", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
+    "beginning": ("runs", "tasks", "model", "data.tokenizers", "training.sharding", "plugins"),
     "": ("runs",),
     "command_line": ("runs", "paths", "plugins", "data.caching"),
 }

@@ -24,7 +24,9 @@ def check(flat: Mapping[str, Any], plugins: Sequence[str]) -> None:
     if not 0 < (rate := flat["optimizer.learning_rate"]) < math.inf:
         raise UserError(f"optimizer.learning_rate must be above 0 and finite, not {rate}")
     rules = ("", "drop", "cut", "chunk", "refuse")
-    _choices(flat, {"data.too_long": rules})
+    _choices(flat, {"data.too_long": rules, "init_positions": ("", "interpolate")})
+    if flat["init_positions"] and not flat["init_from"]:
+        raise UserError("init_positions says what becomes of the positions of init_from, which is empty: name a run")
     if not plugins:  # which may add rows to these tables; a name without a row is refused where it is looked up
         schedules, remat = ("inverse_sqrt", "cosine"), ("none", "full", "attention", "dots")
         _choices(flat, {"optimizer.schedule": schedules, "model.cell": ("lstm", "gru"), "model.remat": remat})

@@ -145,7 +145,8 @@ class Config:
     task: str = "translation"  # a row of transformer.tasks.TASKS
     steps: int = 1000  # optimizer steps in all
     seed: int = 0  # of the parameters, the data order and the dropout masks
-    init_from: str = ""  # workdir of a run that gives the tokenizer and initial parameters; "" = from the seed
+    init_from: str = ""  # a run, or a folder of Hugging Face's format: tokenizer and first parameters; "" = of the seed
+    init_positions: str = ""  # where its position table is shorter: "interpolate"; "" = that is refused
     label_smoothing: float = 0.1  # epsilon, spread over the whole vocabulary
     plugins: tuple[str, ...] = ()  # modules that add rows to the registries: see transformer.plugins
     extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for tasks

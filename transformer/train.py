@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from absl import flags
 
 from transformer import command_line
-from transformer.config import Config, DataConfig, flatten
+from transformer.config import Config, flatten
 from transformer.errors import UserError
 from transformer.paths import for_checkpoints
-from transformer.plugins import check_named, load_plugins
+from transformer.plugins import load_plugins
 
 if TYPE_CHECKING:
     from transformer.data.batches.base import Batches
@@ -34,13 +34,6 @@ if TYPE_CHECKING:
     from transformer.training.sharding import Layout
 
 FLAGS = flags.FLAGS
-
-
-def _data(config: Config) -> DataConfig:
-    """The config of the data, with the tokenizer of the run named by `init_from`."""
-    if not config.init_from:
-        return config.data
-    return dataclasses.replace(config.data, tokenizer=str(Path(config.init_from) / "tokenizer.json"))
 
 
 def train(
@@ -78,7 +71,7 @@ class _Ready(NamedTuple):
 
 def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     """Reads and checks everything that a run needs. UserError: a mistake in any of it."""
-    from transformer import resuming, runs
+    from transformer import beginning, resuming
     from transformer.data.sources import load_source
     from transformer.data.tokenizers.training import load_or_train
     from transformer.tasks import task_class
@@ -89,14 +82,14 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     layout = sharding.make_layout(config)
     old = resuming.check(workdir, config, change)
     if old is None and config.init_from:
-        check_named(runs.read_config(Path(config.init_from)), config.plugins, config.init_from, train=True)
+        beginning.check(config)
     source = load_source(config.data)
     resuming.check_data(workdir, config, source.fingerprint)
     config = kind.completed(config, source)
     tokenizer = None
     if kind.reads_text:
         fields, extra = kind.fields(config, source), kind.extra_pieces(config)
-        make = lambda: load_or_train(source, _data(config), fields, extra)  # noqa: E731
+        make = lambda: load_or_train(source, beginning.data_of(config), fields, extra)  # noqa: E731
         tokenizer = resuming.tokenizer_of(workdir, config, make)
     task = kind(config, tokenizer)
     task.check(source)
@@ -129,7 +122,7 @@ def _train(
     import jax
     import numpy as np
 
-    from transformer import resuming, runs
+    from transformer import beginning, resuming
     from transformer.model.embedders import unused_parameters
     from transformer.training import flops, loop, losses, meter, optim, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
@@ -150,10 +143,14 @@ def _train(
     create = step.make_init(task.init, optimizer, layout)
     seed = np.uint32(config.seed)
     checkpoints = Checkpoints(workdir, config.logging.keep, owner=True)
+    begun = None
     if checkpoints.latest is None:
-        state = create(seed)
         if config.init_from:
-            state = state._replace(params=runs.read_params(Path(config.init_from), task.init, layout)[0])
+            with together(stop):
+                begun = beginning.plan(config, task, beginning.origin(config, layout), source.classes)
+        state = create(seed)
+        if begun is not None:
+            state = state._replace(params=beginning.begin(begun, state.params, layout))
     else:
         state = checkpoints.restore(layout.abstract(jax.eval_shape(create, seed)))
         checkpoints.set_aside_after(int(state.step))
@@ -168,6 +165,8 @@ def _train(
             data = {"fingerprint": source.fingerprint, "facts": source.facts} | training.report
             if validation.too_long is not None:
                 data["validation_too_long"] = validation.too_long._asdict()
+            if begun is not None:
+                data["init"] = begun.note
             if tokenizer is not None:
                 data["tokenizer"] = tokenizer.fingerprint
                 if old is None or not (workdir / "tokenizer.json").exists():
@@ -195,6 +194,8 @@ def _train(
             writer.show(start, f"{split}: {batches_of.too_long}")
     for sentence in sharding.kept_whole(layout, shapes):
         writer.show(start, sentence)
+    if begun is not None:
+        writer.show(start, str(begun))
     if said:
         writer.show(start, said)
     batches = training.iterate(start, max(start, config.steps), layout.place)

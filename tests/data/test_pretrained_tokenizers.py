@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -325,3 +327,6 @@ def test_prompts_begin_and_end_with_the_tokenizers_own() -> None:
     translation = Translation(override(Config(), model), t5_like)
     assert translation.prompt([5, 6]) == [5, 6, 1]
     assert translation._common()["ends"] == Ends(0, 0, 1)
+    params = translation.init(jax.random.key(0))
+    begun = translation.begin(params, jnp.asarray([[5, 6, 1]]), jnp.asarray([3]))
+    assert begun.first_tokens.tolist() == [0], "T5's decoder begins with padding"

@@ -7,6 +7,7 @@ import struct
 import wave
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from transformer.data.builder import array_feature, of_arrays, prepared
 from transformer.data.sources import load_source, recordings
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import Tokenizer
+from transformer.data.tokenizers import TRAINED, Ends, Tokenizer
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
 
@@ -414,7 +415,7 @@ def classes(source: Source, split: str, data: DataConfig, **options: int) -> Spe
     return SpeechBatches(source, split, **{"seed": 3} | options, data=data, mels=MELS)
 
 
-def texts(source: Source, split: str, data: DataConfig, **options: int) -> SpeechBatches:
+def texts(source: Source, split: str, data: DataConfig, **options: Any) -> SpeechBatches:
     """With a text: `source` is that of fsdd, and its strings are read from the same folder."""
     data = dataclasses.replace(data, name="digit_strings")
     strings = load_source(data)
@@ -444,21 +445,22 @@ def test_every_recording_exactly_once_in_evaluation(source: Source, data: DataCo
         assert sorted(seen) == list(range(len(examples)))
 
 
-def test_texts_take_the_place_of_labels(source: Source, data: DataConfig) -> None:
+@pytest.mark.parametrize("ends", [TRAINED, Ends(pad=297, bos=298, eos=299)])
+def test_texts_take_the_place_of_labels(source: Source, data: DataConfig, ends: Ends) -> None:
     data = dataclasses.replace(data, name="digit_strings")
     strings = load_source(data)
     tokenizer = load_or_train(strings, data, ("text",))
     seen = []
-    for batch in texts(source, "test", data).evaluation():
+    for batch in texts(source, "test", data, ends=ends).evaluation():
         assert "labels" not in batch
         width = batch["targets"].shape[1]
         for row, number in enumerate(batch["example_ids"].tolist()):
             real = number >= 0
             ids = tokenizer.encode(strings.split("test")[number]["text"]) if real else []
             seen += [number] * real
-            for key, begin, end in (("target_inputs", [Tokenizer.bos_id], []), ("targets", [], [Tokenizer.eos_id])):
+            for key, begin, end in (("target_inputs", [ends.bos], []), ("targets", [], [ends.eos])):
                 expected = [*begin * real, *ids, *end * real]
-                assert batch[key][row].tolist() == expected + [0] * (width - len(expected))
+                assert batch[key][row].tolist() == expected + [ends.pad] * (width - len(expected))
             assert batch["target_lengths"][row] == len(ids) + real
     assert sorted(seen) == list(range(13))
 

@@ -273,18 +273,22 @@ def _never() -> Tokenizer:
     raise AssertionError("it is not trained again")
 
 
-def test_the_tokenizer_is_the_runs_own_and_checked(config: Config, whole: Run, tmp_path: Path) -> None:
-    workdir, ready = _copied(whole, tmp_path / "run"), tmp_path / "ready.json"
+@pytest.mark.parametrize("given", ["ready.json", "folder"])
+def test_the_tokenizer_is_the_runs_own_and_checked(config: Config, whole: Run, tmp_path: Path, given: str) -> None:
+    workdir, named_path = _copied(whole, tmp_path / "run"), tmp_path / given
+    ready = named_path if given == "ready.json" else named_path / "tokenizer.json"
     own = resuming.tokenizer_of(workdir, config, _never)
     assert own.fingerprint == whole.data["tokenizer"]
-    # A file that data.tokenizer names: as it was, gone, changed.
-    named = override(config, {"data.tokenizer": str(ready)})
+    # A file or a folder that data.tokenizer names: as it was, gone, changed.
+    named = override(config, {"data.tokenizer": str(named_path)})
     own.save(ready)
     assert resuming.tokenizer_of(workdir, named, _never).fingerprint == own.fingerprint
-    ready.unlink()
+    named_path.rename(tmp_path / "elsewhere")
     assert resuming.tokenizer_of(workdir, named, _never).fingerprint == own.fingerprint
     _tokenizer("other").save(ready)
-    with pytest.raises(UserError, match=rf"data\.tokenizer={ready} holds another tokenizer than .*tokenizer\.json"):
+    with pytest.raises(
+        UserError, match=rf"data\.tokenizer={named_path} holds another tokenizer than .*tokenizer\.json"
+    ):
         resuming.tokenizer_of(workdir, named, _never)
     # The run's own: lost and trained again, lost and not to be had again, exchanged.
     (workdir / "tokenizer.json").unlink()

@@ -204,7 +204,7 @@ class Tokenizer:
         except Exception as error:  # the library raises plain Exception
             raise UserError(f"{os.fspath(path)} is no tokenizer file ({error}): delete it to train another.") from error
 
-    @property
+    @functools.cached_property
     def fingerprint(self) -> str:
         """Hex digest of everything that the tokenizer has learned: equal digests mean equal encodings."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -23,8 +23,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from transformer.config import ModelConfig, from_dict, head_width
 from transformer.errors import UserError
 from transformer.model.embedders import TABLES, table_rows
-from transformer.model.families import build
+from transformer.model.families import build, logical_axes
 from transformer.model.layers import key_heads, value_width
+from transformer.model.parameters import Names
 from transformer.model.pretrained.bert import BERT
 from transformer.model.pretrained.files import (
     GENERATION,
@@ -69,6 +70,12 @@ def load(folder: str | Path, vocab_multiple: int = 1) -> tuple[nn.Module, Any]:
     of 0 (`ModelConfig.vocab_multiple`); `save` cuts them off. UserError, before any weight is read: no config.json or
     safetensors, an unsupported or unknown setting, a truncated file, or tensors that are missing, unexpected, of
     another shape or quantised; and a tensor with NaN."""
+    model, params = read(folder, vocab_multiple)
+    return model, jax.tree.map(jnp.asarray, params)
+
+
+def read(folder: str | Path, vocab_multiple: int = 1) -> tuple[nn.Module, Any]:
+    """As `load`, with the parameters as NumPy arrays, on no device."""
     folder = Path(folder)
     settings = read_settings(folder)
     name, architecture = _architecture(settings)
@@ -91,7 +98,7 @@ def load(folder: str | Path, vocab_multiple: int = 1) -> tuple[nn.Module, Any]:
         more = {path: table_rows(config) - config.vocab_size for path in TABLES}
         for path, part in zip(row.ours, parts, strict=True):
             filling = [(0, more.get(path, 0)), *[(0, 0)] * (part.ndim - 1)]
-            params[tuple(path.split("/"))] = jnp.asarray(np.pad(part, filling))
+            params[tuple(path.split("/"))] = np.pad(part, filling)
     return model, {"params": unflatten_dict(params)}
 
 
@@ -172,12 +179,20 @@ def _checked_ids(settings: Settings) -> dict[str, Any]:
 
 def parameter_shapes(model: Any) -> dict[str, tuple[int, ...]]:
     """Path, such as "decoder/layer_0/feed_forward/inner/kernel", to shape; no array is allocated."""
-    config: ModelConfig = model.config
+    made = jax.eval_shape(model.init, jax.random.key(0), *_arguments(model.config))
+    return {path: leaf.shape for path, leaf in flatten_dict(made["params"], sep="/").items()}
+
+
+def axes(model: Any) -> dict[str, Names]:
+    """Path of each parameter to its logical axes (`transformer.model.parameters`)."""
+    return logical_axes(model, *_arguments(model.config))
+
+
+def _arguments(config: ModelConfig) -> tuple[Any, ...]:
+    """The least that a model can be called with."""
     one = jnp.zeros((1, 1), jnp.int32)
     inputs: Any = jnp.zeros((1, *config.image_size, config.channels)) if config.inputs == "image" else one
-    sides = 2 if config.family == "encoder_decoder" else 1
-    made = jax.eval_shape(model.init, jax.random.key(0), *(inputs, Tokens(one, one)) * sides)
-    return {path: leaf.shape for path, leaf in flatten_dict(made["params"], sep="/").items()}
+    return (inputs, Tokens(one, one)) * (2 if config.family == "encoder_decoder" else 1)
 
 
 def _architecture(settings: Settings) -> tuple[str, Architecture]:
