@@ -32,10 +32,9 @@ settings.load_profile("transformer")
 
 # What these test is held to other implementations up to rounding, or to programs of its own kind: hundreds of tiny
 # programs that are run once, and whose machine code takes longer to optimise than to run.
-_NOT_OPTIMISED = {"model", "decoding", "analysis", "experiments", "lab"}
-_NOT_OPTIMISED |= {
-    f"test_{name}.py" for name in ("beginning", "bfloat16", "tasks", "heads", "verbs", "plugins", "notebooks")
-}
+_NOT_OPTIMISED = {"model", "decoding", "analysis", "experiments", "lab", "predicting"}
+_NOT_OPTIMISED |= {f"test_{name}.py" for name in ("bfloat16", "tasks", "heads", "verbs", "plugins", "notebooks")}
+_NOT_OPTIMISED |= {f"test_{name}.py" for name in ("beginning", "predict", "your_data")}
 _NOT_OPTIMISED |= {f"test_{name}.py" for name in ("scanned", "sequence")}
 
 

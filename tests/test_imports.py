@@ -44,14 +44,27 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "tasks": ("model", "data", "training.losses"),
     # What uses a task with its parameters in memory, and knows no disk.
     "writing": ("tasks", "model", "decoding", "analysis.alignment", "training.sharding"),
+    "predicting": ("writing", "tasks", "data", "paths", "training.sharding"),
     "evaluation": ("writing", "tasks", "data", "training.sharding", "training.step"),
     "reading": ("writing", "tasks", "model", "data.tokenizers", "analysis.attention"),
-    "runs": ("paths", "plugins", "evaluation", "writing", "reading", "tasks", "model", "data", "training", "analysis"),
+    "runs": (
+        "paths",
+        "plugins",
+        "evaluation",
+        "predicting",
+        "writing",
+        "reading",
+        "tasks",
+        "model",
+        "data",
+        "training",
+        "analysis",
+    ),
     "beginning": ("runs", "tasks", "model", "data.tokenizers", "training.sharding", "plugins"),
     "": ("runs",),
     "command_line": ("runs", "paths", "plugins", "data.caching"),
 }
-VERBS = ("train", "evaluate", "generate", "describe", "heads", "convert", "tokenize")
+VERBS = ("train", "evaluate", "generate", "predict", "describe", "heads", "convert", "tokenize")
 NEVER = ("configs", "experiments", "notebooks", "tests")
 # Groups of modules that import each other in a circle, and have to be parted: none may be added.
 CIRCLES: tuple[frozenset[str], ...] = ()

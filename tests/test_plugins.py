@@ -101,7 +101,7 @@ def test_every_command_knows_the_plugin(config: Path, trained: Path, verb: Verb,
     assert "resumed at step 4" in resumed.out.decode() + resumed.err
 
 
-@pytest.mark.parametrize("name", ["evaluate", "generate", "heads", "convert", "tokenize"])
+@pytest.mark.parametrize("name", ["evaluate", "generate", "predict", "heads", "convert", "tokenize"])
 def test_a_command_imports_what_is_named(name: str, verb: Verb, marked: Path) -> None:
     one_sentence(verb(name), "is missing" if name != "heads" else "--text")
     assert not marked.exists()

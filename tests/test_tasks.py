@@ -152,7 +152,7 @@ BASELINES = {
     },
     "image_classification": {"most frequent class", "logistic regression, pixels"},
     "speech_classification": {"most frequent class", "logistic regression, mean and deviation of mel bands"},
-    "forecasting": {"repeat the last value", "linear"},
+    "forecasting": {"repeat the last value", "seasonal naive", "linear"},
 }
 
 

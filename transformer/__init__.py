@@ -1,7 +1,7 @@
 """A research codebase for Transformers in JAX and Flax.
 
     run = transformer.load_run("runs/first")
-    run.generate(["four hours"], beam=4), run.evaluate("test"), run.attention("four hours")
+    run.generate(["four hours"], beam=4), run.predict(["four hours"]), run.evaluate("test"), run.attention("four hours")
 
 Axis legend, used in every signature and docstring:
 B batch · L query length · S key length · D d_model · H heads · G key/value heads · K head_dim ·

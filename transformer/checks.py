@@ -27,12 +27,16 @@ def check(flat: Mapping[str, Any], plugins: Sequence[str]) -> None:
     _choices(flat, {"data.too_long": rules, "init_positions": ("", "interpolate")})
     if flat["init_positions"] and not flat["init_from"]:
         raise UserError("init_positions says what becomes of the positions of init_from, which is empty: name a run")
+    _choices(flat, {"data.resize": ("", "crop", "squash", "pad")})
+    if not 4000 <= (rate := flat["data.sample_rate"]) <= 192_000:
+        raise UserError(f"data.sample_rate={rate} is no rate of recordings: give 8000, 16000 or another, in hertz")
     if not plugins:  # which may add rows to these tables; a name without a row is refused where it is looked up
         schedules, remat = ("inverse_sqrt", "cosine"), ("none", "full", "attention", "dots")
         _choices(flat, {"optimizer.schedule": schedules, "model.cell": ("lstm", "gru"), "model.remat": remat})
     if not 0 < flat["data.corruption"] < 1:
         raise UserError(f"data.corruption must be above 0 and below 1, not {flat['data.corruption']}")
     _least(flat, 0, "optimizer.", "eps weight_decay clip_norm max_spike final_rate")
+    _least(flat, 0, "data.", "season")
     _least(flat, 0, "logging.", "evaluate_every checkpoint_minutes")
     buckets, longest = flat["data.buckets"], flat["data.max_len"]
     if min(buckets) < 1:

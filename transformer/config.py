@@ -101,6 +101,9 @@ class DataConfig:
     buckets: tuple[int, ...] = (16, 32, 64, 128, 256)  # padded lengths of a side; the last one is at least max_len
     row_multiple: int = 8  # the rows of a batch are a multiple of this
     horizon: int = 96  # steps of a series to forecast, from max_len steps before them
+    season: int = 0  # steps of a season, for the seasonal baseline; 0 = by the frequency: 24 of hours, 12 of months
+    resize: str = ""  # images of other sizes than model.image_size: "crop", "squash", "pad"; "" = refused
+    sample_rate: int = 8000  # hertz, to which recordings are resampled
     augment: bool = False  # images are shifted by up to a 14th of their side; recordings shifted, stretched, noisy
     corruption: float = 0.15  # share of the tokens that a masked language model or span corruption hides
     extra: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)  # of plugins, for sources
@@ -159,7 +162,7 @@ class Config:
 
 # Groups and keys that may differ when a run resumes: except for rounding, a step computes the same (but `steps` changes
 # a cosine schedule, which is reported). All other keys define the run. The fingerprint guards the data in `data.dir`.
-RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "model.remat", "optimizer.max_skipped")
+RUNTIME = ("steps", "mesh", "logging", "data.dir", "data.cache", "data.season", "model.remat", "optimizer.max_skipped")
 
 # Paths: `~` is expanded where a config is made, so that a run records the folder. FOLDERS hold checkpoints or a cache.
 PATHS = ("data.dir", "data.source", "data.target", "data.tokenizer")

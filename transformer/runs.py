@@ -52,6 +52,12 @@ class Run(Trained):
 
         return generate(self, lines, Manner(**manner))
 
+    def predict(self, inputs: Sequence[Any], batch_size: int = 64, **manner: Any) -> list[dict[str, Any]]:
+        """The prediction for each line, image, recording or series: `transformer.predicting.predictions.predict`."""
+        from transformer.predicting.predictions import predict
+
+        return list(predict(self, inputs, Manner(**manner), batch_size))
+
     def evaluate(self, split: str = "test", resamples: int = 0, **manner: Any) -> dict[str, Any]:
         """All metrics of a split, with bootstrap intervals of `resamples` draws; see `transformer.evaluate`."""
         from transformer.evaluation.splits import evaluate
@@ -189,4 +195,4 @@ def _same_data(workdir: Path, config: Config, noted: dict[str, Any]) -> Source:
             f"{str(workdir)!r} was trained on other data than {config.data.name!r} holds now (the fingerprints "
             "differ): bring back that data, train anew, or name other files on purpose with evaluate --data_dir"
         )
-    return dataclasses.replace(source, facts=noted["facts"]) if "facts" in noted else source
+    return dataclasses.replace(source, facts={**source.facts, **noted.get("facts", {})})

@@ -24,7 +24,7 @@ from transformer.data.builder import array_feature, of_arrays, prepared
 from transformer.data.sources import load_source, recordings
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
-from transformer.data.tokenizers import TRAINED, Ends, Tokenizer
+from transformer.data.tokenizers import TRAINED, Ends
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
 
@@ -54,7 +54,7 @@ def write_fsdd(folder: Path) -> None:
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "STRINGS", {"train": 41, "validation": 12, "test": 13})
-    monkeypatch.setattr(recordings, "LONGEST", 9_000)
+    monkeypatch.setattr(recordings, "LONGEST", 9_000 / 8000)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_strings_are_joined_from_recordings_of_one_speaker_and_split(name: str, 
         lengths = set()
         for example in examples:
             spoken = [words[word] for word in example["text"].split(" ")]
-            assert len(example["audio"]) <= recordings.LONGEST
+            assert len(example["audio"]) <= recordings.LONGEST * 8000
             assert _parses(example["audio"], [takes[example["speaker"], digit] for digit in spoken])
             lengths.add(len(spoken))
         assert lengths == {3, 4, 5}
@@ -252,7 +252,7 @@ EXACT: dict[str, bytes] = {  # 16-bit samples, or more exact ones of the same va
 @pytest.mark.parametrize("form", EXACT)
 def test_samples_of_any_container_are_exact(form: str, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(EXACT[form])
-    audio, _ = recordings.read_audio(tmp_path / "a")
+    audio, _ = recordings.read_audio(tmp_path / "a", 8000)
     assert audio.dtype == np.int16
     np.testing.assert_array_equal(audio, LOUD)
 
@@ -270,7 +270,7 @@ def test_samples_of_any_container_are_exact(form: str, tmp_path: Path) -> None:
 def test_lossy_formats_have_the_same_scale(container: str, kind: str, most: float, tmp_path: Path) -> None:
     tone = (np.sin(2 * np.pi * 440 * np.arange(4000) / 8000) * 20_000).astype(np.int16)
     (tmp_path / "a").write_bytes(encoded(tone, container, kind))
-    audio, form = recordings.read_audio(tmp_path / "a")
+    audio, form = recordings.read_audio(tmp_path / "a", 8000)
     assert form == (1, 8000)
     assert len(audio) == len(tone)
     assert np.abs(audio[200:-200].astype(float) - tone[200:-200]).max() < most * 20_000
@@ -280,13 +280,13 @@ def test_eight_bits_and_mu_law_to_the_bit(tmp_path: Path) -> None:
     """Unsigned bytes around 128, and the standard's decoder: 14 bits of a sign, an exponent and a mantissa."""
     codes = np.arange(256)
     (tmp_path / "a").write_bytes(of(codes.astype(np.uint8), width=1))
-    np.testing.assert_array_equal(recordings.read_audio(tmp_path / "a")[0], (codes - 128) * 256)
+    np.testing.assert_array_equal(recordings.read_audio(tmp_path / "a", 8000)[0], (codes - 128) * 256)
     content = encoded(np.zeros(256, np.int16), "WAV", "ULAW")
     (tmp_path / "a").write_bytes(content[:-256] + bytes(range(256)))
     flipped = 255 - codes
     size = (((flipped & 15) * 2 + 33) << (flipped >> 4 & 7)) - 33
     np.testing.assert_array_equal(
-        recordings.read_audio(tmp_path / "a")[0], np.where(flipped & 128, -4 * size, 4 * size)
+        recordings.read_audio(tmp_path / "a", 8000)[0], np.where(flipped & 128, -4 * size, 4 * size)
     )
 
 
@@ -297,7 +297,7 @@ def test_other_rates_are_resampled_and_channels_averaged(rate: int, channels: in
     tone = np.sin(2 * np.pi * 440 * time)[:, None] * parts
     high = np.sin(2 * np.pi * 5000 * time[:, None]) * 0.2 if rate > 12_000 else 0  # no band of the features holds it
     (tmp_path / "a").write_bytes(encoded(tone + high, "WAV", "PCM_24", rate))
-    audio, form = recordings.read_audio(tmp_path / "a")
+    audio, form = recordings.read_audio(tmp_path / "a", 8000)
     assert form == (channels, rate)
     assert len(audio) == 8000
     expected = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000) * 0.4 * 2**15
@@ -374,7 +374,7 @@ def test_log_mel_frames_against_scipy(count: int, mels: int) -> None:
     )
     power = np.abs(spectrum * scipy.signal.get_window("hann", 200).sum()) ** 2  # its scaling taken out
     expected = np.log(1e-6 + power.T @ bank_by_loops(mels))
-    made = log_mel.log_mel(audio, mels)
+    made = log_mel.log_mel(audio, mels, 8000)
     assert made.shape == expected.shape == (frames, mels)
     assert made.dtype == np.float32
     np.testing.assert_allclose(made, expected, atol=2e-5)
@@ -384,17 +384,39 @@ def test_a_tone_lights_its_own_band() -> None:
     bank = bank_by_loops(40)
     for hertz in (250, 1000, 3000):
         tone = (10000 * np.sin(2 * np.pi * hertz * np.arange(4000) / 8000)).astype(np.int16)
-        brightest = log_mel.log_mel(tone, 40).mean(axis=0).argmax()
+        brightest = log_mel.log_mel(tone, 40, 8000).mean(axis=0).argmax()
         assert bank[round(hertz * 512 / 8000), brightest] > 0
+
+
+@pytest.mark.parametrize(("rate", "points"), [(16_000, 1024), (11_025, 1024), (44_100, 4096), (4000, 256)])
+def test_windows_and_bands_follow_the_rate(rate: int, points: int) -> None:
+    """A second of a tone at any rate: frames of 25 ms every 10 ms, and its band is the one whose triangle holds it."""
+    assert log_mel.points(rate) == points
+    hertz = rate / 7
+    tone = (10_000 * np.sin(2 * np.pi * hertz * np.arange(rate) / rate)).astype(np.int16)
+    made = log_mel.log_mel(tone, 20, rate)
+    assert made.shape == (99, 20) == (log_mel.frame_count(np.array(rate), rate), 20)
+    edges = 700 * (10 ** (np.linspace(0, 2595 * np.log10(1 + rate / 1400), 22) / 2595) - 1)
+    nearest = np.abs(edges[1:-1] - hertz).argmin()
+    assert made.mean(axis=0).argmax() == nearest
+    for mels in range(1, 41 if rate < 8000 else 81):
+        assert log_mel.filterbank(mels, rate).shape == (points // 2 + 1, mels)
+
+
+def test_a_long_recording_is_transformed_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    audio = np.random.default_rng(0).integers(-9999, 9999, 9000).astype(np.int16)
+    whole = log_mel.log_mel(audio, 40, 8000)
+    monkeypatch.setattr(log_mel, "TOGETHER", 7)
+    np.testing.assert_allclose(log_mel.log_mel(audio, 40, 8000), whole, atol=1e-5)
 
 
 def test_narrow_bands_and_silence() -> None:
     for mels in range(1, 81):
-        assert log_mel.filterbank(mels).shape == (257, mels)
+        assert log_mel.filterbank(mels, 8000).shape == (257, mels)
     with pytest.raises(UserError, match=r"model\.channels=200 mel bands are too narrow .* lower it to 80"):
-        log_mel.filterbank(200)
+        log_mel.filterbank(200, 8000)
     with pytest.raises(UserError, match="silent"):
-        log_mel.normalised(log_mel.log_mel(np.zeros(999, np.int16), 13))
+        log_mel.normalised(log_mel.log_mel(np.zeros(999, np.int16), 13, 8000))
 
 
 def test_other_samples_are_not_taken_for_16_bit_ones(tmp_path: Path) -> None:
@@ -435,7 +457,7 @@ def test_every_recording_exactly_once_in_evaluation(source: Source, data: DataCo
             for row, number in enumerate(batch["example_ids"].tolist()):
                 count = 0
                 if number >= 0:
-                    raw = log_mel.log_mel(examples[number]["audio"], MELS).astype(np.float64)
+                    raw = log_mel.log_mel(examples[number]["audio"], MELS, 8000).astype(np.float64)
                     count = len(raw)
                     np.testing.assert_allclose(batch["inputs"][row, :count], (raw - raw.mean()) / raw.std(), atol=1e-4)
                     assert batch["labels"][row] == examples[number]["label"]
@@ -513,7 +535,7 @@ def test_augmented_recordings_differ_from_epoch_to_epoch_and_keep_their_form(sou
             if number >= 0:
                 rows[step // steps, number] = own
                 assert np.isfinite(own).all()
-                plain = log_mel.frame_count(len(source.split("train")[number]["audio"]))
+                plain = log_mel.frame_count(len(source.split("train")[number]["audio"]), 8000)
                 assert 0.9 * plain - 2 <= count <= plain / 0.9 + 12
                 assert batch["labels"][row] == source.split("train")[number]["label"]
     assert all(
@@ -524,9 +546,9 @@ def test_augmented_recordings_differ_from_epoch_to_epoch_and_keep_their_form(sou
 @given(count=st.integers(1, 3000), example=st.integers(0, 10**6))
 def test_augmented_audio(count: int, example: int) -> None:
     audio = np.full(count, 1000, np.int16)
-    made = augmented_audio(audio, 1, 2, example)
-    assert np.array_equal(made, augmented_audio(audio, 1, 2, example))
-    assert len(made) <= longest_augmented(np.array(count))
+    made = augmented_audio(audio, 8000, 1, 2, example)
+    assert np.array_equal(made, augmented_audio(audio, 8000, 1, 2, example))
+    assert len(made) <= longest_augmented(np.array(count), 8000)
     # A flat recording: what is below half of it is the pause, and what differs from it is the noise.
     pause = int(np.argmax(made > 500))
     assert 0 <= pause <= 800
@@ -542,7 +564,7 @@ def test_speed_changes_the_pitch() -> None:
     tone = (8000 * np.sin(2 * np.pi * 500 * np.arange(8000) / 8000)).astype(np.int16)
     found = []
     for example in range(40):
-        spectrum = np.abs(np.fft.rfft(augmented_audio(tone, 0, 0, example), 16000))
+        spectrum = np.abs(np.fft.rfft(augmented_audio(tone, 8000, 0, 0, example), 16000))
         found.append(np.argmax(spectrum) / 2)
     assert 450 <= min(found) < 465
     assert 535 < max(found) <= 550

@@ -10,9 +10,10 @@ import pytest
 from transformer.config import DataConfig
 from transformer.data.batches.series import SeriesBatches
 from transformer.data.builder import of_arrays, prepared
-from transformer.data.sources import load_source, series
+from transformer.data.sources import load_source, series, series_files
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
+from transformer.data.sources.table.paths import File
 from transformer.errors import UserError
 
 OF_ETT = series.ETT_ROWS
@@ -152,7 +153,7 @@ def test_fields_that_are_numbers(field: str, tmp_path: Path, cache: Path) -> Non
     values = toy_values()
     values[3, 2] = float(field)
     write_ett(tmp_path, toy_values(), r3c2=field)
-    read = series.read_csv(tmp_path / "ETTh1.csv", 120)[1]
+    read = series_files.read_series(File(tmp_path / "ETTh1.csv", "csv")).values
     np.testing.assert_array_equal(read, values)
 
 
@@ -171,8 +172,14 @@ def series_file(folder: Path, rows: Rows, header: str = "date,a\n", end: str = "
     [
         (DATED[::-1], "goes back to 2016-07-05 15:00:00 in line 3: sort its rows, oldest first"),
         ([*DATED[:50], *DATED[49:]], "repeats 2016-07-03 01:00:00 in line 52: sort its rows, .* each date once"),
-        ([*DATED[:50], *DATED[51:]], "goes on by 2:00:00 to 2016-07-03 03:00:00 in line 52, and by 1:00:00 before"),
-        ([DATED[0], *DATED[2:]], "goes on by 1:00:00 to 2016-07-01 03:00:00 in line 4, and by 2:00:00 before"),
+        (
+            [*DATED[:50], *DATED[51:]],
+            "goes on by 2:00:00 to 2016-07-03 03:00:00 in line 52, where 2016-07-03 02:00:00 is due, 1 hour after",
+        ),
+        (
+            [DATED[0], *DATED[2:]],
+            "goes on by 2:00:00 to 2016-07-01 02:00:00 in line 3, where 2016-07-01 01:00:00 is due",
+        ),
         ([*DATED[:9], ("", 9), *DATED[10:]], "has '' in line 11, where a date belongs: write dates as 2016-07-01"),
         ([(str(value), value) for _, value in DATED], "has '0' in line 2, where a date belongs"),
         ([("01/07/2016 00:00", 0), *DATED[1:]], "has '01/07/2016 00:00' in line 2, where a date belongs"),
@@ -192,11 +199,16 @@ def test_dates_that_do_not_rise_evenly(rows: Rows, message: str, tmp_path: Path,
 
 
 def test_dates_of_one_time_zone_and_of_a_change_of_the_clock(tmp_path: Path) -> None:
+    def read() -> np.ndarray:
+        return series_files.joined([series_files.read_series(File(path, "csv"))])[0]
+
     zones = [(date + ("+02:00" if place < 50 else "+01:00"), place) for place, (date, _) in enumerate(DATED)]
+    path = series_file(tmp_path, zones)
     with pytest.raises(UserError, match=r"goes on by 2:00:00 to .* in line 52"):
-        series.read_csv(series_file(tmp_path, zones), 113)
+        read()
     zones[50:] = [(DATED[place - 1][0] + "+01:00", place) for place in range(50, 113)]  # the clock is put back
-    assert len(series.read_csv(series_file(tmp_path, zones), 113)[1]) == 113
+    series_file(tmp_path, zones)
+    assert len(read()) == 113
 
 
 def test_rows_that_are_not_used_are_told(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -220,22 +232,27 @@ def test_files_of_another_form(tmp_path: Path, cache: Path) -> None:
     header, body = whole.split("\n", 1)
     with pytest.raises(UserError, match=r"no file .*ETTh1\.csv: add it"):
         load(None)
-    for empty in ("", "date,a\n", "date\n1\n2\n", "\n\n"):
-        with pytest.raises(UserError, match="no column of numbers"):
+    for empty, said in (
+        ("", "is empty"),
+        ("date,a\n", "no row"),
+        ("date\n2016\n", "no column of num"),
+        ("\n\n", "no row"),
+    ):
+        with pytest.raises(UserError, match=said):
             load(empty)
-    with pytest.raises(UserError, match="has 1 fields in line 114, not 2"):
+    with pytest.raises(UserError, match="has 1 fields in line 114, and 2 in its first"):
         load(whole[: whole.rindex(",112")])
-    with pytest.raises(UserError, match="has 0 fields in line 2, not 2"):
-        load(f"{header}\n\n{body}")
-    with pytest.raises(UserError, match="has numbers in line 1, where the names of the columns belong"):
+    with pytest.raises(UserError, match="has nothing in line 2: fill it in, or take it out"):
+        load(f"{header}\n,\n{body}")
+    with pytest.raises(UserError, match="has no column 'date': choose one of 1, 2"):
         load(body)
+    with pytest.raises(UserError, match="is no CSV file in line 1"):
+        load(whole.replace("\n", "\r"))
     for separator in ";\t":
         with pytest.raises(UserError, match=re.escape(f"has {separator!r} between fields in line 1: write commas")):
             load(whole.replace(",", separator))
     with pytest.raises(UserError, match="has the column 'a' twice"):
         load("date,a,a\n" + body.replace("\n", ",1\n"))
-    with pytest.raises(UserError, match=r"where a date belongs: .* in the first column"):
-        load("a,date\n" + "".join(f"{value},{date}\n" for date, value in DATED))
     with pytest.raises(UserError, match="not valid UTF-8 in line 2"):
         load(b"date,a\n\xff\n")
     with pytest.raises(UserError, match="is UTF-16, not UTF-8"):
@@ -250,7 +267,8 @@ def test_files_of_another_form(tmp_path: Path, cache: Path) -> None:
         )
     for same_text in (
         whole.replace("\n", "\r\n"),
-        whole.replace("\n", "\r"),
+        f"{header}\n\n{body}",
+        "a,date\n" + "".join(f"{value},{date}\n" for date, value in DATED),
         "\ufeff" + whole,
         whole.replace("a\n", '"a\u2028b"\n'),
     ):

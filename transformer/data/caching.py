@@ -145,6 +145,32 @@ def load_array(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r" if path.stat().st_size > MAP_ABOVE else None)
 
 
+class ArrayWriter:
+    """Writes an .npy file, as np.save does, some rows at a time, in constant memory: [rows, *shape] of a dtype."""
+
+    def __init__(self, path: Path, shape: Sequence[int], dtype: Any) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 - closed by `close`
+        self._shape, self._dtype, self._rows = tuple(shape), np.dtype(dtype), 0
+        self._header()
+
+    def add(self, rows: np.ndarray) -> None:
+        """Appends rows [n, *shape]."""
+        if rows.shape[1:] != self._shape:
+            raise ValueError(f"rows of shape {rows.shape[1:]}, not {self._shape}")
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self._rows += len(rows)
+
+    def close(self) -> None:
+        """Writes the number of rows, for which the format leaves room in its header."""
+        self._file.seek(0)
+        self._header()
+        self._file.close()
+
+    def _header(self) -> None:
+        about = {"descr": np.lib.format.dtype_to_descr(self._dtype), "fortran_order": False}
+        np.lib.format.write_array_header_1_0(self._file, about | {"shape": (self._rows, *self._shape)})
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock for making `path`, among all processes of the machine, and removes what a killed process left.

@@ -221,6 +221,11 @@ class Stored:
         """A column of texts; None where it holds other values."""
         return Texts(self._values[name], self._ends[name]) if self._kinds[name] == TEXT else None
 
+    def numbers(self, name: str) -> np.ndarray | None:
+        """A column of numbers [examples]; None where it holds other values, or there is no such column."""
+        kind = self._kinds.get(name, TEXT)
+        return None if kind.varies or kind.shape else self._values[name].view(kind.dtype)
+
     def _value(self, name: str, number: int) -> Any:
         kind = self._kinds[name]
         if kind.varies:

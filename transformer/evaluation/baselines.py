@@ -115,8 +115,9 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
 
 
 def _forecasts(trained: Trained, split: str) -> dict[str, Any]:
-    """The last value repeated, and one linear map of the look-back minus its last value (NLinear, Zeng et al. 2023),
-    shared by all variables, by least squares with a ridge chosen on validation."""
+    """The last value repeated; the value one season before (seasonal naive), where the season is known and within the
+    look-back; and one linear map of the look-back minus its last value (NLinear, Zeng et al. 2023), shared by all
+    variables, by least squares with a ridge chosen on validation."""
     task, source = trained.task, trained.source
 
     def pairs(part: str) -> tuple[np.ndarray, np.ndarray]:
@@ -143,4 +144,19 @@ def _forecasts(trained: Trained, split: str) -> dict[str, Any]:
     gram, cross = x.T.astype(np.float64) @ x, x.T.astype(np.float64) @ y
     maps = [np.linalg.solve(gram + ridge * len(x) * np.eye(len(gram)), cross) for ridge in (1e-6, 1e-4, 1e-2, 1e-1)]
     best = min(maps, key=lambda w: errors(valid_x @ w, valid_y)["loss"])
-    return {"repeat the last value": errors(0 * test_y, test_y), "linear": errors(test_x @ best, test_y)}
+    found: dict[str, Any] = {"repeat the last value": errors(0 * test_y, test_y)}
+    found["seasonal naive"] = _seasonal(trained, inputs, targets, errors)
+    return found | {"linear": errors(test_x @ best, test_y)}
+
+
+def _seasonal(trained: Trained, inputs: np.ndarray, targets: np.ndarray, errors: Any) -> dict[str, Any]:
+    """The last season of `inputs` [B, L, C] repeated, with its steps; or the reason why there is none."""
+    data = trained.config.data
+    season = data.season or trained.source.facts.get("season", 0)
+    if season < 2:
+        why = "the frequency of the series has no season" if season else "the series has no dates that tell its season"
+        return {"loss": None, "reason": f"{why}: set data.season"}
+    if season > data.max_len:
+        return {"loss": None, "reason": f"data.max_len={data.max_len} is shorter than a season of {season} steps"}
+    places = data.max_len - season + np.arange(data.horizon) % season
+    return errors(inputs[:, places], targets) | {"season": season}

@@ -32,5 +32,9 @@ class Classifier:
 
     def __call__(self, tokens: Any, lengths: Any, numbers: Any) -> list[list[Output]]:
         """The most likely class of each row."""
-        scores = np.asarray(self._predict(self._params, {"inputs": tokens, "input_lengths": lengths}))
+        scores = self.log_probabilities(tokens, lengths)
         return [[Output(self._names[row.argmax()], float(row.max()))] for row in scores]
+
+    def log_probabilities(self, inputs: Any, lengths: Any) -> np.ndarray:
+        """The log-probability of every class [B, V]; images have no use for `lengths`."""
+        return np.asarray(self._predict(self._params, {"inputs": inputs, "input_lengths": lengths}))

@@ -6,7 +6,7 @@ says so; other lines are read whole, unless `data.too_long` is "cut". Where it i
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from transformer.errors import UserError
@@ -42,7 +42,8 @@ def outputs(
         for i, line in enumerate(lines)
         if line.strip()
     }
-    return itertools.chain.from_iterable(_part(write, part, ids, widths, manner.nbest) for part in parts)
+    found = itertools.chain.from_iterable(of_part(write, part, ids, widths) for part in parts)
+    return ([Output("")] * manner.nbest if best is None else best for best in found)
 
 
 def _prepared(
@@ -93,15 +94,16 @@ def _check_lengths(trained: Trained, lengths: list[int]) -> None:
             )
 
 
-def _part(write: Any, part: range, ids: list[list[int]], widths: dict[int, int], nbest: int) -> list[list[Output]]:
-    """The outputs of the lines of a part, decoded by width."""
+def of_part(write: Any, part: range, ids: Mapping[int, Any] | Sequence[Any], widths: Mapping[int, int]) -> list[Any]:
+    """What `write` returns for the inputs of a part, computed by width; None for those without one. An input is a list
+    of tokens, or an array [length, ...]; `write` maps padded inputs, lengths and numbers to a result for each row."""
     jobs: list[tuple[Any, ...]] = []
     for width in sorted({widths[i] for i in part if i in widths}):
         jobs += slices([i for i in part if widths.get(i) == width], ids, width, write.rows(width))
-    found = {i: [Output("")] * nbest for i in part}
+    found: dict[int, Any] = {}
     for (*_, numbers), written in zip(jobs, _written(write, jobs), strict=True):
         found |= dict(zip(reversed(numbers.tolist()), reversed(written), strict=True))  # the first of repeated rows
-    return [found[i] for i in part]
+    return [found.get(i) for i in part]
 
 
 def _written(write: Any, jobs: list[tuple[Any, ...]]) -> list[Any]:

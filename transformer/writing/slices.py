@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,14 +28,17 @@ def width_of(length: int, buckets: Sequence[int], limit: int | None) -> int:
 
 
 def slices(
-    numbers: Sequence[int], ids: Sequence[Sequence[int]], width: int, rows: int
+    numbers: Sequence[int], ids: Mapping[int, Any] | Sequence[Any], width: int, rows: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The slices of the lines with these numbers: padded tokens [rows, width], lengths [rows] and numbers [rows].
-    Unused rows repeat the first, so that they end when it does."""
+    """The slices of the inputs with these numbers: padded tokens [rows, width] int32, or arrays [rows, width, ...] of
+    inputs [length, ...]; lengths [rows] and numbers [rows]. Unused rows repeat the first, so that they end when it
+    does."""
     for start in range(0, len(numbers), rows):
         chunk = list(numbers[start : start + rows])
         chunk += chunk[:1] * (rows - len(chunk))
-        batch = np.zeros((rows, width), np.int32)
+        first = ids[chunk[0]]
+        kind = first.dtype if isinstance(first, np.ndarray) else np.int32
+        batch = np.zeros((rows, width, *np.shape(first)[1:]), kind)
         for row, number in enumerate(chunk):
             batch[row, : len(ids[number])] = ids[number]
         yield batch, np.array([len(ids[number]) for number in chunk], np.int32), np.array(chunk, np.int32)

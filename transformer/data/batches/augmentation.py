@@ -2,13 +2,11 @@
 
 import numpy as np
 
-from transformer.data.sources.recordings import RATE
-
 SHIFT = 14  # an image is shifted by at most max(1, side // 14) pixels: 2 for MNIST's 28, 1 for 8
 
 
 SPEED = (0.9, 1.1)
-LEAD = RATE // 10  # most samples of silence before a recording
+LEAD = 10  # at most a tenth of a second of silence comes before a recording
 NOISE = (15.0, 40.0)  # signal-to-noise ratio in decibels
 MASKED = 5  # at most a fifth of the bands, and of the frames, is masked
 
@@ -40,22 +38,22 @@ def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarr
     return padded[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
 
-def longest_augmented(samples: np.ndarray) -> np.ndarray:
-    """The most samples that recordings of this many samples have after `augmented_audio`."""
-    return (samples / SPEED[0]).astype(np.int64) + 1 + LEAD
+def longest_augmented(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The most samples that recordings of this many samples, `rate` a second, have after `augmented_audio`."""
+    return (samples / SPEED[0]).astype(np.int64) + 1 + rate // LEAD
 
 
-def augmented_audio(audio: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:
-    """A recording [T] resampled to another speed by linear interpolation, after a pause and with white noise: float64,
-    of another length."""
-    longest = int(longest_augmented(np.array(len(audio))))
+def augmented_audio(audio: np.ndarray, rate: int, seed: int, epoch: int, example: int) -> np.ndarray:
+    """A recording [T] of `rate` samples a second, resampled to another speed by linear interpolation, after a pause and
+    with white noise: float64, of another length."""
+    longest = int(longest_augmented(np.array(len(audio)), rate))
     draws = uniforms(seed, epoch, np.array([example]), 7 + longest)[0]  # 3 to 6 are used by `masked_frames`
     speed = SPEED[0] + (SPEED[1] - SPEED[0]) * draws[0]
     places = np.arange(0, len(audio) - 1 + 1e-9, speed)
     played = np.interp(places, np.arange(len(audio)), audio.astype(np.float64))
     louder = 10 ** ((NOISE[0] + (NOISE[1] - NOISE[0]) * draws[2]) / 20)
     amplitude = np.sqrt(3 * np.mean(played**2)) / louder  # noise in [-a, a) has the variance a^2 / 3
-    shifted = np.concatenate([np.zeros(int(draws[1] * (LEAD + 1))), played])
+    shifted = np.concatenate([np.zeros(int(draws[1] * (rate // LEAD + 1))), played])
     return shifted + amplitude * (2 * draws[7 : 7 + len(shifted)] - 1)
 
 

@@ -1,9 +1,11 @@
 """Batches of recordings as log-mel frames, with classes or texts."""
 
+import array
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from transformer.config import DataConfig
 from transformer.data.batches import log_mel
@@ -13,7 +15,8 @@ from transformer.data.batches.bucketed import BucketedBatches, Widths
 from transformer.data.batches.targets import target_arrays
 from transformer.data.batches.tokens import tokenize
 from transformer.data.batches.too_long import decide
-from transformer.data.caching import Key, cache_root, cached, load_array
+from transformer.data.caching import ArrayWriter, Key, cache_root, cached, load_array
+from transformer.data.sources.side_by_side import in_threads
 from transformer.data.sources.source import Source, check_classes
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
@@ -61,8 +64,8 @@ class SpeechBatches(BucketedBatches):
         else:
             check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
         if data.augment:  # what is within the limit stays within it
-            most = np.maximum(lengths, data.max_len)
-            lengths = np.minimum(most, log_mel.frame_count(longest_augmented(self._frames.samples)))
+            most, rate = np.maximum(lengths, data.max_len), data.sample_rate
+            lengths = np.minimum(most, log_mel.frame_count(longest_augmented(self._frames.samples, rate), rate))
         super().__init__(lengths[:, None], data, told=told, **others)
 
     def batch(self, step: int) -> Batch:
@@ -72,10 +75,11 @@ class SpeechBatches(BucketedBatches):
             real = np.flatnonzero(made["example_ids"] >= 0)
             examples = self._examples.many(made["example_ids"][real].tolist())
             frames = [np.zeros((0, self._mels), np.float32)] * len(made["example_ids"])
+            rate = self.data.sample_rate
             for row, example in zip(real.tolist(), examples, strict=True):
                 number = int(made["example_ids"][row])
-                audio = augmented_audio(example["audio"], self.seed, epoch, number)
-                whole = log_mel.normalised(log_mel.log_mel(audio, self._mels)[: self.data.max_len])
+                audio = augmented_audio(example["audio"], rate, self.seed, epoch, number)
+                whole = log_mel.normalised(log_mel.log_mel(audio, self._mels, rate)[: self.data.max_len])
                 frames[row] = masked_frames(whole, self.seed, epoch, number)
             made |= _padded(frames, made["inputs"].shape[1])
         return made
@@ -117,17 +121,25 @@ def read_frames(source: Source, split: str, data: DataConfig, mels: int) -> Fram
         raise UserError(
             f"{source.name} has recordings of type {kind}, not int16 with a full scale of 2**15: convert it."
         )
-    key = Key(cache_root(data) / "frames", [source.fingerprint, split, mels], [log_mel, read_frames], ("numpy",))
+    inputs = [source.fingerprint, split, mels, data.sample_rate]
+    key = Key(cache_root(data) / "frames", inputs, [log_mel, read_frames], ("numpy",))
+
+    def frames_of(example: dict[str, Any]) -> tuple[np.ndarray, int, int]:
+        frames = log_mel.normalised(log_mel.log_mel(example["audio"], mels, data.sample_rate))
+        return frames, example.get("label", 0), len(example["audio"])
 
     def make(folder: Path) -> None:
-        frames, labels, samples = [], [], []
-        for example in examples:
-            frames.append(log_mel.normalised(log_mel.log_mel(example["audio"], mels)))
-            labels.append(example.get("label", 0))
-            samples.append(len(example["audio"]))
-        np.save(folder / "flat.npy", np.concatenate(frames))
-        np.save(folder / "offsets.npy", np.cumsum([0, *map(len, frames)]))
-        np.save(folder / "labels.npy", np.array(labels, np.int32))
+        flat = ArrayWriter(folder / "flat.npy", (mels,), np.float32)
+        ends, labels, samples = array.array("q", [0]), array.array("i"), array.array("q")
+        told = tqdm(examples, f"frames of {split}", len(examples), disable=None, leave=False)
+        for frames, label, count in in_threads(frames_of, told):
+            flat.add(frames)
+            ends.append(ends[-1] + len(frames))
+            labels.append(label)
+            samples.append(count)
+        flat.close()
+        np.save(folder / "offsets.npy", np.array(ends))
+        np.save(folder / "labels.npy", np.array(labels))
         np.save(folder / "samples.npy", np.array(samples))
 
     folder = cached(key, make)

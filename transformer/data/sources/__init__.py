@@ -11,7 +11,18 @@ from collections.abc import Callable
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, prepared
-from transformer.data.sources import images, multi30k, named, parallel, recordings, series, table, text_files
+from transformer.data.sources import (
+    audio_table,
+    image_folder,
+    images,
+    multi30k,
+    named,
+    parallel,
+    recordings,
+    series,
+    table,
+    text_files,
+)
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
 
@@ -27,6 +38,8 @@ def _builtin(name: str, data: DataConfig) -> Dataset:
 
 SOURCES: dict[str, Callable[[DataConfig], Dataset | Source | None]] = {
     "table": table.table,
+    "image_folder": image_folder.image_folder,
+    "audio_table": audio_table.audio_table,
     "quantities": functools.partial(_builtin, "quantities"),
     "docstrings": functools.partial(_builtin, "docstrings"),
     "multi30k": multi30k.captions,
@@ -37,6 +50,7 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset | Source | None]] = {
     "digit_strings": recordings.digit_strings,
     "ett": series.ett,
     "co2": series.co2,
+    "series": series.series,
     "summaries": functools.partial(_builtin, "summaries"),
     "leads": functools.partial(_builtin, "leads"),
     "languages": functools.partial(_builtin, "languages"),

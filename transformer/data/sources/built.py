@@ -38,6 +38,9 @@ class BuiltRecords:
     def texts(self, name: str) -> None:
         """Its texts are stored with the other fields of an example."""
 
+    def numbers(self, name: str) -> None:
+        """So are its numbers."""
+
     def _example(self, record: Any) -> dict[str, Any]:
         example = {name: _text(_leaf(record, path)) for name, path in self._texts.items()}
         example.update({name: _leaf(record, path) for name, path in self._others.items()})

@@ -3,7 +3,6 @@ black, and `label`, the digit."""
 
 import functools
 import hashlib
-import io
 import math
 import struct
 from collections.abc import Iterator, Mapping
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
-import PIL.ImageOps
 import tensorflow_datasets as tfds
 
 from transformer.config import DataConfig
 from transformer.data.builder import Dataset, array_feature, of_arrays
 from transformer.data.sources.files import existing, folder_of, read_bytes
+from transformer.data.sources.pictures import MODES, upright
 from transformer.errors import UserError
 
 MNIST_VALIDATION = 5_000  # the last of the 60,000 training images
@@ -106,8 +104,6 @@ class Pixels(tfds.decode.Decoder):
     TFDS itself takes numbers of a palette for greys, 1 for white, and 16 bits modulo 256. UserErrors: an image has 16
     bits a channel, or cannot be read."""
 
-    MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
@@ -117,16 +113,9 @@ class Pixels(tfds.decode.Decoder):
 
     def decode_example_np(self, content: bytes) -> np.ndarray:
         """Pixels [H, W, C], uint8."""
-        try:
-            with PIL.Image.open(io.BytesIO(content)) as opened:
-                image = PIL.ImageOps.exif_transpose(opened)
-        except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-            reason = str(error).partition(" <")[0]
-            raise UserError(f"{self.name} has an image that cannot be read ({reason}): prepare it again.") from error
-        if image.mode[0] in "IF":
-            raise UserError(f"{self.name} has an image of {image.mode} pixels, not of 8 bits: prepare it with 8 bits.")
+        image = upright(content, f"{self.name} has an image", "prepare it again")
         channels = self.feature.shape[-1]
-        mode = self.MODES.get(channels) or (image.mode if image.mode in self.MODES.values() else "RGB")
+        mode = MODES.get(channels) or (image.mode if image.mode in MODES.values() else "RGB")
         return np.array(image.convert(mode)).reshape(image.height, image.width, -1)
 
 

@@ -1,10 +1,10 @@
 """Sources of recordings: spoken digits, and strings of them joined into one recording.
 
 The files may have any format that libsndfile reads (WAV, FLAC, Ogg, MP3), type of sample, rate and number of channels.
-Fields of `fsdd`: `audio`, int16 [T] at 8 kHz, `label` (the digit) and `speaker`. Fields of `digit_strings`: `audio`,
-`text` (the digits as words, "three one four", so that the word error rate counts digits) and `speaker`. A name after a
-slash, as in `fsdd/george`, holds out a speaker: `test` is every recording of the speaker, and `train` and `validation`
-are as without the slash, minus the speaker.
+Fields of `fsdd`: `audio`, int16 [T] at `data.sample_rate`, `label` (the digit) and `speaker`. Fields of
+`digit_strings`: `audio`, `text` (the digits as words, "three one four", so that the word error rate counts digits) and
+`speaker`. A name after a slash, as in `fsdd/george`, holds out a speaker: `test` is every recording of the speaker, and
+`train` and `validation` are as without the slash, minus the speaker.
 """
 
 import dataclasses
@@ -29,20 +29,19 @@ from transformer.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-RATE = 8_000  # samples a second
 OF_SPEAKERS = ("fsdd", "digit_strings")  # sources that can hold out a speaker
 FORM = "recordings/{digit}_{speaker}_{take}.wav"  # or .flac, .mp3, ...
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 STRINGS = {"train": 6_000, "validation": 300, "test": 300}
 DIGITS = (3, 5)  # per string
-SILENCE = (RATE // 20, RATE // 5)  # samples between two digits: 50 to 200 ms
-LONGEST = 4 * RATE  # samples of a string: 399 frames of a hop of 10 ms
+SILENCE = (20, 5)  # between two digits: a 20th to a fifth of a second
+LONGEST = 4.0  # seconds of a string: 399 frames of a hop of 10 ms
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One spoken digit: audio int16 [T] at 8 kHz."""
+    """One spoken digit: audio int16 [T] at `data.sample_rate`."""
 
     digit: int
     speaker: str
@@ -77,7 +76,7 @@ def digit_strings(data: DataConfig) -> Dataset:
         generator = random.Random(f"digit strings: {split}")
         for number in range(STRINGS[split]):
             speaker = speakers[number % len(speakers)]
-            spoken, audio = _string(generator, by_speaker[speaker])
+            spoken, audio = _string(generator, by_speaker[speaker], data.sample_rate)
             yield {"audio": audio, "text": " ".join(WORDS[digit] for digit in spoken), "speaker": speaker}
 
     features = _audio() | {"text": tfds.features.Text(), "speaker": tfds.features.Text()}
@@ -88,20 +87,20 @@ def _audio() -> dict[str, Any]:
     return {"audio": array_feature((None,), np.int16)}
 
 
-def _string(generator: random.Random, takes: Mapping[int, list[Recording]]) -> tuple[list[int], np.ndarray]:
+def _string(generator: random.Random, takes: Mapping[int, list[Recording]], rate: int) -> tuple[list[int], np.ndarray]:
     """Digits and their joined audio, redrawn while it is longer than LONGEST."""
     while True:
         spoken = generator.choices(sorted(takes), k=generator.randint(*DIGITS))
         parts = [generator.choice(takes[digit]).audio for digit in spoken]
-        pauses = [np.zeros(generator.randint(*SILENCE), np.int16) for _ in parts[1:]]
-        if sum(map(len, parts + pauses)) <= LONGEST:
+        pauses = [np.zeros(generator.randint(*(rate // part for part in SILENCE)), np.int16) for _ in parts[1:]]
+        if sum(map(len, parts + pauses)) <= LONGEST * rate:
             joined = [parts[0], *(piece for pair in zip(pauses, parts[1:], strict=True) for piece in pair)]
             return spoken, np.concatenate(joined)
 
 
 def _splits(data: DataConfig) -> dict[str, list[Recording]]:
     """The recordings of each split, ordered by digit, speaker and take. UserError: see `read_recordings`."""
-    everything = read_recordings(folder_of(data, FORM))
+    everything = read_recordings(folder_of(data, FORM), data.sample_rate)
     held_out = data.name.partition("/")[2]
     speakers = sorted({recording.speaker for recording in everything})
     if held_out and (held_out not in speakers or len(speakers) < 2):
@@ -120,9 +119,9 @@ def _splits(data: DataConfig) -> dict[str, list[Recording]]:
     return splits
 
 
-def read_recordings(folder: Path) -> list[Recording]:
-    """The recordings of a folder, ordered by digit, speaker and take. UserErrors: there is none, one is there twice, or
-    has a wrong name, or cannot be read (see `read_audio`)."""
+def read_recordings(folder: Path, rate: int) -> list[Recording]:
+    """The recordings of a folder at this rate, ordered by digit, speaker and take. UserErrors: there is none, one is
+    there twice, or has a wrong name, or cannot be read (see `read_audio`)."""
     paths = sorted((folder / "recordings").glob("[!.]*"))
     if not paths:
         raise UserError(f"There is no file {folder}/{FORM}: add them or change data.dir.")
@@ -135,15 +134,15 @@ def read_recordings(folder: Path) -> list[Recording]:
         key = (int(named[1]), named[2], int(named[3]))
         if key in found:
             raise UserError(f"{path} is a second recording of that digit, speaker and take: remove one of them.")
-        audio, form = read_audio(path)
+        audio, form = read_audio(path, rate)
         found[key] = Recording(*key, audio)
-        if form != (1, RATE):
+        if form != (1, rate):
             changed[path] = form
     if changed:
-        path, (channels, rate) = next(iter(changed.items()))
+        path, (channels, own) = next(iter(changed.items()))
         logger.warning(
             "%d of %d recordings are not mono at %d Hz (%s: %d channel(s) at %d Hz): their channels are averaged, and "
-            "they are resampled", len(changed), len(found), RATE, path, channels, rate,
+            "they are resampled", len(changed), len(found), rate, path, channels, own,
         )  # fmt: skip
     return [found[key] for key in sorted(found)]
 
@@ -155,10 +154,16 @@ SHORT_OGG = re.compile("Junk after the last page|lacks an end-of-stream bit|ende
 UNKNOWN = 2**31 - 2**16  # what programs that write into a pipe announce at least, since they cannot know the length
 
 
-def read_audio(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-    """The samples of a recording, int16 [T] at RATE, and its channels and rate before they were averaged and resampled.
-    Full scale is 2**15 whatever the type of the samples; what is mono, at RATE and 16-bit is unchanged. UserErrors: no
-    recording of a known format; cut off; float samples beyond full scale, or not finite; silent."""
+def read_recording(path: Path, rate: int) -> np.ndarray:
+    """The samples of a recording of any format, int16 [T] at `rate`. UserErrors: see `read_audio`."""
+    return read_audio(path, rate)[0]
+
+
+def read_audio(path: Path, wanted: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """The samples of a recording, int16 [T] at the rate `wanted`, and its channels and rate before they were averaged
+    and resampled. Full scale is 2**15 whatever the type of the samples; what is mono, at that rate and 16-bit is
+    unchanged. UserErrors: no recording of a known format; cut off; float samples beyond full scale, or not finite;
+    silent."""
     content = read_bytes(path)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
@@ -176,8 +181,8 @@ def read_audio(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
     if not peak <= 1 and kind in ("FLOAT", "DOUBLE"):  # decoders of lossy formats may pass 1 a little
         raise UserError(f"{path} has float samples up to {peak:.6g}, and full scale is 1: scale it down.")
     audio = samples.mean(axis=1)
-    if rate != RATE:
-        audio = soxr.resample(audio, rate, RATE)
+    if rate != wanted:
+        audio = soxr.resample(audio, rate, wanted)
     scaled = np.clip(np.round(audio * 2**15), -(2**15), 2**15 - 1).astype(np.int16)
     if not scaled.any():
         raise UserError(f"{path} is silent (all of its {len(scaled)} samples are zero): remove it or record it again.")

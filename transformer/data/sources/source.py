@@ -32,6 +32,10 @@ class Records(Protocol):
         """The memory-mapped column of a text field; None where there is none."""
         ...
 
+    def numbers(self, name: str) -> np.ndarray | None:
+        """The memory-mapped column of a field of numbers; None where there is none."""
+        ...
+
 
 class Examples(Sequence[dict[str, Any]]):
     """The examples of one split, with random access: texts as str, other scalars as NumPy scalars, arrays unchanged.
@@ -66,6 +70,11 @@ class Examples(Sequence[dict[str, Any]]):
         stored so."""
         return self._records.texts(name) if self._whole else None
 
+    def numbers(self, name: str) -> np.ndarray | None:
+        """The numbers of a field as one memory-mapped column, in the order of the examples; None where they are not
+        stored so."""
+        return self._records.numbers(name) if self._whole else None
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -79,7 +88,7 @@ class Source:
     * of files with their own labels (sst2): `labels`, label -> index of the class;
     * 8-bit images: `mean` and `deviation` of each channel of pixels / 255, of the training split;
     * series: the names of the `columns`, and the `mean` and `deviation` of each in the training split, which scaled the
-      values to z-scores.
+      values to z-scores; with dates the name of their column, `time`, the `frequency` and the steps of its `season`.
     """
 
     name: str

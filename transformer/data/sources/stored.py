@@ -33,8 +33,12 @@ class StoredRecords:
         return read
 
     def texts(self, name: str) -> Texts | None:
-        """The memory-mapped column of a text field; None where there is none."""
+        """The memory-mapped column of a text field, or of paths that decoders read; None where there is none."""
         return self._stored.texts(name)
+
+    def numbers(self, name: str) -> np.ndarray | None:
+        """The memory-mapped column of a field of numbers; None where there is none."""
+        return self._stored.numbers(name)
 
 
 def from_store(name: str, store: Store, decoders: Decoders | None = None, **options: Any) -> Source:

@@ -49,34 +49,34 @@ def expanded(entries: Sequence[str], folder: str, key: str) -> list[File]:
     UserErrors: an entry names no file, a file has no ending that says its form, or only some entries say a split."""
     found: list[File] = []
     for entry in entries:
-        split, pattern = _split_and_pattern(entry)
+        split, pattern = split_and_pattern(entry)
         paths = list(_paths(Path(folder).expanduser() / Path(pattern).expanduser(), key, entry))
         found += [file._replace(split=split or file.split) for file in paths]
-    given = [bool(_split_and_pattern(entry)[0]) for entry in entries]
-    if any(given) and not all(given):
-        wrong = next(entry for entry, has in zip(entries, given, strict=True) if not has)
-        raise UserError(f"{key} has {wrong!r} without a split and others with one: write train={wrong}, or test=...")
-    if not any(given):
+    if not say_splits(entries, key):
         found = _named(found)
     elif not any(file.split == "train" for file in found):
         raise UserError(f"{key} names no files of the split train: write one of its entries as train=FILE.")
     return found
 
 
-def _split_and_pattern(entry: str) -> tuple[str, str]:
+def say_splits(entries: Sequence[str], key: str) -> bool:
+    """Whether each entry begins with a split. UserError: only some do."""
+    given = [bool(split_and_pattern(entry)[0]) for entry in entries]
+    if any(given) and not all(given):
+        wrong = next(entry for entry, has in zip(entries, given, strict=True) if not has)
+        raise UserError(f"{key} has {wrong!r} without a split and others with one: write train={wrong}, or test=...")
+    return any(given)
+
+
+def split_and_pattern(entry: str) -> tuple[str, str]:
+    """The split that an entry begins with, or "", and its path or glob."""
     split, equals, pattern = entry.partition("=")
     return (split, pattern) if equals and split in SPLIT_ORDER else ("", entry)
 
 
 def _paths(pattern: Path, key: str, entry: str) -> Iterator[File]:
     """The files of one entry."""
-    matches = (
-        [pattern] if pattern.exists() else [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-    )
-    if not matches:
-        near = _nearest_folder(pattern)
-        raise UserError(f"{key} has {entry!r}, and there is no such file (looked in {near}): correct the name.")
-    for path in matches:
+    for path in matching(pattern, key, entry):
         if not path.is_dir():
             yield File(path, form_of(path))
             continue
@@ -85,6 +85,17 @@ def _paths(pattern: Path, key: str, entry: str) -> Iterator[File]:
             endings = ", ".join(FORMS)
             raise UserError(f"{key} has {entry!r}, and the folder {path} holds no file of {endings}: name others.")
         yield from held
+
+
+def matching(pattern: Path, key: str, entry: str) -> list[Path]:
+    """The files and folders that a path or a glob names, in the order of their names. UserError: there is none."""
+    if pattern.exists():
+        return [pattern]
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if not found:
+        near = _nearest_folder(pattern)
+        raise UserError(f"{key} has {entry!r}, and there is no such file (looked in {near}): correct the name.")
+    return found
 
 
 def _nearest_folder(path: Path) -> Path:

@@ -44,10 +44,11 @@ class Part:
     unit: str = "line"  # what the numbers of its rows count
     split: str = ""  # where the rule is by files
     member: int = 0  # of a mixture
+    title: str = ""  # what sentences call it; "" = its paths
 
     @property
     def name(self) -> str:
-        return " and ".join(map(str, self.paths))
+        return self.title or " and ".join(map(str, self.paths))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,10 +260,9 @@ class Preparation:
         empty = [split for split in self._splits if not counts[split]]
         if empty:
             parts = [part for part in self._table.parts if part.split == empty[0]] or self._table.parts
-            named = " and ".join(str(path) for path in parts[0].paths)
             total = sum(counts.values())
             found = f"no example in {empty[0]}" if rule.kind == "files" else f"{total} examples in all"
-            raise UserError(f"{named} give {found}, too few for {', '.join(self._splits)}: add text.")
+            raise UserError(f"{parts[0].name} give {found}, too few for {', '.join(self._splits)}: add some.")
         if rule.kind == "counts" and sum(counts.values()) < sum(rule.shares):
             raise UserError(
                 f"{self._table.parts[0].name} has {sum(counts.values())} rows, fewer than the {sum(rule.shares):.0f} "
