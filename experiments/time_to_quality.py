@@ -92,7 +92,7 @@ def measure_case(seed: int) -> list[dict[str, Any]]:
 
 def read(name: str, changes: Mapping[str, Any], seed: int) -> Text:
     """The text as a file of configs/ and its changes train on it. UserError: it is not here."""
-    from transformer.data.batches.tokens import tokenize
+    from transformer.data.batches.corpus import tokenize
     from transformer.data.sources import load_source
     from transformer.data.tokenizers.training import load_or_train
     from transformer.tasks import task_class

@@ -37,7 +37,8 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data.tokenizers": ("data.caching", "data.store", "data.sources"),
     "data.sources": ("data.caching", "data.store", "data.builder", "data.builtin"),
     "data.builtin": ("data.builder",),
-    "data.batches": ("data.caching", "data.store", "data.sources", "data.tokenizers"),
+    "data.preparing": ("data.caching",),
+    "data.batches": ("data.caching", "data.preparing", "data.store", "data.sources", "data.tokenizers"),
     "decoding": (),
     "analysis": ("model",),
     # The loss of a task is a pure function of training/losses.py; all else of training/ is for those that run it.

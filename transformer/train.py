@@ -99,6 +99,8 @@ def _make_ready(config: Config, workdir: Path, change: Sequence[str]) -> _Ready:
     if not len(source.split("validation")):
         raise UserError(f"the validation part of {config.data.name!r} holds no example: give it some")
     training, validation = (task.batches(source, split).part(*layout.part) for split in ("train", "validation"))
+    if source.mix and "mix" not in training.report:
+        raise UserError("data.mix is for texts: leave it out, and name all files in data.files")
     sharding.check_rows(layout, training.report["shapes"], config.mesh.accumulate)
     sharding.check_rows(layout, validation.evaluation_shapes)
     shapes = [*training.report["shapes"], *validation.evaluation_shapes]
@@ -123,6 +125,7 @@ def _train(
     import numpy as np
 
     from transformer import beginning, resuming
+    from transformer.data.batches.mixed import mixture_line
     from transformer.model.embedders import unused_parameters
     from transformer.training import flops, loop, losses, meter, optim, profiling, sharding, step
     from transformer.training.checkpoint import Checkpoints
@@ -192,6 +195,8 @@ def _train(
     for split, batches_of in (("train", training), ("validation", validation)):
         if batches_of.too_long is not None:
             writer.show(start, f"{split}: {batches_of.too_long}")
+    if mix := training.report.get("mix"):
+        writer.show(start, mixture_line(mix))
     for sentence in sharding.kept_whole(layout, shapes):
         writer.show(start, sentence)
     if begun is not None:

@@ -141,7 +141,7 @@ def token_scores(trained: Any) -> Callable[[Any], tuple[np.ndarray, np.ndarray]]
 
 
 def _translation(trained: Any) -> dict[str, Any]:
-    from transformer.data.batches.tokens import tokenize
+    from transformer.data.batches.corpus import tokenize
 
     config, task, source = trained.config, trained.task, trained.source
     fields = task.fields(config, source)

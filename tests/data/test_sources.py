@@ -325,7 +325,7 @@ COMMAND = """
 import os, sys
 from transformer.config import DataConfig
 from transformer.data.sources import parallel
-from transformer.data.batches.tokens import tokenize
+from transformer.data.batches.corpus import tokenize
 from transformer.data.tokenizers.training import load_or_train
 from transformer.data import sources
 

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from transformer.config import Config, DataConfig, ModelConfig
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
+from transformer.data.batches.corpus import read_labels
 from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, hidden_and_spans, holes_needed, span_widths
 from transformer.data.batches.labelled import LabelledBatches
-from transformer.data.batches.tokens import Tokens, read_labels
+from transformer.data.batches.tokens import Tokens
 from transformer.data.sources import load_source
+from transformer.data.sources.source import Examples
 from transformer.data.tokenizers import MASK, Tokenizer, holes
 from transformer.errors import UserError
 from transformer.tasks.untrained import task_of
@@ -196,13 +198,16 @@ def test_labels_of_the_wrong_length() -> None:
         LabelledBatches({"text": Tokens.of([[5], [6]])}, np.zeros(3, np.int32), seed=0, data=DATA)
 
 
-def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mapped", [True, False])
+def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
+    if not mapped:  # as where TFDS stores them
+        monkeypatch.setattr(Examples, "numbers", lambda self, name: None)
     for stem in ("train", "dev", "test"):
         (tmp_path / f"{stem}.tsv").write_text("".join(f"text {i}\t{i % 2}\n" for i in range(10)))
     data = DataConfig(name="sst2", dir=str(tmp_path), cache=str(tmp_path / "cache"))
     source = load_source(data)
     assert read_labels(source, "train", data).tolist() == [0, 1] * 5
-    monkeypatch.setattr(type(source), "split", lambda self, name: ())
+    monkeypatch.setattr(Examples, "many", lambda self, numbers: pytest.fail("read again"))
     assert read_labels(source, "train", data).tolist() == [0, 1] * 5
     with pytest.raises(UserError, match="sst2 has no classes: choose"):
         read_labels(dataclasses.replace(source, facts={}), "train", data)

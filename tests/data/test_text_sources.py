@@ -15,7 +15,7 @@ import pytest
 
 from transformer.config import Config, DataConfig, override
 from transformer.data.batches.contiguous import ContiguousBatches
-from transformer.data.batches.tokens import tokenize
+from transformer.data.batches.corpus import tokenize
 from transformer.data.builder import share
 from transformer.data.builtin import docstrings, languages, leads, prompts, summaries
 from transformer.data.sources import load_source

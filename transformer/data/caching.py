@@ -186,6 +186,23 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Whether the lock for making `path` is free; then it is held as by `locked`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        free = True
+        with contextlib.suppress(OSError):
+            handle = stack.enter_context(open(path.parent / f".{path.name}.lock", "w"))
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                for stale in path.parent.glob(f".{path.name}.*.part"):
+                    remove(stale)
+            except OSError as error:
+                free = error.errno not in (errno.EACCES, errno.EAGAIN)  # or else there are no locks here
+        yield free
+
+
+@contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Gives a temporary sibling path to write to (a file or a folder), and moves it to `path` if the block succeeds.
     UserError: the disk is full."""

@@ -204,11 +204,12 @@ class Stored:
 
     def __init__(self, store: Store, split: str) -> None:
         self._count, self._kinds = store.counts[split], store.columns
+        self.members = store.members.get(split, [])  # where each member of a mixture ends
         self._values, self._ends = {}, {}
         for name, kind in store.columns.items():
-            self._values[name] = _mapped(store.folder / f"{split}.{name}.values", np.uint8)
+            self._values[name] = mapped(store.folder / f"{split}.{name}.values", np.uint8)
             if kind.varies:
-                self._ends[name] = _mapped(store.folder / f"{split}.{name}.ends", np.int64)
+                self._ends[name] = mapped(store.folder / f"{split}.{name}.ends", np.int64)
 
     def __len__(self) -> int:
         return self._count
@@ -222,7 +223,7 @@ class Stored:
         return Texts(self._values[name], self._ends[name]) if self._kinds[name] == TEXT else None
 
     def numbers(self, name: str) -> np.ndarray | None:
-        """A column of numbers [examples]; None where it holds other values, or there is no such column."""
+        """A column of numbers [examples], memory-mapped; None where it holds other values, or does not exist."""
         kind = self._kinds.get(name, TEXT)
         return None if kind.varies or kind.shape else self._values[name].view(kind.dtype)
 
@@ -235,6 +236,6 @@ class Stored:
         return kind.from_bytes(self._values[name][start:end])
 
 
-def _mapped(path: Path, dtype: Any) -> np.ndarray:
+def mapped(path: Path, dtype: Any) -> np.ndarray:
     """A file as an array, memory-mapped unless it is empty."""
     return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)

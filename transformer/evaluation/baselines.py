@@ -71,7 +71,7 @@ def _classes(trained: Trained, split: str) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    from transformer.data.batches.tokens import read_labels
+    from transformer.data.batches.corpus import read_labels
 
     task, source = trained.task, trained.source
     texts = isinstance(task, tasks.TextClassification)

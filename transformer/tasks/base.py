@@ -13,7 +13,8 @@ from jaxtyping import Array, Int
 
 from transformer.config import Config, ModelConfig
 from transformer.data.batches.base import Batches
-from transformer.data.batches.tokens import tokenize
+from transformer.data.batches.corpus import token_shards
+from transformer.data.batches.shards import Corpus
 from transformer.data.sources.source import Source
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
@@ -133,8 +134,8 @@ class Task(abc.ABC):
         common = {"seed": self.config.seed, "data": self.config.data}
         return common if self._tokenizer is None else common | {"ends": self._tokenizer.ends}
 
-    def _tokens(self, source: Source, split: str) -> dict[str, Any]:
-        return tokenize(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
+    def _tokens(self, source: Source, split: str) -> Corpus:
+        return token_shards(source, split, self.fields(self.config, source), self.tokenizer, self.config.data)
 
     def positions(self, widths: Sequence[int]) -> Sequence[int]:
         """How many positions the model has for the sides of a batch of these padded lengths (`Batches.report`)."""

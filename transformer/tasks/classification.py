@@ -8,10 +8,11 @@ from jaxtyping import Array, Float
 
 from transformer.config import Config
 from transformer.data.batches.base import Batches
+from transformer.data.batches.corpus import read_labels
 from transformer.data.batches.images import ImageBatches
 from transformer.data.batches.labelled import LabelledBatches
+from transformer.data.batches.mixed import in_blocks
 from transformer.data.batches.recordings import SpeechBatches
-from transformer.data.batches.tokens import read_labels
 from transformer.data.sources.source import Source
 from transformer.errors import UserError
 from transformer.model.noise import Noise
@@ -45,9 +46,8 @@ class TextClassification(Classification):
         return (source.field(config.data.target),)
 
     def batches(self, source: Source, split: str) -> Batches:
-        return LabelledBatches(
-            self._tokens(source, split), read_labels(source, split, self.config.data), **self._common()
-        )
+        labels = read_labels(source, split, self.config.data)
+        return in_blocks(LabelledBatches, self._tokens(source, split), labels, **self._common())
 
     def example(self, rows: int = 1, length: int = 8) -> Batch:
         return padded("inputs", rows=rows, length=length)

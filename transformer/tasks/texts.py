@@ -10,6 +10,7 @@ from transformer.config import Config
 from transformer.data.batches.base import Batches
 from transformer.data.batches.contiguous import ContiguousBatches
 from transformer.data.batches.corrupted import MaskedBatches, SpanBatches, holes_needed, span_widths
+from transformer.data.batches.mixed import in_blocks
 from transformer.data.batches.packed import PackedBatches
 from transformer.data.batches.pairs import PairBatches
 from transformer.data.batches.recordings import SpeechBatches
@@ -31,7 +32,7 @@ class Translation(WritingTask):
         return source.pair(config.data)
 
     def batches(self, source: Source, split: str) -> Batches:
-        return PairBatches(self._tokens(source, split), **self._common())
+        return in_blocks(PairBatches, self._tokens(source, split), **self._common())
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return (
@@ -88,7 +89,7 @@ class SpanCorruption(Translation):
         return super().example(rows, length) | padded("target_inputs", rows=rows, length=needed.get(length, length))
 
     def batches(self, source: Source, split: str) -> Batches:
-        return SpanBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
+        return in_blocks(SpanBatches, self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
 
 
 class SpeechRecognition(Translation):
@@ -129,7 +130,7 @@ class LanguageModel(WritingTask):
 
     def batches(self, source: Source, split: str) -> Batches:
         kind = ContiguousBatches if source.contiguous else PackedBatches
-        return kind(self._tokens(source, split), **self._common())
+        return in_blocks(kind, self._tokens(source, split), **self._common())
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return batch["target_inputs"], tokens_of(batch, "target")
@@ -173,7 +174,7 @@ class MaskedLanguageModel(TokenTask):
         return (MASK,)
 
     def batches(self, source: Source, split: str) -> Batches:
-        return MaskedBatches(self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
+        return in_blocks(MaskedBatches, self._tokens(source, split), tokenizer=self.tokenizer, **self._common())
 
     def arguments(self, batch: Batch) -> tuple[Any, ...]:
         return batch["inputs"], tokens_of(batch, "input")

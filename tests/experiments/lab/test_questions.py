@@ -95,6 +95,7 @@ def test_measurements_are_found_as_well() -> None:
     assert names == {
         "accelerator",
         "attention_cost",
+        "corpus_cost",
         "decoding_cost",
         "receptive_field",
         "recurrence",

@@ -27,6 +27,8 @@ Batch = dict[str, np.ndarray]
 # Used instead of the epoch in the random key of packing and of the corruption in evaluation.
 PACKING = 2**64 - 1
 EVALUATION = 2**64 - 2
+BLOCKS = 2**64 - 3
+MEMBERS = 2**64 - 4
 
 
 class Batches(abc.ABC):
@@ -95,7 +97,13 @@ class Batches(abc.ABC):
     def batch(self, step: int) -> Batch:
         """This process's rows of the global batch of a step (0, 1, ...)."""
         epoch, index = divmod(step, self.steps_per_epoch)
-        return self._local(*self._plan(epoch)[index])
+        width, rows = self._plan(epoch)[index]
+        return self._made(width, self._share(rows), epoch)
+
+    def _made(self, width: Any, rows: np.ndarray, epoch: int) -> Batch:
+        """The batch of these rows in training; `_make` is that of evaluation."""
+        del epoch  # only what is hidden or changed depends on it
+        return self._make(width, rows)
 
     def iterate(
         self, start: int, stop: int, place: Callable[[Batch], Any] = lambda batch: batch

@@ -1,14 +1,15 @@
 """Batches of examples of similar length: the base class for pairs, labelled texts, recordings and span corruption."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from transformer.config import DataConfig
 from transformer.data.batches.base import Batch, Batches, cut, permutation, philox, widths_needed
-from transformer.data.batches.shapes import choose_shapes, contains, fitting
+from transformer.data.batches.facts import Facts
+from transformer.data.batches.shapes import Cell, choose_shapes, contains, fitting, known_shapes
 from transformer.data.batches.too_long import TooLong, decide
 from transformer.errors import UserError
 
@@ -25,12 +26,14 @@ class BucketedBatches(Batches):
     padding rows: one of the widest shape, or of each, where none holds the other.
 
     Examples longer than max_len are treated as `data.too_long` says, here and in `evaluation`; where it says nothing,
-    "drop" leaves them out of training only. `told`: what was done with them already.
+    "drop" leaves them out of training only. `told`: what was done with them already. `shapes`: those to use, of another
+    part of the same split, so that all parts have the same ones.
     """
 
     noun = "examples"
     unit = "tokens"
     rules: tuple[str, ...] = ("drop", "cut", "refuse")
+    too_long: TooLong
 
     def __init__(
         self,
@@ -38,6 +41,7 @@ class BucketedBatches(Batches):
         data: DataConfig,
         widths: list[Widths] | None = None,
         told: TooLong | None = None,
+        shapes: Sequence[Cell] | None = None,
         **others: Any,
     ) -> None:
         super().__init__(data=data, **others)
@@ -57,19 +61,23 @@ class BucketedBatches(Batches):
 
         columns = [[each[side] for each in self._widths] for side in range(sides)]
         cells = np.stack([np.searchsorted(own, lengths[:, side]) for side, own in enumerate(columns)], axis=1)
-        self._shapes = choose_shapes(cells[self._kept], self._widths)
+        self.shapes = (
+            choose_shapes(cells[self._kept], self._widths)
+            if shapes is None
+            else known_shapes(cells[self._kept], self._widths, shapes)
+        )
         self._shape_of = np.full(len(lengths), -1)  # of each example; -1: none holds it
-        inside = np.flatnonzero(np.isin(cells.max(axis=1, initial=0), [max(shape) for shape in self._shapes]))
+        inside = np.flatnonzero(np.isin(cells.max(axis=1, initial=0), [max(shape) for shape in self.shapes]))
         for cell in np.unique(cells[inside], axis=0):
             alike = inside[(cells[inside] == cell).all(axis=1)]
-            if any(max(shape) == cell.max() and contains(shape, tuple(cell)) for shape in self._shapes):
-                self._shape_of[alike] = fitting(tuple(cell), self._shapes, self._widths)
+            if any(max(shape) == cell.max() and contains(shape, tuple(cell)) for shape in self.shapes):
+                self._shape_of[alike] = fitting(tuple(cell), self.shapes, self._widths)
         # Of each shape: the batches of an epoch, equal for all epochs, and where examples that fill none move to.
         self._counts: list[int] = []
         self._next: list[int | None] = []
-        sizes = np.bincount(self._shape_of[self._kept], minlength=len(self._shapes))
-        for number, shape in enumerate(self._shapes):
-            wider = [n for n in range(number + 1, len(self._shapes)) if contains(self._shapes[n], shape)]
+        sizes = np.bincount(self._shape_of[self._kept], minlength=len(self.shapes))
+        for number, shape in enumerate(self.shapes):
+            wider = [n for n in range(number + 1, len(self.shapes)) if contains(self.shapes[n], shape)]
             size, rows = int(sizes[number]), self._rows_of_shape(number)
             self._counts.append(size // rows if wider else -(-size // rows))
             self._next.append(wider[0] if wider else None)
@@ -91,41 +99,47 @@ class BucketedBatches(Batches):
         return steps
 
     @property
-    def report(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         shapes = [
             (count, (self._rows_of_shape(number), *self._widths_of(number)))
             for number, count in enumerate(self._counts)
             if count
         ]
-        positions = np.sum([np.multiply(count * rows, widths) for count, (rows, *widths) in shapes], axis=0)
-        filled = self._lengths[self._kept].sum(axis=0)
-        return super().report | {
-            "kept": len(self._kept),
-            "dropped": len(self._lengths) - len(self._kept),
-            "fill": int(filled.sum()) / max(int(np.sum(positions)), 1),
-            "fills": (filled / np.maximum(positions, 1)).tolist(),
-            "shapes": [shape for _, shape in shapes],
-            "steps_per_epoch": sum(self._counts),
-        }
+        positions = [np.multiply(count * rows, widths) for count, (rows, *widths) in shapes]
+        evaluated = sorted(set(self._shape_of[self._kept].tolist()))
+        return Facts(
+            steps=sum(self._counts),
+            rows=len(self._lengths),
+            kept=len(self._kept),
+            dropped=len(self._lengths) - len(self._kept),
+            filled=tuple(self._lengths[self._kept].sum(axis=0).tolist()),
+            positions=tuple(np.sum(positions, axis=0).tolist()) if shapes else (0,) * self._lengths.shape[1],
+            shapes=tuple(shape for _, shape in shapes),
+            evaluated=tuple((self._rows_of_shape(number), *self._widths_of(number)) for number in evaluated),
+            too_long=self.too_long,
+        )
+
+    @property
+    def report(self) -> dict[str, Any]:
+        return self.facts.report(sides=True)
 
     @property
     def evaluation_shapes(self) -> list[tuple[int, ...]]:
-        numbers = sorted(set(self._shape_of[self._kept].tolist()))
-        return [(self._rows_of_shape(number), *self._widths_of(number)) for number in numbers]
+        return list(self.facts.evaluated)
 
     def _widths_of(self, number: int) -> Widths:
         """The padded lengths of a shape."""
-        return tuple(self._widths[bucket][side] for side, bucket in enumerate(self._shapes[number]))
+        return tuple(self._widths[bucket][side] for side, bucket in enumerate(self.shapes[number]))
 
     def _rows_of_shape(self, number: int) -> int:
-        return self._rows_of(self._buckets[max(self._shapes[number])])
+        return self._rows_of(self._buckets[max(self.shapes[number])])
 
     def _epoch(self, epoch: int) -> list[tuple[Widths, np.ndarray]]:
         bits = philox(self.seed, epoch)
         examples = self._kept[permutation(bits, len(self._kept))]
         shapes = self._shape_of[examples]
         plan: list[tuple[Widths, np.ndarray]] = []
-        moved = [[examples[:0]] for _ in self._shapes]
+        moved = [[examples[:0]] for _ in self.shapes]
         for number, (count, following) in enumerate(zip(self._counts, self._next, strict=True)):
             rows = self._rows_of_shape(number)
             members = np.concatenate([*moved[number], examples[shapes == number]])
@@ -143,7 +157,7 @@ class BucketedBatches(Batches):
             chosen = chosen[self._lengths[chosen].max(axis=1, initial=0) <= max_len]
         groups = [
             (self._rows_of_shape(number), self._widths_of(number), chosen[self._shape_of[chosen] == number])
-            for number in range(len(self._shapes))
+            for number in range(len(self.shapes))
         ]
         others = chosen[self._shape_of[chosen] < 0]
         padded = self._padded(self._lengths[others])

@@ -25,10 +25,8 @@ class Corrupted(Batches):
     @abc.abstractmethod
     def _corrupted(self, width: Any, rows: np.ndarray, epoch: int) -> Batch: ...
 
-    def batch(self, step: int) -> Batch:
-        epoch, index = divmod(step, self.steps_per_epoch)
-        width, rows = self._plan(epoch)[index]
-        return self._corrupted(width, self._share(rows), epoch)
+    def _made(self, width: Any, rows: np.ndarray, epoch: int) -> Batch:
+        return self._corrupted(width, rows, epoch)
 
     def _make(self, width: Any, rows: np.ndarray) -> Batch:
         return self._corrupted(width, rows, EVALUATION)
@@ -110,6 +108,7 @@ class SpanBatches(Corrupted, BucketedBatches):
     """
 
     noun = "chunks"
+    rules = ("chunk", "cut", "drop", "refuse")
 
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, tokenizer: Tokenizer, **others: Any) -> None:
         (self._tokens,) = tokens.values()
@@ -121,7 +120,7 @@ class SpanBatches(Corrupted, BucketedBatches):
             )
         size = _longest_chunk(data)
         whole = np.where(self._tokens.lengths, _longer_side(self._tokens.lengths, data.corruption), 0)
-        told = decide(whole, data, ("chunk", "cut", "drop", "refuse"), "documents")
+        told = decide(whole, data, self.rules, "documents")
         counts = -(-self._tokens.lengths // size)
         if told.rule == "cut":
             counts = np.minimum(counts, 1)

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transformer.config import DataConfig
-from transformer.data.batches.base import PACKING, Batch, Batches, cut, permutation, philox
+from transformer.data.batches.base import PACKING, Batch, cut, permutation, philox
+from transformer.data.batches.facts import Facts
+from transformer.data.batches.rows_of_tokens import TokenRows
 from transformer.data.batches.tokens import Tokens
 from transformer.data.batches.too_long import decide
 from transformer.errors import UserError
 
 
-class Packed(Batches):
+class Packed(TokenRows):
     """Documents packed into rows of max_len; each takes `added` positions more than it has tokens.
 
     A document longer than max_len is cut into consecutive chunks, unless `data.too_long` says otherwise: "cut" keeps
@@ -22,12 +24,13 @@ class Packed(Batches):
     """
 
     added: int
+    rules = ("chunk", "cut", "drop", "refuse")
 
     def __init__(self, tokens: Mapping[str, Tokens], *, data: DataConfig, **others: Any) -> None:
         super().__init__(data=data, **others)
         (self._tokens,) = tokens.values()
         whole = np.where(self._tokens.lengths, self._tokens.lengths + self.added, 0)
-        self.too_long = decide(whole, data, ("chunk", "cut", "drop", "refuse"), "documents")
+        self.too_long = decide(whole, data, self.rules, "documents")
         kept = (whole > 0) & ((whole <= data.max_len) | (self.too_long.rule != "drop"))
         self._evaluated = documents = np.flatnonzero(kept)
         lengths = whole[documents]
@@ -58,22 +61,14 @@ class Packed(Batches):
                     "leave out data.too_long='drop'."
                 )
             raise UserError(f"None of {len(self._tokens)} documents holds a token: give some text.")
-        return -(-rows // self._rows_of(self.data.max_len))
+        return self.facts.steps
 
     @property
-    def report(self) -> dict[str, Any]:
-        rows, steps = self._rows_of(self.data.max_len), self.steps_per_epoch
-        return super().report | {
-            "kept": len(self._evaluated),
-            "dropped": self._dropped,
-            "fill": int(self._length.sum()) / (steps * rows * self.data.max_len),
-            "shapes": [(rows, self.data.max_len)],
-            "steps_per_epoch": steps,
-        }
+    def facts(self) -> Facts:
+        return self._facts(len(self._first) - 1, len(self._evaluated), self._dropped, int(self._length.sum()))
 
-    def _epoch(self, epoch: int) -> list[tuple[int, np.ndarray]]:
-        order = permutation(philox(self.seed, epoch), len(self._first) - 1)
-        return [(self.data.max_len, rows) for rows in cut(order, self._rows_of(self.data.max_len))]
+    def _order(self, epoch: int) -> np.ndarray:
+        return permutation(philox(self.seed, epoch), len(self._first) - 1)
 
     def evaluation(self, max_len: int | None = None) -> Iterator[Batch]:
         """Every chunk exactly once, in the order of the packing, in rows of max_len."""

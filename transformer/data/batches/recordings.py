@@ -12,8 +12,8 @@ from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
 from transformer.data.batches.base import Batch
 from transformer.data.batches.bucketed import BucketedBatches, Widths
+from transformer.data.batches.corpus import tokenize
 from transformer.data.batches.targets import target_arrays
-from transformer.data.batches.tokens import tokenize
 from transformer.data.batches.too_long import decide
 from transformer.data.caching import ArrayWriter, Key, cache_root, cached, load_array
 from transformer.data.sources.side_by_side import in_threads

@@ -1,6 +1,7 @@
 """The shapes to which examples with one or two sides are padded: few, so that few programs are compiled."""
 
 import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -47,7 +48,20 @@ def choose_shapes(cells: np.ndarray, widths: list[tuple[int, ...]]) -> list[Cell
             break
         if len(set(use([*shapes, best]))) <= MOST * len(buckets):
             shapes, now = [*shapes, best], now - saved
-    return sorted(set(use(shapes)), key=lambda shape: (max(shape), _positions(shape, widths), shape))
+    return _ordered(set(use(shapes)), widths)
+
+
+def known_shapes(cells: np.ndarray, widths: list[tuple[int, ...]], known: Sequence[Cell]) -> list[Cell]:
+    """As `choose_shapes`, of shapes that are `known`, and of equal buckets where a cell fits into none of them."""
+    found = [tuple(cell) for cell in np.unique(cells, axis=0).tolist()]
+    buckets = {max(cell) for cell in found}
+    shapes = {shape for shape in known if max(shape) in buckets}
+    others = [cell for cell in found if not any(max(s) == max(cell) and contains(s, cell) for s in shapes)]
+    return _ordered(shapes | {(max(cell),) * len(cell) for cell in others}, widths)
+
+
+def _ordered(shapes: Iterable[Cell], widths: list[tuple[int, ...]]) -> list[Cell]:
+    return sorted(shapes, key=lambda shape: (max(shape), _positions(shape, widths), shape))
 
 
 def fitting(cell: Cell, shapes: list[Cell], widths: list[tuple[int, ...]]) -> int:

@@ -12,7 +12,7 @@ A cut text keeps its class; a pair or a recording cannot be cut into chunks, as 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -57,13 +57,17 @@ def decide(lengths: np.ndarray, data: DataConfig, rules: Sequence[str], noun: st
     longer, longest = lengths > data.max_len, int(lengths.max(initial=0))
     found = TooLong(rule, int(longer.sum()), len(lengths), longest, data.max_len, noun, unit)
     if rule == "refuse" and found.longer:
-        others = " or ".join(repr(other) for other in rules if other != "refuse")
-        raise UserError(
-            f"{found.longer:,} of {found.of:,} {noun} are longer than data.max_len={data.max_len}; number "
-            f"{int(lengths.argmax()) + 1} has {longest:,} {unit}: raise it, and data.buckets with it, or set "
-            f"data.too_long to {others}."
-        )
+        refuse(found, int(lengths.argmax()), rules)
     return found
+
+
+def refuse(found: TooLong, number: int, rules: Sequence[str]) -> NoReturn:
+    """UserError: some are longer, and example `number` is the longest. `rules`: those that are possible."""
+    raise UserError(
+        f"{found.longer:,} of {found.of:,} {found.noun} are longer than data.max_len={found.limit}; number "
+        f"{number + 1} has {found.longest:,} {found.unit}: raise it, and data.buckets with it, or set data.too_long to "
+        f"{' or '.join(repr(rule) for rule in rules if rule != 'refuse')}."
+    )
 
 
 def refuse_rule(data: DataConfig, what: str) -> None:

@@ -17,6 +17,8 @@ from transformer.errors import UserError
 class BuiltRecords:
     """The examples of a split of a builder. UserError: its files cannot be read without TensorFlow."""
 
+    members = ()
+
     def __init__(self, name: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
         self._texts, self._others = field_paths(builder)
         try:

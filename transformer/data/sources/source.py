@@ -20,7 +20,10 @@ READ_TOGETHER = 100  # examples; each may hold an image or a recording of a mega
 
 
 class Records(Protocol):
-    """The stored examples of a split."""
+    """The stored examples of a split. `members`: where each member of a mixture ends."""
+
+    @property
+    def members(self) -> Sequence[int]: ...
 
     def __len__(self) -> int: ...
 
@@ -71,9 +74,14 @@ class Examples(Sequence[dict[str, Any]]):
         return self._records.texts(name) if self._whole else None
 
     def numbers(self, name: str) -> np.ndarray | None:
-        """The numbers of a field as one memory-mapped column, in the order of the examples; None where they are not
-        stored so."""
+        """A field of numbers as one memory-mapped column, in the order of the examples; None where they are not stored
+        so."""
         return self._records.numbers(name) if self._whole else None
+
+    @property
+    def members(self) -> Sequence[int]:
+        """Where each member of a mixture ends, in numbers of examples; empty where there is no mixture."""
+        return self._records.members if self._whole else ()
 
 
 @dataclasses.dataclass(frozen=True)

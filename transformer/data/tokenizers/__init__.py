@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,7 +29,8 @@ SPECIALS = ("<padding piece>", "<begin piece>", "<end piece>")
 MASK = "<mask piece>"  # reserved on request, for masked language models
 
 # Each has train(texts, vocab_size, specials), state(), from_state(state, specials), encode_batch(texts), decode(ids),
-# vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for.
+# vocab_size, and `fewest`: how many pieces it needs besides the special tokens, and what for. Those that have `cut`, an
+# expression that matches between two parts of a text, give the parts the tokens of the whole.
 TOKENIZERS: dict[str, Any] = {
     "bpe": ByteLevelBPE,
     "unigram": Unigram,
@@ -139,6 +141,12 @@ class Tokenizer:
         """The ids that are no special token, in order, int32; of a pretrained tokenizer without the unknown piece."""
         others = {*self._special_ids, getattr(self._pieces, "unknown_id", None)}
         return np.array([i for i in range(self.vocab_size) if i not in others], np.int32)
+
+    @property
+    def cut(self) -> re.Pattern[str] | None:
+        """What matches where a text can be cut: what stands before and after a match has, one after the other, the
+        tokens of the whole. None: only the whole text has."""
+        return getattr(self._pieces, "cut", None)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without special tokens."""

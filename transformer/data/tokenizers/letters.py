@@ -5,6 +5,7 @@ bytes, each of which is a letter. Those 256 letters are the last private-use cha
 holds one of them, or `SPACE`, that character is written as bytes too.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
 
 SPACE = "▁"  # U+2581 replaces the space, so that only names of special tokens hold one
 _FIRST_BYTE = 0x10FF00
+# Where a text can be cut so that its parts have the same tokens as the whole: a match separates two parts, and what it
+# holds belongs to neither.
+ANYWHERE = re.compile(r"(?<=.)(?=.)", re.DOTALL)
+BEFORE_A_SPACE = re.compile(r"(?<=\S)(?=[ \n])")
+AT_A_SPACE = re.compile(r"(?<=\S) (?=\S)")  # of kinds that write a text after a space of their own
 BYTES = tuple(chr(_FIRST_BYTE + byte) for byte in range(256))
 
 
@@ -62,6 +68,7 @@ class Characters:
     256 bytes, letters in Unicode order. Lossless: all other characters are bytes."""
 
     fewest: ClassVar[tuple[int, str]] = (256, "the 256 bytes")
+    cut = ANYWHERE
 
     def __init__(self, specials: Sequence[str], letters: str) -> None:
         self._letters = letters

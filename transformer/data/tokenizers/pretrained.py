@@ -4,12 +4,14 @@ truncation and padding are not applied, since batches add the ends of texts and 
 
 import copy
 import json
+import re
 from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 
+from transformer.data.tokenizers.letters import BEFORE_A_SPACE
 from transformer.data.tokenizers.subwords import Library
 from transformer.data.tokenizers.words import BERT_UNKNOWN, UNKNOWN_TEXT, WordPiece, read_vocab_txt
 from transformer.errors import UserError
@@ -147,6 +149,14 @@ class Pretrained(Library):
 
     def state(self) -> dict[str, Any]:
         return dict(self._state)
+
+    @property
+    def cut(self) -> re.Pattern[str] | None:
+        """Where a text can be cut, for GPT-2's form; None where nothing is known of the file's own rules."""
+        before = self._state.get("pre_tokenizer") or {}
+        plain = before.get("type") == "ByteLevel" and before.get("use_regex", True) and not before["add_prefix_space"]
+        added = any(token["id"] not in self.special_ids for token in self._state["added_tokens"])
+        return BEFORE_A_SPACE if plain and not added and not self._state.get("normalizer") else None
 
     def decode(self, ids: Any) -> str:
         text = super().decode(ids)

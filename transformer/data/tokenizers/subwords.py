@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from transformer.data.tokenizers.letters import BYTES, SPACE, Alphabet, bytes_of, frequent
+from transformer.data.tokenizers.letters import AT_A_SPACE, BEFORE_A_SPACE, BYTES, SPACE, Alphabet, bytes_of, frequent
 
 if TYPE_CHECKING:
     from typing import Self
@@ -69,6 +69,7 @@ class ByteLevelBPE(Library):
     """Byte-level BPE (GPT-2's) on the UTF-8 bytes of a text, so that no piece is ever unknown."""
 
     fewest: ClassVar[tuple[int, str]] = (256, "the 256 bytes")
+    cut = BEFORE_A_SPACE  # GPT-2's expression never takes a space after another character
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, specials: Sequence[str]) -> "Self":
@@ -100,6 +101,7 @@ class _SentencePiece(Library, abc.ABC):
     """
 
     fewest: ClassVar[tuple[int, str]] = (257, "the 256 bytes, the space")
+    cut = AT_A_SPACE
 
     def __init__(self, library: tokenizers.Tokenizer, letters: str) -> None:
         super().__init__(library)

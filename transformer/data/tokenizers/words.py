@@ -10,7 +10,7 @@ import regex
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from transformer.data.tokenizers.letters import frequent
+from transformer.data.tokenizers.letters import BEFORE_A_SPACE, frequent
 from transformer.data.tokenizers.subwords import Library, bounded, model_of
 from transformer.errors import UserError
 
@@ -35,6 +35,7 @@ class Words:
     piece. Not lossless: decoded words are separated by one space, unknown ones are U+FFFD."""
 
     fewest: ClassVar[tuple[int, str]] = (2, "an unknown token, a word")
+    cut = BEFORE_A_SPACE
 
     def __init__(self, specials: Sequence[str], words: Sequence[str], clusters: bool = True) -> None:
         self._words, self._clusters = list(words), clusters
@@ -77,6 +78,7 @@ class WordPiece(Library):
     """
 
     fewest: ClassVar[tuple[int, str]] = (3, "an unknown token, a letter in its two forms")
+    cut = BEFORE_A_SPACE
 
     def __init__(self, library: tokenizers.Tokenizer) -> None:
         super().__init__(library)
