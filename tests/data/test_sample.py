@@ -50,6 +50,17 @@ def test_many_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.05 < sum("x" in text for text in both) / len(both) < 0.9
 
 
+def test_a_long_text_of_a_small_corpus_is_given_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\n".join(LINES)
+    monkeypatch.setattr(sample, "WINDOW", 100)
+    whole = stored(tmp_path / "s", a=[text])
+    assert list(sample.texts_of(whole, ["a"])) == [text]
+    monkeypatch.setattr(sample, "LONG", 5000)
+    parts = list(sample.texts_of(whole, ["a"]))
+    assert all(len(part.encode()) <= 100 and part in text for part in parts)
+    assert sum(map(len, parts)) > 0.95 * len(text)
+
+
 def test_one_long_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sample, "MOST_BYTES", 2000)
     monkeypatch.setattr(sample, "WINDOW", 100)

@@ -12,25 +12,31 @@ from transformer.data.store import Texts
 
 MOST_EXAMPLES = 1_000_000
 MOST_BYTES = 2**28
+LONG = 2**22  # bytes of a text
 WINDOW = 2**16  # bytes of a sample of a larger corpus that stand together
 
 
 def texts_of(source: Source, fields: Sequence[str]) -> Iterator[str]:
     """The texts of these fields of the split `train`: of every example, or of evenly spaced ones where there are more
-    than MOST_EXAMPLES. Of memory-mapped columns with more than MOST_BYTES in all, evenly spaced parts."""
+    than MOST_EXAMPLES. Of memory-mapped columns with more than MOST_BYTES in all, evenly spaced parts. A text of more
+    than LONG bytes is given in parts too, since the library takes a hundred times the memory of each."""
     examples = source.split("train")
     columns = [examples.texts(field) for field in fields]
     stored = [column for column in columns if column is not None]
     size = sum(len(column.values) for column in stored)
-    if len(stored) == len(fields) and size > MOST_BYTES:
+    if len(stored) == len(fields) and (size > MOST_BYTES or any(map(_has_long, stored))):
         for column in stored:
-            yield from windows(column, max(1, MOST_BYTES * len(column.values) // size // WINDOW))
+            yield from windows(column, max(1, min(MOST_BYTES, size) * len(column.values) // size // WINDOW))
         return
     stride = -(-len(examples) // MOST_EXAMPLES)
     for index in range(0, len(examples), max(stride, 1)):
         example = examples[index]
         for field in fields:
             yield example[field]
+
+
+def _has_long(column: Texts) -> bool:
+    return bool(np.diff(column.ends, prepend=0).max(initial=0) > LONG)
 
 
 def windows(column: Texts, count: int) -> Iterator[str]:
