@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from logging import Formatter
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -173,6 +174,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(141)
 
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(Formatter("%(message)s"))  # a sentence needs no time and line of code
     use_compilation_cache()
     keep_freed_memory()
     app.run(guarded, flags_parser=_parse)
