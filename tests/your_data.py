@@ -41,7 +41,7 @@ def _commands(section: str) -> Iterator[Command]:
 
 
 def _run(match: "re.Match[str]") -> str:
-    command = match["command"].replace("python -m", f"{sys.executable} -m").replace("(64,)", "'(64,)'")
+    command = match["command"].replace("python -m", f"{sys.executable} -m")
     environment = os.environ | {"COLUMNS": "110", "JAX_PLATFORMS": "cpu"}
     ended = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, env=environment)
     printed = ended.stderr + ended.stdout

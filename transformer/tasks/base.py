@@ -99,7 +99,7 @@ class Task(abc.ABC):
         none."""
         if not cls.has_classes or config.model.num_classes:
             return config
-        if not source.classes:
+        if not source.classes and config.model.family in cls.families:  # or else that is told first
             raise UserError(
                 f"{source.name} has no classes, which task {config.task!r} needs: name their column in "
                 "data.columns.label, or choose a data.name that has some"
