@@ -16,7 +16,7 @@ from tests.own_data import make
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "your_data.md"
-BLOCK = re.compile(r"```\n\$ (?P<command>.*)\n(?P<printed>(?:.*\n)*?)```\n")
+BLOCK = re.compile(r"```\n\$ (?P<command>(?:.*\\\n)*.*)\n(?P<printed>(?:.*\n)*?)```\n")
 
 
 class Command(NamedTuple):
@@ -37,7 +37,7 @@ def _commands(section: str) -> Iterator[Command]:
     for match in BLOCK.finditer(section):
         echo, bar, command = match["command"].rpartition(" | ")
         given = shlex.split(echo)[1] + "\n" if bar else ""
-        yield Command(given, shlex.split(command), match["printed"])
+        yield Command(given, shlex.split(command.replace("\\\n", " ")), match["printed"])
 
 
 def _run(match: "re.Match[str]") -> str:
