@@ -25,6 +25,7 @@ from transformer.config import (
     from_dict,
     from_stored,
     is_runtime,
+    is_texts,
     load_file,
     override,
     parse_pattern,
@@ -178,12 +179,15 @@ def test_extra_is_a_group(given: dict[str, Any]) -> None:
 
 @given(st.sampled_from(KEYS), st.integers(1, 4))
 def test_override_changes_one_key_and_differences_finds_it(key: str, number: int) -> None:
-    old = Config()
+    old = override(Config(), {"init_from": "run"})  # of which init_positions says more
     value: Any = flatten(old)[key]
     new_value: Any = {
-        int: {"model.num_heads": 16, "model.num_kv_heads": 2 ** (number - 1), "data.max_len": 64}.get(
-            key, 512 * number
-        ),
+        int: {
+            "model.num_heads": 16,
+            "model.num_kv_heads": 2 ** (number - 1),
+            "data.max_len": 64,
+            "data.sample_rate": 16_000,
+        }.get(key, 512 * number),
         float: 0.5 / (number + 1),
         bool: not value,
         str: {
@@ -195,15 +199,17 @@ def test_override_changes_one_key_and_differences_finds_it(key: str, number: int
             "model.dtype": "bfloat16",
             "optimizer.schedule": "cosine",
             "data.too_long": "cut",
+            "data.resize": "crop",
+            "init_positions": "interpolate",
         }.get(key, f"other {number}"),
-        tuple: ("full", f"window:{number}") if key in ("model.attention", "plugins") else (16, 256 * number),
+        tuple: ("full", f"window:{number}") if is_texts(key) else (16, 256 * number),
     }[type(value)]
     if new_value == value:
         return
     new = override(old, {key: new_value})
     assert differences(old, new) == {key: (value, new_value)}
     assert differences(new, new) == {}
-    assert old == Config(), "the old one is as it was"
+    assert old == override(Config(), {"init_from": "run"}), "the old one is as it was"
 
 
 @pytest.mark.parametrize(

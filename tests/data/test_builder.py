@@ -219,7 +219,7 @@ def test_facts_of_a_series_scale_it_back_exactly(tmp_path: Path) -> None:
     source = load_source(config(tmp_path, "ett"))
     facts = json.loads(json.dumps(source.facts))
     assert facts == source.facts
-    assert facts.keys() == {"columns", "mean", "deviation"}
+    assert facts.keys() == {"columns", "mean", "deviation", "time", "frequency", "season"}
     assert facts["columns"] == ["HUFL", "OT"]
     np.testing.assert_allclose(facts["mean"], values[:8640].mean(axis=0), rtol=1e-12)
     scaled = ((values - np.array(facts["mean"])) / np.array(facts["deviation"])).astype(np.float32)

@@ -26,7 +26,9 @@ def _task(name: str, positions: str, attention: tuple[str, ...]) -> tuple[Task, 
     changes: dict[str, Any] = {"task": name, "data.max_len": 9, "model.positions": positions}
     changes |= {"model.family": TASKS[name].families[0], "model.attention": list(attention), "model.max_positions": 12}
     changes |= {"model.num_layers": 2, "model.d_model": 12, "model.d_ff": 16, "model.num_heads": 3}
-    task = TASKS[name](override(Config(), changes), SimpleNamespace(vocab_size=VOCABULARY))  # type: ignore[arg-type]
+    task = TASKS[name](
+        override(Config(), changes), SimpleNamespace(vocab_size=VOCABULARY, bos_id=Tokenizer.bos_id, eos_id=EOS)
+    )  # type: ignore[arg-type]
     params = jax.jit(task.init)(jax.random.key(SEEDS[name]))
     # Untrained, the tied table says the same token for ever: with larger layers, rows differ.
     layers = {
