@@ -21,6 +21,11 @@ WORDS = "one two three four five six seven eight".split()
 
 
 class _Examples(list):
+    members = ()
+
+    def texts(self, name: str) -> None:
+        """They are in no memory-mapped column."""
+
     def many(self, indices: Any) -> list[dict[str, str]]:
         return [self[i] for i in indices]
 
@@ -29,7 +34,7 @@ class _Source:
     """Sentences of 2 to 6 words in training and test, of 7 to 12 in `longer`; the translation is the reverse."""
 
     def __init__(self, fields: tuple[str, ...], folder: Path) -> None:
-        self.fields, self.fingerprint, self.contiguous = fields, str(folder), False
+        self.fields, self.fingerprint, self.contiguous, self.mix = fields, str(folder), False, {}
         rng = np.random.default_rng(0)
         sizes = {"train": (60, 2, 7), "test": (23, 2, 7), "longer": (19, 7, 13)}
         self.splits = tuple(sizes)
