@@ -1,5 +1,7 @@
 """Random augmentation of training examples, a pure function of (seed, epoch, example)."""
 
+import functools
+
 import numpy as np
 
 SHIFT = 14  # an image is shifted by at most max(1, side // 14) pixels: 2 for MNIST's 28, 1 for 8
@@ -14,18 +16,27 @@ MASKED = 5  # at most a fifth of the bands, and of the frames, is masked
 def uniforms(seed: int, epoch: int, examples: np.ndarray, count: int) -> np.ndarray:
     """Uniform numbers in [0, 1), float64 [B, count]: a hash of (seed, epoch, example, index), so that it does not
     matter which examples share a batch."""
-    state = _mixed(np.array([seed % 2**64], np.uint64), epoch)
-    state = _mixed(_mixed(state, examples)[:, None], np.arange(count))
-    return (state >> np.uint64(11)) * 2.0**-53
+    state = _mixed(_mixed(_of_epoch(seed, epoch), examples)[:, None], np.arange(count))
+    state >>= np.uint64(11)
+    return state * 2.0**-53
+
+
+@functools.lru_cache(maxsize=4)
+def _of_epoch(seed: int, epoch: int) -> np.ndarray:
+    return _mixed(np.array([seed % 2**64], np.uint64), epoch)
 
 
 def _mixed(state: np.ndarray, number: np.ndarray | int) -> np.ndarray:
     """The output of SplitMix64 (Steele, Lea and Flood, 2014) `number` + 1 steps after `state`."""
-    number = np.atleast_1d(number).astype(np.uint64)
-    x = state + (number + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)  # overflow is meant
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+    steps = np.atleast_1d(number).astype(np.uint64)
+    steps += np.uint64(1)
+    steps *= np.uint64(0x9E3779B97F4A7C15)  # overflow is meant
+    x = state + steps
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        x ^= x >> np.uint64(shift)
+        x *= np.uint64(factor)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def shifted_images(images: np.ndarray, seed: int, epoch: int, examples: np.ndarray) -> np.ndarray:
@@ -53,8 +64,11 @@ def augmented_audio(audio: np.ndarray, rate: int, seed: int, epoch: int, example
     played = np.interp(places, np.arange(len(audio)), audio.astype(np.float64))
     louder = 10 ** ((NOISE[0] + (NOISE[1] - NOISE[0]) * draws[2]) / 20)
     amplitude = np.sqrt(3 * np.mean(played**2)) / louder  # noise in [-a, a) has the variance a^2 / 3
-    shifted = np.concatenate([np.zeros(int(draws[1] * (rate // LEAD + 1))), played])
-    return shifted + amplitude * (2 * draws[7 : 7 + len(shifted)] - 1)
+    pause = int(draws[1] * (rate // LEAD + 1))
+    noisy = 2 * draws[7 : 7 + pause + len(played)] - 1
+    noisy *= amplitude
+    noisy[pause:] += played
+    return noisy
 
 
 def masked_frames(frames: np.ndarray, seed: int, epoch: int, example: int) -> np.ndarray:

@@ -4,6 +4,7 @@
 """
 
 import functools
+import math
 
 import numpy as np
 
@@ -41,13 +42,21 @@ def log_mel(audio: np.ndarray, mels: int, rate: int) -> np.ndarray:
     count = int(frame_count(np.array(len(audio)), rate))
     padded = np.zeros(width + (count - 1) * step)
     padded[: len(audio)] = audio / 2**15
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::step]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(width) / width)
+    windows = np.ndarray((count, width), padded.dtype, padded, strides=(step * padded.itemsize, padded.itemsize))
     frames = np.empty((count, mels), np.float32)
     for start in range(0, count, TOGETHER):
-        power = np.abs(np.fft.rfft(windows[start : start + TOGETHER] * hann, points(rate))) ** 2
-        frames[start : start + TOGETHER] = np.log(FLOOR + power @ filterbank(mels, rate))
+        power = np.abs(np.fft.rfft(windows[start : start + TOGETHER] * hann(width), points(rate)))
+        power *= power
+        energy = power @ filterbank(mels, rate)
+        energy += FLOOR
+        frames[start : start + TOGETHER] = np.log(energy, out=energy)
     return frames
+
+
+@functools.cache
+def hann(width: int) -> np.ndarray:
+    """The periodic Hann window of this width."""
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(width) / width)
 
 
 @functools.cache
@@ -68,7 +77,9 @@ def filterbank(mels: int, rate: int) -> np.ndarray:
 def normalised(frames: np.ndarray) -> np.ndarray:
     """Frames [T, mels] with mean 0 and deviation 1 over all frames and bands. UserError: all are equal (silence)."""
     wide = frames.astype(np.float64)
-    deviation = wide.std()
+    wide -= wide.mean()
+    deviation = math.sqrt((wide * wide).mean())
     if not deviation > 0:
         raise UserError("a recording is silent: take it out, or record it again")
-    return ((wide - wide.mean()) / deviation).astype(np.float32)
+    wide /= deviation
+    return wide.astype(np.float32)
