@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "data.store": (),
     "data.builder": ("data.caching", "data.sorting"),
     "data.tokenizers": ("data.caching", "data.store", "data.sources"),
-    "data.sources": ("data.caching", "data.store", "data.builder", "data.builtin"),
+    "data.sources": ("data.caching", "data.preparing", "data.store", "data.builder", "data.builtin"),
     "data.builtin": ("data.builder",),
     "data.preparing": ("data.caching",),
     "data.batches": ("data.caching", "data.preparing", "data.store", "data.sources", "data.tokenizers"),
@@ -74,7 +74,7 @@ NOT_DEPENDENCIES = ("tensorflow", "torch")
 # Packages that no command needs, even where they are installed; those that only runs need, which are trained or read;
 # those that no command needs before its flags are read, so that a mistake on the command line is told at once.
 NEVER_NEEDED = (*NOT_DEPENDENCIES, "transformers", "matplotlib", "pandas", "scipy", "sklearn", "IPython", "pytest")
-OF_RUNS = ("grain", "orbax", "optax", "tensorboardX")
+OF_RUNS = ("orbax", "optax", "tensorboardX")
 OF_MODELS = ("jax", "flax", "tensorflow_datasets", "tokenizers", "PIL")
 
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 # Reads one JSON request a line, runs `python -m <verb> <arguments>` in a fork, answers with the exit code.
 SERVER = """
 import json, os, runpy, sys, traceback
-import flax.linen, grain, jax, ml_collections.config_flags, optax, orbax.checkpoint, sacrebleu, tensorflow_datasets
+import flax.linen, jax, ml_collections.config_flags, optax, orbax.checkpoint, sacrebleu, tensorflow_datasets
 import experiments.lab.cases, experiments.lab.report, experiments.lab.sweep
 import transformer.tasks, transformer.training.checkpoint, transformer.training.loop
 

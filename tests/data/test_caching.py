@@ -22,7 +22,7 @@ from transformer import command_line
 from transformer.config import DataConfig
 from transformer.data import caching
 from transformer.data.batches.corpus import tokenize
-from transformer.data.caching import Key, cache_root, cached, load_array, spare, usable, writable, writing
+from transformer.data.caching import ArrayWriter, Key, cache_root, cached, load_array, spare, usable, writable, writing
 from transformer.data.sources import load_source, multi30k, named
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
@@ -376,3 +376,24 @@ def test_two_processes_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     key = Key(tmp_path, [], [one])
     assert (cached(key, late) / "x").read_text() == "made"
     assert not list(tmp_path.glob(".*.part"))
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (3,), (1, 0, 12), (100, 1)])
+@pytest.mark.parametrize(("shape", "dtype"), [((), np.int64), ((5, 2), np.uint8), ((3,), np.float32)])
+def test_an_array_in_parts_is_what_save_writes(
+    tmp_path: Path, counts: tuple[int, ...], shape: tuple[int, ...], dtype: type
+) -> None:
+    parts = [np.random.default_rng(n).integers(0, 99, (n, *shape)).astype(dtype) for n in counts]
+    writer = ArrayWriter(tmp_path / "parts.npy", shape, dtype)
+    for part in parts:
+        writer.add(part)
+    writer.close()
+    np.save(tmp_path / "whole.npy", np.concatenate([np.zeros((0, *shape), dtype), *parts]))
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+def test_rows_of_another_shape_are_no_rows_of_the_array(tmp_path: Path) -> None:
+    writer = ArrayWriter(tmp_path / "a.npy", (2,), np.float32)
+    with pytest.raises(ValueError, match=r"rows of shape \(3,\), not \(2,\)"):
+        writer.add(np.zeros((4, 3), np.float32))
+    writer.close()

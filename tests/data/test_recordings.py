@@ -18,12 +18,15 @@ from hypothesis import strategies as st
 
 from transformer.config import DataConfig
 from transformer.data.batches import log_mel
+from transformer.data.batches import recordings as recordings_of_batches
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
 from transformer.data.batches.recordings import SpeechBatches, read_frames
 from transformer.data.builder import array_feature, of_arrays, prepared
 from transformer.data.sources import load_source, recordings
 from transformer.data.sources.built import from_builder
-from transformer.data.sources.source import Source
+from transformer.data.sources.source import Examples, Source
+from transformer.data.sources.stored import from_store
+from transformer.data.store import Kind, Store, Stored, StoreWriter
 from transformer.data.tokenizers import TRAINED, Ends
 from transformer.data.tokenizers.training import load_or_train
 from transformer.errors import UserError
@@ -508,6 +511,20 @@ def test_a_batch_depends_on_the_seed_and_the_step_only(
         or (batches.batch(s)["inputs"] != other.batch(s)["inputs"]).any()
         for s in range(2)
     )
+
+
+def test_augmentation_reads_copies_that_are_mapped(tmp_path: Path, source: Source, data: DataConfig) -> None:
+    """Records of TFDS are copied once; what is mapped already is not."""
+    copied = recordings_of_batches._mapped(source, "train", data)
+    assert isinstance(copied, Stored)
+    assert len(copied) == len(source.split("train"))
+    for one, other in zip(copied.many([3, 0]), source.split("train").many([3, 0]), strict=True):
+        assert one["audio"].dtype == np.int16
+        np.testing.assert_array_equal(one["audio"], other["audio"])
+    writer = StoreWriter(tmp_path, {"audio": Kind("int16", (None,))}, ["train"])
+    writer.add("train", {"audio": [np.arange(5)]})
+    writer.close()
+    assert isinstance(recordings_of_batches._mapped(from_store("mine", Store(tmp_path)), "train", data), Examples)
 
 
 @KINDS

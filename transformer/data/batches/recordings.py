@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from transformer.config import DataConfig
+from transformer.data import store
 from transformer.data.batches import log_mel
 from transformer.data.batches.augmentation import augmented_audio, longest_augmented, masked_frames
 from transformer.data.batches.base import Batch
@@ -17,7 +18,8 @@ from transformer.data.batches.targets import target_arrays
 from transformer.data.batches.too_long import decide
 from transformer.data.caching import ArrayWriter, Key, cache_root, cached, load_array
 from transformer.data.sources.side_by_side import in_threads
-from transformer.data.sources.source import Source, check_classes
+from transformer.data.sources.source import Examples, Source, check_classes
+from transformer.data.store import Stored
 from transformer.data.tokenizers import Tokenizer
 from transformer.errors import UserError
 
@@ -39,6 +41,7 @@ class SpeechBatches(BucketedBatches):
 
     noun = "recordings"
     unit = "frames of 10 ms"
+    threads = 2  # with data.augment, a batch takes most of the time of a step
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class SpeechBatches(BucketedBatches):
         else:
             check_classes(source, split, self._frames.labels, read_frames(source, "train", data, mels).labels)
         if data.augment:  # what is within the limit stays within it
+            self._audio = _mapped(source, split, data)
             most, rate = np.maximum(lengths, data.max_len), data.sample_rate
             lengths = np.minimum(most, log_mel.frame_count(longest_augmented(self._frames.samples, rate), rate))
         super().__init__(lengths[:, None], data, told=told, **others)
@@ -73,7 +77,7 @@ class SpeechBatches(BucketedBatches):
         if self.data.augment:
             epoch = step // self.steps_per_epoch
             real = np.flatnonzero(made["example_ids"] >= 0)
-            examples = self._examples.many(made["example_ids"][real].tolist())
+            examples = self._audio.many(made["example_ids"][real].tolist())
             frames = [np.zeros((0, self._mels), np.float32)] * len(made["example_ids"])
             rate = self.data.sample_rate
             for row, example in zip(real.tolist(), examples, strict=True):
@@ -94,6 +98,23 @@ class SpeechBatches(BucketedBatches):
         if self._texts is not None:
             return batch | target_arrays(self._texts, rows, self._target_width, self.ends)
         return batch | {"labels": np.where(rows >= 0, labels[rows], 0).astype(np.int32)}
+
+
+def _mapped(source: Source, split: str, data: DataConfig) -> Examples | Stored:
+    """Examples whose field `audio` is read from memory-mapped files, at a tenth of the time that records of TFDS take;
+    those are copied once."""
+    examples = source.split(split)
+    if examples.mapped:
+        return examples
+    key = Key(cache_root(data) / "audio", [source.fingerprint, split], [store, _mapped])
+
+    def make(folder: Path) -> None:
+        writer = store.StoreWriter(folder, {"audio": store.Kind("int16", (None,))}, [split])
+        for example in tqdm(examples, f"recordings of {split}", disable=None, leave=False):
+            writer.add(split, {"audio": [example["audio"]]})
+        writer.close()
+
+    return store.Store(cached(key, make)).records(split)
 
 
 def _padded(frames: list[np.ndarray], width: int) -> Batch:

@@ -18,6 +18,7 @@ class BuiltRecords:
     """The examples of a split of a builder. UserError: its files cannot be read without TensorFlow."""
 
     members = ()
+    mapped = False
 
     def __init__(self, name: str, builder: tfds.core.DatasetBuilder, split: str) -> None:
         self._texts, self._others = field_paths(builder)

@@ -1,10 +1,11 @@
 """Reads many files side by side, in constant memory."""
 
 import collections
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from transformer.data.preparing import cores
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -14,7 +15,7 @@ AHEAD = 4  # results that wait for their turn, for each thread
 def in_threads(function: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
     """`function` of each item, in their order, by one thread a core: for what computes outside of Python, as decoders
     of images and recordings do. The first error in order is raised, and what has not begun by then is left."""
-    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = cores()
     waiting: collections.deque[Future[Made]] = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -20,10 +20,14 @@ READ_TOGETHER = 100  # examples; each may hold an image or a recording of a mega
 
 
 class Records(Protocol):
-    """The stored examples of a split. `members`: where each member of a mixture ends."""
+    """The stored examples of a split. `members`: where each member of a mixture ends. `mapped`: whether they are in
+    memory-mapped files, so that reading them anew costs little."""
 
     @property
     def members(self) -> Sequence[int]: ...
+
+    @property
+    def mapped(self) -> bool: ...
 
     def __len__(self) -> int: ...
 
@@ -67,6 +71,11 @@ class Examples(Sequence[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for start in range(0, len(self), READ_TOGETHER):
             yield from self.many(range(start, min(start + READ_TOGETHER, len(self))))
+
+    @property
+    def mapped(self) -> bool:
+        """Whether they are read from memory-mapped files, without decoding."""
+        return self._records.mapped
 
     def texts(self, name: str) -> Texts | None:
         """The texts of a field as one memory-mapped column, in the order of the examples; None where they are not

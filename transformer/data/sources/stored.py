@@ -20,7 +20,7 @@ class StoredRecords:
 
     def __init__(self, store: Store, decoders: Decoders, split: str) -> None:
         self._stored, self._decoders = store.records(split), decoders
-        self.members = self._stored.members
+        self.members, self.mapped = self._stored.members, not decoders
 
     def __len__(self) -> int:
         return len(self._stored)
