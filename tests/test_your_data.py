@@ -20,7 +20,6 @@ SMALL = [
     "model.d_model=16",
     "model.d_ff=16",
     "model.num_heads=2",
-    "data.batch_tokens=512",
     "steps=2",
 ]
 OF_DATA = re.compile(r"\] step 0/\d+  ((?:train|validation|mixture): .*)")  # lines that do not
@@ -87,7 +86,7 @@ def test_files_may_move_and_not_change(verb: Verb, tmp_path: Path, place: Path) 
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["model"]["num_classes"] == 2
     shutil.move(tmp_path / "a", tmp_path / "b")
-    assert train("b/mine.csv", "--config.steps=3") == (0, train("b/mine.csv", "--config.steps=3")[1])
+    assert train("b/mine.csv", "--config.steps=3")[0] == 0
     text = (tmp_path / "b" / "mine.csv").read_text()
     (tmp_path / "b" / "mine.csv").write_text(text.replace(",thing", ",object", 1))
     code, said = train("b/mine.csv", "--config.steps=4")
