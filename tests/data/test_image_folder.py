@@ -76,6 +76,8 @@ def test_nested_folders_belong_to_the_first(folder: Path, data: DataConfig) -> N
     plain = load_source(data)
     (folder / "train" / "cat" / "old").mkdir()
     (folder / "train" / "cat" / ".hidden.png").write_bytes(b"")
+    for hidden in (folder / "train" / "cat" / ".old", folder / "train" / ".thumbs"):
+        save(hidden / "1.png", picture("train", "cat", 1))
     shutil.move(folder / "train" / "cat" / "5.png", folder / "train" / "cat" / "old" / "6.PNG")
     source = load_source(data)
     assert source.classes == CLASSES

@@ -191,7 +191,8 @@ def _of_folder(folder: Path, split: str, medium: Medium) -> Iterator[Group]:
 
 def _of_class(folder: Path, split: str, medium: Medium) -> Iterator[Group]:
     """The files of a class, in all folders within its own."""
-    files = [path for path in sorted(folder.rglob("[!.]*")) if path.is_file()]
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     own = [path for path in files if _is(path, medium)]
     if not own:
         raise UserError(f"{folder} holds no {medium.noun} ({medium.forms}): add some, or remove the folder.")
