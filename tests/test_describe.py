@@ -46,6 +46,7 @@ def test_a_step_is_what_was_described(case: str, tmp_path: Path, monkeypatch: py
     config = configured(task_name, tmp_path, **changes)
     source = load_source(config.data)
     kind, tokenizer = task_class(config.task), None
+    config = kind.completed(config, source)
     if kind.reads_text:
         fields, extra = kind.fields(config, source), kind.extra_pieces(config)
         tokenizer = load_or_train(source, config.data, fields, extra)

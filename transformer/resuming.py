@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformer.config import Config, OptimizerConfig, check_key, differences, is_runtime, to_dict
-from transformer.data.sources.source import comparable
+from transformer.data.sources.source import SPLIT_ORDER, comparable
 from transformer.data.tokenizers import Tokenizer
 from transformer.data.tokenizers.training import is_path, read
 from transformer.errors import UserError
@@ -136,12 +136,17 @@ def _only_moved(key: str, pair: tuple[Any, Any], old: Config) -> bool:
     if key == "data.tokenizer":
         return all(map(is_path, pair)) and Path(pair[1]).exists()
     if key in ("data.files", "data.mix"):
-        return all(pair) and [_weight(each) for each in pair[0]] == [_weight(each) for each in pair[1]]
+        part = _split if key == "data.files" else _weight
+        return all(pair) and list(map(part, pair[0])) == list(map(part, pair[1]))
     return key in ("data.source", "data.target") and old.data.name in OF_FILES and all(pair)
 
 
 def _weight(entry: str) -> str:
-    return entry.rpartition("=")[2] if "=" in entry else ""
+    return entry.rpartition("=")[2]
+
+
+def _split(entry: str) -> str:
+    return entry.partition("=")[0] if entry.partition("=")[0] in SPLIT_ORDER else ""
 
 
 def _follows(key: str, pair: tuple[Any, Any]) -> bool:

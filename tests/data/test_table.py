@@ -241,6 +241,11 @@ def test_a_few_texts_are_in_every_split(tmp_path: Path, count: int, caplog: pyte
     ]
     assert "those with the lowest hashes are held out" in caplog.text
     assert len(everything(source)) == count
+    for split in SPLITS:
+        texts = source.split(split).texts("text")
+        assert texts is not None
+        assert len(texts) == len(source.split(split))
+        assert len(texts.values) == int(texts.ends[-1])
     (tmp_path / "train").mkdir()
     (tmp_path / "test").mkdir()
     for split in ("train", "test"):
@@ -408,6 +413,44 @@ def test_a_mistake_is_one_sentence(tmp_path: Path, name: str) -> None:
         opened(tmp_path, *changes.pop("files", ()), columns=columns, **changes)
     assert "\n" not in str(raised.value)
     assert not list((tmp_path / ".cache").rglob("*.part"))
+
+
+def test_what_is_held_out_by_its_name_is_never_pooled(tmp_path: Path) -> None:
+    for name in ("train", "validation", "test", "notes"):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(60)))
+    with pytest.raises(UserError, match=r"test\.txt says by its name that it is held out, and .*notes\.txt says no"):
+        opened(tmp_path, "*.txt")
+    with pytest.raises(UserError, match=r"test\.txt is of the split test, and data\.name=text joins its files"):
+        opened(tmp_path, "t*.txt", name="text")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "other.txt").write_text("one\n" * 60)
+    with pytest.raises(UserError, match=r"test\.txt of the split test, and .*other\.txt, which says no"):
+        opened(tmp_path, mix=("t*.txt=1", "sub/other.txt=1"))
+
+
+def test_names_of_classes_in_another_order(tmp_path: Path) -> None:
+    for split, names in (("train", ["no", "yes"]), ("test", ["yes", "no"])):
+        table = pyarrow.table({"text": [f"{split} {i}" for i in range(60)], "label": [i % 2 for i in range(60)]})
+        pyarrow.parquet.write_table(with_classes(table, names), tmp_path / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"names the classes (no, yes|yes, no) and .* in that order: write them in one"):
+        opened(tmp_path, "*.parquet")
+
+
+def test_a_split_without_labels_beside_those_that_have_them(tmp_path: Path) -> None:
+    for split in ("train", "test", "unsupervised"):
+        labels = [-1 if split == "unsupervised" else i % 2 for i in range(60)]
+        table = pyarrow.table({"text": [f"{split} {i}" for i in range(60)], "label": labels})
+        as_arrow(tmp_path / "saved" / split, with_classes(table, ["no", "yes"]), 1)
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test", "unsupervised"]}))
+    source = opened(tmp_path, "saved")
+    assert {example["label"] for example in source.split("unsupervised")} == {-1}
+    assert {example["label"] for example in source.split("test")} == {0, 1}
+
+
+def test_labels_that_are_equal_as_numbers_have_one_order(tmp_path: Path) -> None:
+    rows = [(f"t {i}", ("1", "01", "2")[i % 3]) for i in range(90)]
+    (tmp_path / "a.csv").write_text(as_csv(rows, ("text", "label")))
+    assert opened(tmp_path, "a.csv").classes == ("01", "1", "2")
 
 
 # 9. A dataset of `datasets`

@@ -42,7 +42,7 @@ def _task(family: str, multiple: int) -> Any:
     name, changes = CASES[family]
     keys = SIZES | changes | {"family": family, "vocab_multiple": multiple}
     config = override(Config(), {"task": name} | {f"model.{key}": value for key, value in keys.items()})
-    return TASKS[name](config, SimpleNamespace(vocab_size=V))  # type: ignore[arg-type]
+    return TASKS[name](config, SimpleNamespace(vocab_size=V, bos_id=1, eos_id=2))  # type: ignore[arg-type]
 
 
 def _filled(params: Any, wide: Any, seed: int = 0) -> Any:

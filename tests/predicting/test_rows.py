@@ -77,9 +77,10 @@ def test_a_text_with_quotes_and_separators() -> None:
 
 
 def test_each_step_of_a_forecast_is_a_row() -> None:
+    """Its numbers are rounded before, by the scale of the series."""
     forecast = [{"date": ["2024-02-01", "2024-03-01"], "CO2": [360.123456789, 1e-9]}]
-    assert table([{}], forecast) == [["date", "CO2"], ["2024-02-01", "360.1235"], ["2024-03-01", "1e-09"]]
+    assert table([{}], forecast) == [["date", "CO2"], ["2024-02-01", "360.123456789"], ["2024-03-01", "1e-09"]]
     assert objects([{"path": "x.csv"}], forecast) == [
-        {"path": "x.csv", "date": "2024-02-01", "CO2": 360.1235},
+        {"path": "x.csv", "date": "2024-02-01", "CO2": 360.123456789},
         {"path": "x.csv", "date": "2024-03-01", "CO2": 1e-9},
     ]

@@ -85,6 +85,11 @@ class StoreWriter:
         """Ends a value of `extend`."""
         self._written[split, column].close_value()
 
+    def abandon(self) -> None:
+        """Closes the files of a store that is written anew, from its beginning."""
+        for written in self._written.values():
+            written.close()
+
     def end_member(self) -> None:
         """Says that what follows is of another member of a mixture."""
         for split, ends in self._members.items():
@@ -171,6 +176,14 @@ class Texts(Sequence[str]):
     def start(self, number: int) -> int:
         """The byte at which text `number` begins."""
         return int(self.ends[number - 1]) if number else 0
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Bytes `start` to `stop` of all texts, read from the file: a page of a map would stay in memory."""
+        if not isinstance(self.values, np.memmap):
+            return self.values[start:stop].tobytes()
+        with open(str(self.values.filename), "rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):

@@ -58,7 +58,12 @@ def _forecast(trained: Trained, given: Any, compute: Callable[[np.ndarray], np.n
             f"the model's forecast for {name} is not a number (NaN or infinite), as after a training run that "
             "diverged: use an earlier checkpoint, or train again"
         )
-    return dates | {column: ahead[:, place].tolist() for place, column in enumerate(columns)}
+    # What is computed in float32 has seven digits of the deviation, whatever the mean is.
+    digits = [6 - int(np.floor(np.log10(scale))) for scale in deviation]
+    return dates | {
+        column: [round(value, digits[place]) for value in ahead[:, place].tolist()]
+        for place, column in enumerate(columns)
+    }
 
 
 def _compiled(trained: Trained) -> Callable[[np.ndarray], np.ndarray]:

@@ -17,7 +17,7 @@ def write_json(
         for row in _steps(prediction):
             if top and "probabilities" in row:
                 row = {**row, "probabilities": dict(_most_probable(row, top))}
-            stream.write(json.dumps({**name, **_shortened(row)}, ensure_ascii=False) + "\n")
+            stream.write(json.dumps({**name, **row}, ensure_ascii=False) + "\n")
             stream.flush()
 
 
@@ -34,24 +34,25 @@ def write_csv(
     begun = False
     for name, prediction in zip(called, predictions, strict=True):
         for row in _steps(prediction):
-            own = _shortened({key: value for key, value in row.items() if key != "probabilities"})
+            own = {key: value for key, value in row.items() if key != "probabilities"}
             pairs = [*name.items(), *own.items()]
             if "probabilities" in row:
                 pairs += _ranked(row, top) if top else [(each, row["probabilities"].get(each)) for each in classes]
             if not begun:
                 writer.writerow([key for key, _ in pairs])
                 begun = True
-            writer.writerow([_short(value) for _, value in pairs])
+            writer.writerow([value for _, value in pairs])
             stream.flush()
 
 
 def _steps(prediction: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a prediction: one for each step of a forecast, whose values are lists, and otherwise itself."""
+    """The rows of a prediction: one for each step of a forecast, whose values are lists, and otherwise itself, with
+    numbers of DIGITS. Those of a forecast are rounded already, by the scale of the series."""
     if all(isinstance(value, list) for value in prediction.values()):
         for values in zip(*prediction.values(), strict=True):
             yield dict(zip(prediction, values, strict=True))
     else:
-        yield dict(prediction)
+        yield _shortened(prediction)
 
 
 def _most_probable(row: Mapping[str, Any], top: int) -> list[tuple[str, float]]:

@@ -153,7 +153,13 @@ def text(data: DataConfig) -> Source:
     be selected on it.
     """
     if data.files:
-        paths = [file.path for file in expanded(data.files, data.dir, "data.files")]
+        found = expanded(data.files, data.dir, "data.files")
+        if other := next((file for file in found if file.split not in ("", "train")), None):
+            raise UserError(
+                f"{other.path} is of the split {other.split}, and data.name=text joins its files and cuts them by "
+                "characters: read them with data.name=table, or leave out all but those of train."
+            )
+        paths = [file.path for file in found]
     else:
         path = (Path(data.dir) / "input.txt" if data.dir else Path(data.target)).expanduser()
         if not path.is_file():

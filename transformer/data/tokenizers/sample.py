@@ -45,9 +45,9 @@ def windows(column: Texts, count: int) -> Iterator[str]:
     for start in np.linspace(0, len(column.values), count, endpoint=False, dtype=np.int64).tolist():
         number = int(np.searchsorted(column.ends, start, side="right"))
         place = start if int(column.ends[number]) - start > WINDOW else column.start(number)
-        stop = place + WINDOW
-        while place < stop and number < len(column):
+        content, begin = column.read(place, place + WINDOW), place
+        while begin < place + len(content):
             end = int(column.ends[number])
             # A character that is cut at either end is left out.
-            yield column.values[place : min(end, stop)].tobytes().decode("utf-8", "ignore")
-            number, place = number + 1, end
+            yield content[begin - place : end - place].decode("utf-8", "ignore")
+            number, begin = number + 1, end

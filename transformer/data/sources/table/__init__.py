@@ -48,10 +48,22 @@ def table(data: DataConfig) -> Source:
         rule=parse(data.split, all(file.split for file in files)),
         described=[found, data.documents],
         code=(formats, roles),
-        known_classes=formats.classes_of(files[0], found[LABEL]) if LABEL in found else (),
+        known_classes=_classes(files, found[LABEL]) if LABEL in found else (),
         weights=weights,
         aliases={other: field for field, other in aliases.items() if other not in found},
     ).prepare(data)
+
+
+def _classes(files: list[File], column: str) -> tuple[str, ...]:
+    """The names of the classes that the files give to numbers; () where they give none. UserError: two differ."""
+    first, *others = [(file, formats.classes_of(file, column)) for file in files]
+    for file, names in others:
+        if names != first[1]:
+            raise UserError(
+                f"{first[0].path} names the classes {', '.join(first[1]) or 'of none'} and {file.path} "
+                f"{', '.join(names) or 'of none'}, in that order: write them in one."
+            )
+    return first[1]
 
 
 def part(file: File, found: Mapping[str, str], documents: str) -> Part:

@@ -22,6 +22,10 @@ ROWS = 4096  # of a block of what is not lines
 csv.field_size_limit(2**31 - 1)
 
 
+class Numbered(str):
+    """The number of a column, as a text, of a file without a header."""
+
+
 class Block(NamedTuple):
     """Some rows of a file: the number of each, and the values of each column."""
 
@@ -43,7 +47,7 @@ def columns_of(file: File, numbered: bool = False) -> tuple[str, ...]:
     cannot be read."""
     form = FORMATS[file.form]
     names = form.names(file.path)
-    return tuple(str(number) for number in range(1, len(names) + 1)) if numbered else names
+    return tuple(Numbered(number) for number in range(1, len(names) + 1)) if numbered else names
 
 
 def read(file: File, columns: Sequence[str], documents: str, told: Told | None = None) -> Iterator[Block]:
@@ -111,7 +115,7 @@ def _header(path: Path, separator: str) -> tuple[str, ...]:
 def _separated_rows(separator: str) -> Callable[[Path, Sequence[str], Told | None], Iterator[Block]]:
     def rows(path: Path, columns: Sequence[str], told: Told | None) -> Iterator[Block]:
         names = _header(path, separator)
-        headed = all(column in names for column in columns)
+        headed = all(column in names and not isinstance(column, Numbered) for column in columns)
         places = [names.index(column) if headed else int(column) - 1 for column in columns]
         kept: list[tuple[int, list[str]]] = []
         found = _separated(path, told, separator)
@@ -152,8 +156,8 @@ def _object(path: Path, number: int, line: str) -> dict[str, Any]:
     """The object of a line. UserError: it is none."""
     try:
         row: Any = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
         raise UserError(
             f"{path} is no JSON in line {number} ({reason}): write one object a line, or fetch it again."
         ) from error

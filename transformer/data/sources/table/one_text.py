@@ -15,6 +15,7 @@ from transformer.data.sources import files
 from transformer.data.sources.files import is_json, refuse_json, text_of
 from transformer.data.sources.source import Source
 from transformer.data.sources.stored import from_store
+from transformer.data.sources.table import splits
 from transformer.data.sources.table.splits import Rule, cut, parse
 from transformer.data.store import TEXT, Store, StoreWriter
 from transformer.errors import UserError
@@ -33,7 +34,7 @@ def one_text(data: DataConfig, paths: Sequence[Path]) -> Source:
         raise UserError(f"data.split={data.split!r} is not possible for one text: write percent, as {SHARES!r}.")
     stats = [(str(path), path.stat()) for path in paths]
     inputs = [[(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats], rule]
-    code = (store_module, files, sys.modules[__name__], cut)
+    code = (store_module, files, splits, sys.modules[__name__])
     key = Key(cache_root(data) / "prepared" / data.name, inputs, code)
     store = Store(cached(key, lambda folder: _write(folder, paths, rule)))
     parts = {"test": ("validation", None)} if len(rule.shares) == 2 else {}

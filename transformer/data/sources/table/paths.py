@@ -159,22 +159,26 @@ def _named(files: list[File]) -> list[File]:
     """The files with the splits that their names, or those of their folders, say; without, unless all of them have one,
     and one is of train."""
     said = [file.split or _said(file.path) for file in files]
+    held = [file.path for file, split in zip(files, said, strict=True) if split in ("validation", "test")]
+    if "train" in said and held and not all(said):
+        raise UserError(
+            f"{held[0]} says by its name that it is held out, and {files[said.index('')].path} says no split: write "
+            "train=FILE, test=FILE and so on in data.files."
+        )
     if "train" not in said or not all(said):
         return [file._replace(split="") for file in files]
     return [file._replace(split=split) for file, split in zip(files, said, strict=True)]
 
 
 def _said(path: Path) -> str:
-    for name in (path.name.partition(".")[0], path.parent.name):
-        words = {STEMS[word] for word in re.split(r"[^a-z]+", name.lower()) if word in STEMS}
-        if len(words) == 1:
-            return words.pop()
-    return ""
+    """The split that a file's name has as a word, or that its folder is called."""
+    words = {STEMS[word] for word in re.split(r"[^a-z]+", path.name.lower()) if word in STEMS}
+    return words.pop() if len(words) == 1 else STEMS.get(path.parent.name.lower(), "")
 
 
 def mixture(entries: Sequence[str], folder: str) -> tuple[list[File], dict[str, float]]:
     """The files of `data.mix`, each with its member, and the weight of each member. UserErrors: an entry has no weight
-    above 0; see `expanded`."""
+    above 0, some files are held out by their names and others say no split; see `expanded`."""
     weights: dict[str, float] = {}
     files: list[File] = []
     for number, entry in enumerate(entries):
@@ -189,7 +193,13 @@ def mixture(entries: Sequence[str], folder: str) -> tuple[list[File], dict[str, 
             )
         weights[pattern] = share
         files += [file._replace(member=number) for file in expanded([pattern], folder, "data.mix")]
-    splits = {bool(file.split) for file in files}
-    if len(splits) > 1:  # some members say their splits, and others do not
+    held = next((file for file in files if file.split in ("validation", "test")), None)
+    without = next((file for file in files if not file.split), None)
+    if held and without:  # whatever the split, some of what is held out would be trained on
+        raise UserError(
+            f"data.mix has {held.path} of the split {held.split}, and {without.path}, which says no split: name files "
+            "of one kind, as all members are split alike."
+        )
+    if without:
         files = [file._replace(split="") for file in files]
     return files, weights

@@ -3,6 +3,7 @@
 import array
 import dataclasses
 import logging
+import sys
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ from transformer.config import DataConfig
 from transformer.data import store as store_module
 from transformer.data.caching import Key, cache_root, cached
 from transformer.data.sources import files as files_module
-from transformer.data.sources.source import Source, ordered
+from transformer.data.sources import source
+from transformer.data.sources.source import SPLIT_ORDER, Source, ordered
 from transformer.data.sources.stored import from_store
+from transformer.data.sources.table import splits
 from transformer.data.sources.table.splits import BY_FILES, KEPT, Rule, cut
 from transformer.data.store import INTEGER, TEXT, Store, StoreWriter
 from transformer.errors import UserError
@@ -24,6 +27,7 @@ from transformer.errors import UserError
 logger = logging.getLogger(__name__)
 
 LABEL = "label"
+UNLABELLED = -1  # of splits such as `unsupervised`, which are refused where labels are read
 FEW = 1_000  # rows, of which a hash may leave a split without any
 MOST_CLASSES = 0.5  # of the rows of train may have classes of their own; with more, the column is no class
 
@@ -75,7 +79,7 @@ class Table:
         files = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
         places = [(part.split, part.member, len(part.paths)) for part in self.parts]
         inputs = [files, places, self.texts, self.labelled, self.rule, self.described, self.known_classes]
-        code = (store_module, files_module, Table, Preparation, Rule, *self.code)
+        code = (store_module, files_module, source, splits, sys.modules[__name__], *self.code)
         key = Key(cache_root(data) / "prepared" / self.name, inputs, code, ("pyarrow",))
         return self.opened(Store(cached(key, lambda folder: Preparation(self, folder).run())))
 
@@ -117,6 +121,7 @@ class Preparation:
                     "%s has only %d texts: those with the lowest hashes are held out", table.name, len(texts)
                 )
                 self._ranked = self._hash.ranked(texts)
+                self._writer.abandon()
                 self._begin()
                 self._read_all()
         facts = self._write_labels() if table.labelled else {}
@@ -221,7 +226,7 @@ class Preparation:
                 raise UserError(f"{where}, of which train has no example: add some, or take it out.")
         labels, names = self._named(trained)
         index = {label: number for number, label in enumerate(labels)}
-        order = np.array([index[label] for label in self._classes], np.int64)
+        order = np.array([index.get(label, UNLABELLED) for label in self._classes], np.int64)
         for split, numbers in self._labels.items():
             found = np.frombuffer(numbers, np.int32) if numbers else np.zeros(0, np.int32)
             self._writer.add(split, {LABEL: order[found]})
@@ -232,7 +237,9 @@ class Preparation:
         case only, or numbers without a name."""
         table = self._table
         if table.known_classes:
-            for (_, label), where in self._first.items():
+            for (split, label), where in self._first.items():
+                if label == UNLABELLED and split not in SPLIT_ORDER:
+                    continue
                 if not isinstance(label, int) or not 0 <= label < len(table.known_classes):
                     raise UserError(f"{where}, which is none of its {len(table.known_classes)} classes: correct it.")
             return list(range(len(table.known_classes))), list(table.known_classes)
@@ -248,7 +255,7 @@ class Preparation:
                 raise UserError(f"{table.parts[0].name} has the classes {both}, which are alike: write one of them.")
         texts = [str(label) for label in trained]
         whole = all(text.isascii() and text.removeprefix("-").isdecimal() for text in texts)
-        labels = sorted(trained, key=int if whole else str)
+        labels = sorted(trained, key=lambda label: (int(label) if whole else 0, str(label)))
         names = table.class_names(labels) if table.class_names else [str(label) for label in labels]
         if len(labels) < 2:
             raise UserError(f"{table.parts[0].name} has one class only, {names[0]!r}: give examples of another.")

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformer.config import ColumnsConfig
 from transformer.data.sources.source import choose
-from transformer.data.sources.table.formats import columns_of, named, unit_of
+from transformer.data.sources.table.formats import Numbered, columns_of, named, unit_of
 from transformer.data.sources.table.paths import File
 from transformer.errors import UserError
 
@@ -18,8 +18,11 @@ def roles_of(files: Sequence[File], given: ColumnsConfig, wanted: Iterable[str])
     is a column of files without a header. UserErrors: a file lacks a column that is named, or that the first has."""
     said = {role: name for role in wanted if (name := getattr(given, role))}
     own = columns_of(files[0])
+    if twice := next((name for name in own if own.count(name) > 1), None):
+        raise UserError(f"{files[0].path} has the column {twice!r} twice: rename one of them.")
     numbered = bool(said) and all(name.isdecimal() for name in said.values()) and not set(said.values()) <= set(own)
-    roles = said if numbered else {role: said.get(role, role) for role in wanted if role in said or role in own}
+    numbers: dict[str, str] = {role: Numbered(name) for role, name in said.items()}
+    roles = numbers if numbered else {role: said.get(role, role) for role in wanted if role in said or role in own}
     for file in files:
         names = columns_of(file, numbered)
         for role, name in roles.items():
@@ -105,7 +108,7 @@ def as_label(value: Any, place: Place) -> str | int:
         return int(value)
     if isinstance(value, str | int) and (label := value.strip() if isinstance(value, str) else value) != "":
         return label
-    found = "no label" if value is None or value == "" or value == value.__class__() else named(value)
+    found = "no label" if value is None or (isinstance(value, str) and not value.strip()) else named(value)
     raise UserError(f"{place.file.path} has {found} in {place}, where a class belongs: add it, or take the row out.")
 
 
