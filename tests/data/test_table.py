@@ -221,13 +221,17 @@ def test_a_split_by_hash_stays_whatever_else_there_is(tmp_path: Path) -> None:
         ("sizes:60/20", [60, 20]),
     ],
 )
-def test_splits_by_sizes_in_order(tmp_path: Path, rule: str, sizes: list[int]) -> None:
+def test_splits_by_sizes_in_order(
+    tmp_path: Path, rule: str, sizes: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "a.csv").write_text(as_csv(ROWS[:50], ("text", "label")))
     (tmp_path / "b.csv").write_text(as_csv(ROWS[50:], ("text", "label")))
     source = opened(tmp_path, "a.csv", "b.csv", split=rule)
     assert [len(source.split(split)) for split in source.splits] == sizes
     found = [example["text"] for split in source.splits for example in source.split(split)]
     assert found == [text for text, _ in ROWS][: sum(sizes)]
+    told = f"table: the last {len(ROWS) - sum(sizes)} of {len(ROWS)} rows are not used" in caplog.text
+    assert told == (sum(sizes) < len(ROWS))
 
 
 @pytest.mark.parametrize("count", [6, 13, 30])
@@ -426,6 +430,23 @@ def test_what_is_held_out_by_its_name_is_never_pooled(tmp_path: Path) -> None:
     (tmp_path / "sub" / "other.txt").write_text("one\n" * 60)
     with pytest.raises(UserError, match=r"test\.txt of the split test, and .*other\.txt, which says no"):
         opened(tmp_path, mix=("t*.txt=1", "sub/other.txt=1"))
+
+
+def test_files_for_a_source_that_reads_none(tmp_path: Path) -> None:
+    """Or else a config's own data would be trained on in silence."""
+    (tmp_path / "a.txt").write_text("one\n" * 60)
+    for name in ("docstrings", "sst2", "no_such_dataset"):
+        with pytest.raises(UserError, match=rf"data\.files names 'a\.txt', and data\.name='{name}' reads no files"):
+            opened(tmp_path, "a.txt", name=name)
+    with pytest.raises(UserError, match=r"data\.mix names 'a\.txt=1', and data\.name='quantities' reads no files"):
+        opened(tmp_path, mix=("a.txt=1",), name="quantities")
+
+
+def test_sizes_that_would_part_the_members_of_a_mixture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n" * 60)
+    (tmp_path / "b.txt").write_text("two\n" * 60)
+    with pytest.raises(UserError, match=r"data\.split='sizes:50%/50%' cuts all rows in their order"):
+        opened(tmp_path, mix=("a.txt=1", "b.txt=1"), split="sizes:50%/50%")
 
 
 def test_names_of_classes_in_another_order(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from transformer.data.sources import (
 )
 from transformer.data.sources.built import from_builder
 from transformer.data.sources.source import Source
+from transformer.errors import UserError
 
 
 def _builtin(name: str, data: DataConfig) -> Dataset:
@@ -61,11 +62,20 @@ SOURCES: dict[str, Callable[[DataConfig], Dataset | Source | None]] = {
 }
 # Sources that are one long text, whose rows have neither BOS nor EOS.
 CONTIGUOUS = ("text",)
+READ_FILES = ("table", "text", "image_folder", "audio_table", "series")  # sources that read `data.files`
+_OF_NONE = frozenset(SOURCES) - frozenset(READ_FILES)  # those of plugins may read them
 
 
 def load_source(data: DataConfig) -> Source:
-    """The dataset that `data.name` and `data.dir` name, prepared if necessary. UserError: there is none, or
-    it has no split `data.validation`."""
+    """The dataset that `data.name`, `data.dir` and `data.files` name, prepared if necessary. UserErrors: there is none,
+    it reads no `data.files` and some are named, or it has no split `data.validation`."""
+    named_files = next(iter(data.files or data.mix), "")
+    if named_files and (data.name in _OF_NONE or data.name not in SOURCES):
+        key = "data.files" if data.files else "data.mix"
+        raise UserError(
+            f"{key} names {named_files!r}, and data.name={data.name!r} reads no files of your own: set data.name to "
+            f"{', '.join(READ_FILES[:-1])} or {READ_FILES[-1]}."
+        )
     name = data.name.split("/")[0]
     describe = SOURCES.get(name if name in recordings.OF_SPEAKERS else data.name)
     dataset = describe(data) if describe else None

@@ -40,12 +40,18 @@ def table(data: DataConfig) -> Source:
     found = roles.text_roles(found, files, data.columns)
     texts = tuple(CONVERSIONS[role][0] for role in CONVERSIONS if role in found and role != LABEL)
     aliases = {"source": data.source, "target": data.target} if "source" in found else {"text": data.target}
+    rule = parse(data.split, all(file.split for file in files))
+    if weights and rule.kind in ("percent", "counts"):
+        raise UserError(
+            f"data.split={data.split!r} cuts all rows in their order, so that members of data.mix would be in one "
+            "split only: write 'hash:90/5/5', or name files by their splits."
+        )
     return Table(
         data.name,
         tuple(part(file, found, data.documents) for file in files),
         texts,
         labelled=LABEL in found,
-        rule=parse(data.split, all(file.split for file in files)),
+        rule=rule,
         described=[found, data.documents],
         code=(formats, roles),
         known_classes=_classes(files, found[LABEL]) if LABEL in found else (),

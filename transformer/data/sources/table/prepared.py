@@ -16,10 +16,10 @@ from transformer.config import DataConfig
 from transformer.data import store as store_module
 from transformer.data.caching import Key, cache_root, cached
 from transformer.data.sources import files as files_module
-from transformer.data.sources import source
+from transformer.data.sources import source as source_module
 from transformer.data.sources.source import SPLIT_ORDER, Source, ordered
 from transformer.data.sources.stored import from_store
-from transformer.data.sources.table import splits
+from transformer.data.sources.table import splits as splits_module
 from transformer.data.sources.table.splits import BY_FILES, KEPT, Rule, cut
 from transformer.data.store import INTEGER, TEXT, Store, StoreWriter
 from transformer.errors import UserError
@@ -79,7 +79,7 @@ class Table:
         files = [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
         places = [(part.split, part.member, len(part.paths)) for part in self.parts]
         inputs = [files, places, self.texts, self.labelled, self.rule, self.described, self.known_classes]
-        code = (store_module, files_module, source, splits, sys.modules[__name__], *self.code)
+        code = (store_module, files_module, source_module, splits_module, sys.modules[__name__], *self.code)
         key = Key(cache_root(data) / "prepared" / self.name, inputs, code, ("pyarrow",))
         return self.opened(Store(cached(key, lambda folder: Preparation(self, folder).run())))
 
@@ -126,6 +126,8 @@ class Preparation:
                 self._read_all()
         facts = self._write_labels() if table.labelled else {}
         self._check_counts()
+        if table.rule.kind == "counts" and (unused := self._row - int(sum(table.rule.shares))):
+            logger.warning("%s: the last %d of %d rows are not used: see data.split", table.name, unused, self._row)
         self._writer.close(facts=facts, names=facts)
 
     def _hashed_rows(self, part: Part) -> Iterator[Sequence[str]]:
