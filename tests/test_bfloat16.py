@@ -59,7 +59,7 @@ def task_of(kind: str, **model: Any) -> Any:
     name, changes = KINDS[kind]
     changes = {f"model.{key}": value for key, value in (SMALL | changes | {"dtype": "bfloat16"} | model).items()}
     config = override(Config(), {"task": name, "data.horizon": HORIZON, "data.max_len": 16, "mesh.data": 1} | changes)
-    size: Any = SimpleNamespace(vocab_size=23)
+    size: Any = SimpleNamespace(vocab_size=23, bos_id=1, eos_id=2)
     return TASKS[name](config, size if TASKS[name].reads_text else None)
 
 
